@@ -1,0 +1,1 @@
+"""Export a trained model to an ONNX bundle that the runtime serves, with parity in bits."""

@@ -1,0 +1,75 @@
+"""Packed binary codes: what they are, how they are checked, packed and unpacked.
+
+A code of ``bits`` bits is a row of ``bits / 8`` bytes (uint8). Bit rule: ``logit > 0`` gives 1
+(so 0 gives 0). Bit order: that of ``np.packbits``, the first bit is the most significant one of
+the first byte, as in FAISS binary indexes, pgvector's ``bit(n)`` and the ``ubinary`` embeddings of
+sentence-transformers.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.errors import ConfigError, DataError
+
+Codes: TypeAlias = NDArray[np.uint8]
+"""Packed codes, shape (n, bits / 8)."""
+
+MAX_BITS = 1024
+BIT_RULE = "logit > 0"
+BIT_ORDER = "big"
+
+
+def check_bits(bits: int) -> int:
+    """Return ``bits`` if it is a multiple of 8 in 8..1024; else raise ConfigError."""
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
+        raise ConfigError(f"bits must be a whole number, got {bits!r}")
+    if not 8 <= bits <= MAX_BITS or bits % 8:
+        raise ConfigError(f"bits must be a multiple of 8 in 8..{MAX_BITS}, got {bits}")
+    return int(bits)
+
+
+def check_codes(codes: Any, *, bits: int | None = None, name: str = "codes") -> Codes:
+    """Return ``codes`` as a C-contiguous uint8 array of shape (n, bits / 8).
+
+    Strided and read-only views are accepted (copied if need be). Raises DataError for another
+    type, shape or width: nothing is cast, for a silent cast would change distances.
+    """
+    array = np.asarray(codes)
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"{name} must be packed uint8 of shape (n, bits/8), got dtype {array.dtype}; "
+            "fix: metah_runtime.codes.pack(logits)"
+        )
+    if array.ndim != 2:
+        raise DataError(f"{name} must have shape (n, bits/8), got {array.shape}")
+    width = array.shape[1] * 8
+    if bits is not None and width != bits:
+        raise DataError(f"{name} have {width} bits, expected {bits}")
+    if not 8 <= width <= MAX_BITS:
+        raise DataError(f"{name} must have 8..{MAX_BITS} bits, got {width}")
+    return np.ascontiguousarray(array)
+
+
+def pack(logits: Any) -> Codes:
+    """Binarise by ``logit > 0`` and pack: (n, bits) numbers or bools -> (n, bits / 8) uint8.
+
+    Raises DataError naming the first row that holds a NaN or an infinity.
+    """
+    array = np.asarray(logits)
+    if array.ndim != 2:
+        raise DataError(f"logits must have shape (n, bits), got {array.shape}")
+    check_bits(array.shape[1])
+    if np.issubdtype(array.dtype, np.floating):
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if bad.size:
+            raise DataError(
+                f"logits of row {bad[0]} are not finite ({bad.size} such rows): no code for them"
+            )
+    return np.packbits(array > 0, axis=1)
+
+
+def unpack(codes: Codes) -> NDArray[np.uint8]:
+    """Packed (n, bits / 8) -> one 0/1 byte a bit, (n, bits)."""
+    return np.unpackbits(check_codes(codes), axis=1)

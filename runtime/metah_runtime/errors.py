@@ -1,0 +1,61 @@
+"""The errors that METAH raises on purpose: each names the value, the rule and the fix."""
+
+
+class MetahError(Exception):
+    """A failure that the user can understand and act on; commands print it as one line, exit 1."""
+
+    exit_code = 1
+
+
+class ConfigError(MetahError, ValueError):
+    """An option, argument or setting breaks a rule; commands exit 2."""
+
+    exit_code = 2
+
+
+class DataError(MetahError):
+    """A data set or an array cannot be used as given."""
+
+
+class ImageError(MetahError):
+    """One image cannot be read; the message names it and the reason."""
+
+
+class BundleError(MetahError):
+    """A model bundle is missing, incomplete, damaged or of an unknown version."""
+
+
+class RunError(MetahError):
+    """A training run's folder is missing, incomplete, damaged or of an unknown version."""
+
+
+class ParityError(MetahError):
+    """An exported artefact does not give the codes of the model it was made from."""
+
+
+class IndexCorrupt(MetahError):  # noqa: N818 - the name states the fact, as zipfile.BadZipFile does
+    """An index on disk is missing, damaged or of an unknown version."""
+
+
+class IndexMismatch(MetahError):  # noqa: N818
+    """Codes, ids or a model do not belong to this index (other model, other width, taken id)."""
+
+
+class IndexLocked(MetahError):  # noqa: N818
+    """Another writer holds the index."""
+
+
+class BackendUnavailable(MetahError):  # noqa: N818
+    """The device or library that was asked for cannot be used here."""
+
+
+class MissingExtra(BackendUnavailable):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed: it belongs to the extra '{extra}'; "
+            f"fix: pip install 'metah[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

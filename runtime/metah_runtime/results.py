@@ -1,0 +1,76 @@
+"""What a search returns. The order is total everywhere: by (distance, id)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.codes import Codes
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """The k nearest codes of each query.
+
+    ids: (q, k') int64; distances: (q, k') int32, Hamming, in bits; k' = min(k, n).
+    Rows ascend by (distance, id).
+    """
+
+    ids: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RangeMatches:
+    """All codes within a radius of each query, as one concatenated list.
+
+    Query i owns ``ids[lims[i]:lims[i + 1]]``, ascending by (distance, id).
+    lims: (q + 1,) int64; ids: (hits,) int64; distances: (hits,) int32.
+    """
+
+    lims: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.lims) - 1
+
+    def __getitem__(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return (ids, distances) of one query."""
+        if not -len(self) <= query < len(self):
+            raise IndexError(query)
+        query %= len(self)
+        part = slice(self.lims[query], self.lims[query + 1])
+        return self.ids[part], self.distances[part]
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Hits of each query, (q,) int64."""
+        return np.diff(self.lims)
+
+
+class Searcher(Protocol):
+    """What can be searched: an index in memory, on disk, or on other machines."""
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: Codes, k: int) -> Matches:
+        """Return the min(k, n) nearest codes of each query."""
+
+    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+        """Return all codes with distance <= radius."""
+
+    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+        """Return the number of codes with distance <= radius, (q,) int64."""
