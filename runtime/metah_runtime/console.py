@@ -3,7 +3,7 @@
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, TypeVar
 
@@ -12,6 +12,7 @@ import click
 from metah_runtime.errors import MetahError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any] | click.Command)
 
 
 class Group(click.Group):
@@ -25,9 +26,8 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                error.message += f" Did you mean '{near[0]}'?"
-            raise
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"{error.format_message()}{hint}", ctx) from None
 
 
 def run(group: click.Group, program: str) -> NoReturn:
@@ -51,7 +51,7 @@ def run(group: click.Group, program: str) -> NoReturn:
         sys.exit(1)
 
 
-def version_option() -> Any:
+def version_option() -> Callable[[F], F]:
     """Return the ``--version`` option of a command group."""
     return click.version_option(version("metah"), message="%(prog)s %(version)s")
 

@@ -55,7 +55,7 @@ class CodeIndex:
     @property
     def bits(self) -> int:
         """Length of a code in bits."""
-        return self.codes.shape[1] * 8
+        return int(self.codes.shape[1]) * 8
 
     def __len__(self) -> int:
         return len(self.codes)
