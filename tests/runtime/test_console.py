@@ -1,0 +1,180 @@
+"""The helpers that the three commands share, run as commands in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metah_runtime import console
+
+PROGRAM = """
+import os, sys, time
+import click
+from metah_runtime import console
+from metah_runtime.errors import BundleError, ConfigError
+
+@click.group(cls=console.Group, lazy={"away": ("email.message:Message", "Comes from afar.")})
+@console.version_option()
+def cli():
+    "A group."
+
+@cli.command()
+@click.option("--size", type=int)
+def near(size):
+    "Here already."
+
+@cli.command()
+def status(): return 7
+
+@cli.command()
+@click.argument("what")
+def fail(what):
+    if what == "config": raise ConfigError("k must be >= 1,\\n got 0")
+    if what == "bundle": raise BundleError("bundle \\udcff is damaged")
+    if what == "file": open("/nowhere/x\\x1b.txt")
+    if what == "interrupt": raise KeyboardInterrupt
+    if what == "bug": raise ZeroDivisionError("a bug")
+
+@cli.command()
+def wait():
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    finally:
+        print("cleaned", flush=True)
+
+@cli.command()
+def many():
+    for i in range(100000): click.echo(i)
+
+console.run(cli, "prog")
+"""
+
+
+def prog(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *args], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["nera"], 2, "No such command 'nera'. Did you mean 'near'?"),
+        (["zzz"], 2, "No such command 'zzz'. Commands: away, fail, many, near, status, wait."),
+        (["near", "--sise", "3"], 2, "No such option '--sise'. Did you mean '--size'?"),
+        (["near", "--size", "x"], 2, "'x' is not a valid integer"),
+        (["near", "extra"], 2, "unexpected extra argument"),
+        (["fail", "config"], 2, "k must be >= 1, got 0"),
+        (["fail", "bundle"], 1, "bundle \\xff is damaged"),
+        (["fail", "file"], 1, "/nowhere/x\\x1b.txt: No such file or directory"),
+        (["fail", "interrupt"], 130, "interrupted"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_status(args: list[str], status: int, message: str) -> None:
+    done = prog(*args)
+    assert done.returncode == status
+    assert done.stdout == ""
+    stderr = done.stderr.lstrip("\n")  # click ends the line of the terminal's ^C
+    assert stderr.startswith("prog: error: ")
+    assert message in done.stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    done = prog("fail", "bug")
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_status_version_and_help() -> None:
+    assert prog("status").returncode == 7
+    assert prog("--version").stdout.startswith("prog 0.")
+    shown = prog("--help")
+    assert shown.returncode == 0
+    assert "Comes from afar." in shown.stdout
+    assert "Here already." in shown.stdout
+    bare = prog()
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert "Comes from afar." in bare.stderr
+
+
+def test_sigterm_unwinds_and_gives_143() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert out == "cleaned\n"
+    assert err == "prog: error: terminated\n"
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "many"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 1
+
+
+def test_printable_shows_any_file_name_on_one_line() -> None:
+    assert console.printable("plain é 😀.png") == "plain é 😀.png"
+    assert console.printable(b"bad\xff.png") == "bad\\xff.png"
+    assert console.printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+
+
+def test_json_is_standard_and_keeps_file_names(capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    console.print_json(
+        {
+            "path": Path(name),
+            "rows": np.arange(3, dtype=np.int64),
+            "one": np.float32(0.5),
+            "nan": float("nan"),
+            "nested": [{"inf": np.array([np.inf])}],
+            "none": None,
+        }
+    )
+    text = capsys.readouterr().out
+    assert text.isascii()
+    value = json.loads(text)
+    assert os.fsencode(value.pop("path")) == b"caf\xe9.png"
+    assert value == {
+        "rows": [0, 1, 2],
+        "one": 0.5,
+        "nan": None,
+        "nested": [{"inf": [None]}],
+        "none": None,
+    }
+
+
+def test_a_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "/very/" + "deep/" * 60 + "[bold]x.png"
+    console.print_table(["rank", "path"], [(1, long), (22, "b")], title="[red]title")
+    out = capsys.readouterr().out
+    assert long in out
+    assert "[red]title" in out
+    assert "│    1 │" in out
+
+
+def test_progress_passes_items_through(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(console.progress(iter("abc"), "letters")) == ["a", "b", "c"]
+    with console.progress_bar("letters", 3, "letters") as advance:
+        advance()
+        advance(2)
+    assert capsys.readouterr().err == ""
