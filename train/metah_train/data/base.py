@@ -1,0 +1,217 @@
+"""Sets of images, in memory or on disk, and the five sets of a transfer experiment."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.errors import DataError
+from metah_runtime.images import Preprocess, load_image
+
+CACHE_BYTES = 512 * 2**20
+"""How much of a folder set is kept decoded in memory."""
+
+
+class ImageSet(Protocol):
+    """Images that all have one shape (H, W, C)."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """(n,) int64 classes, (n, C) uint8 multi-hot, or None where labels must not be seen."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One name an image, unique in its data set: its path below the data set's folder."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: Any) -> NDArray[np.uint8]:
+        """Return the images at ``indices`` (a sequence of whole numbers), (n, H, W, C) uint8."""
+
+    def subset(self, indices: Any) -> "ImageSet":
+        """Return the images at ``indices``, in that order, with their labels."""
+
+    def unlabelled(self) -> "ImageSet":
+        """Return the same images with ``labels`` None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a method is trained and scored on.
+
+    source_train, source_valid: labelled, disjoint, of the source domain. target_train: of the
+    target domain, ``labels`` None. query, database: of the target domain, labelled (for the score
+    alone), disjoint; target_train is all or a part of the database. The database is shuffled.
+    class_names[c] is the name of label c.
+    """
+
+    name: str
+    direction: str
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    source_train: ImageSet
+    source_valid: ImageSet
+    target_train: ImageSet
+    query: ImageSet
+    database: ImageSet
+
+
+class ArrayImages:
+    """Images in memory.
+
+    images: (n, H, W, C) uint8; labels: see ImageSet; names: n strings. Subsets share the pixels.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any] | None,
+        names: Sequence[str],
+        *,
+        _rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        if _rows is None:
+            if images.ndim != 4 or images.dtype != np.uint8:
+                raise DataError(
+                    f"images must be uint8 (n, H, W, C), got {images.dtype} {images.shape}"
+                )
+            labels = _check_labels(labels, len(images))
+            if len(names) != len(images):
+                raise DataError(f"{len(images)} images need as many names, got {len(names)}")
+            _rows = np.arange(len(images))
+        self._images = images
+        self._rows = _rows
+        self.labels = labels
+        self.names = tuple(names)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, indices: Any) -> NDArray[np.uint8]:
+        """Return the images at ``indices``, (n, H, W, C) uint8."""
+        return self._images[self._rows[_check_indices(indices, len(self))]]
+
+    def subset(self, indices: Any) -> "ArrayImages":
+        """Return the images at ``indices``, in that order, with their labels."""
+        rows = _check_indices(indices, len(self))
+        labels = None if self.labels is None else self.labels[rows]
+        names = [self.names[row] for row in rows]
+        return ArrayImages(self._images, labels, names, _rows=self._rows[rows])
+
+    def unlabelled(self) -> "ArrayImages":
+        """Return the same images with ``labels`` None."""
+        return ArrayImages(self._images, None, self.names, _rows=self._rows)
+
+
+class FileImages:
+    """Images on disk, decoded by threads when asked for.
+
+    The first CACHE_BYTES of decoded images are kept: training reads in random order, where a
+    least-recently-used cache smaller than the set would hardly ever hit. Subsets share the cache.
+    load raises ImageError for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: NDArray[Any] | None,
+        names: Sequence[str],
+        preprocess: Preprocess,
+        *,
+        _cache: "_Cache | None" = None,
+    ) -> None:
+        if _cache is None:
+            labels = _check_labels(labels, len(paths))
+            if len(names) != len(paths):
+                raise DataError(f"{len(paths)} images need as many names, got {len(names)}")
+        self.labels = labels
+        self.names = tuple(names)
+        self.paths = tuple(paths)
+        self._preprocess = preprocess
+        self._cache = _Cache(CACHE_BYTES) if _cache is None else _cache
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, indices: Any) -> NDArray[np.uint8]:
+        """Return the images at ``indices``, (n, H, W, C) uint8."""
+        rows = _check_indices(indices, len(self))
+        out = np.empty((len(rows), *self._preprocess.shape), np.uint8)
+        for place, image in enumerate(_pool().map(self._one, [self.paths[row] for row in rows])):
+            out[place] = image
+        return out
+
+    def subset(self, indices: Any) -> "FileImages":
+        """Return the images at ``indices``, in that order, with their labels."""
+        rows = _check_indices(indices, len(self))
+        return self._with(
+            [self.paths[row] for row in rows],
+            None if self.labels is None else self.labels[rows],
+            [self.names[row] for row in rows],
+        )
+
+    def unlabelled(self) -> "FileImages":
+        """Return the same images with ``labels`` None."""
+        return self._with(self.paths, None, self.names)
+
+    def _with(
+        self, paths: Sequence[Path], labels: NDArray[Any] | None, names: Sequence[str]
+    ) -> "FileImages":
+        return FileImages(paths, labels, names, self._preprocess, _cache=self._cache)
+
+    def _one(self, path: Path) -> NDArray[np.uint8]:
+        image = self._cache.get(path)
+        if image is None:
+            image = load_image(path, self._preprocess)
+            self._cache.put(path, image)
+        return image
+
+
+class _Cache:
+    """Decoded images by path, up to a number of bytes; what is in stays in."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._images: dict[Path, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> NDArray[np.uint8] | None:
+        return self._images.get(path)
+
+    def put(self, path: Path, image: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if path not in self._images and image.nbytes <= self._free:
+                self._free -= image.nbytes
+                self._images[path] = image
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))), "metah-decode")
+
+
+def _check_labels(labels: NDArray[Any] | None, n: int) -> NDArray[Any] | None:
+    if labels is None:
+        return None
+    kind = np.int64 if labels.ndim == 1 else np.uint8
+    if labels.ndim not in (1, 2) or len(labels) != n or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"labels must be ({n},) int64 or ({n}, C) uint8, got {labels.dtype} {labels.shape}"
+        )
+    return labels.astype(kind)
+
+
+def _check_indices(indices: Any, n: int) -> NDArray[np.int64]:
+    rows = np.asarray(indices)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise DataError(f"indices must be whole numbers (m,), got {rows.dtype} {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() >= n):
+        raise DataError(f"indices must be in 0..{n - 1}, got {rows.min()}..{rows.max()}")
+    return rows.astype(np.int64)

@@ -1,0 +1,125 @@
+"""The split protocol: labelled source, unlabelled target, queries and database in the target."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.images import Preprocess
+from metah_train.data.base import ImageSet, Split
+
+_SOURCE, _TARGET = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSizes:
+    """How the two domains are divided.
+
+    queries_per_class: of the target; valid_fraction: part of each source class that is held out;
+    target_train: how many images of the database are given to training without labels (None: all);
+    synthetic: how many images the domain syn of ``digits`` has.
+    """
+
+    queries_per_class: int = 30
+    valid_fraction: float = 0.1
+    target_train: int | None = None
+    synthetic: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("queries_per_class", "synthetic"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
+        if self.target_train is not None and (
+            type(self.target_train) is not int or self.target_train < 1
+        ):
+            raise ConfigError(f"target_train must be None or >= 1, got {self.target_train!r}")
+        if not 0 < self.valid_fraction < 1:
+            raise ConfigError(f"valid_fraction must be in (0, 1), got {self.valid_fraction!r}")
+
+
+def make_split(
+    source: ImageSet,
+    target: ImageSet,
+    *,
+    name: str,
+    direction: str,
+    class_names: tuple[str, ...],
+    preprocess: Preprocess,
+    seed: int,
+    sizes: SplitSizes,
+) -> Split:
+    """Divide two labelled single-label domains by ``seed`` alone; see Split and SplitSizes.
+
+    Queries are balanced over the classes. Raises DataError where a class is too small.
+    """
+    train, valid = _hold_out(source, class_names, sizes.valid_fraction, seed)
+    query, database = _queries(target, class_names, sizes.queries_per_class, seed)
+    unlabelled = database
+    if sizes.target_train is not None:
+        if sizes.target_train > len(database):
+            raise ConfigError(
+                f"target_train must be at most the database's {len(database)} images, "
+                f"got {sizes.target_train}"
+            )
+        unlabelled = database[: sizes.target_train]
+    return Split(
+        name=name,
+        direction=direction,
+        class_names=class_names,
+        preprocess=preprocess,
+        source_train=source.subset(train),
+        source_valid=source.subset(valid),
+        target_train=target.subset(unlabelled).unlabelled(),
+        query=target.subset(query),
+        database=target.subset(database),
+    )
+
+
+def _hold_out(
+    images: ImageSet, class_names: tuple[str, ...], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (rest, held out) with the fraction of each class held out, at least one image."""
+    rng = np.random.default_rng([seed, _SOURCE])
+    held = []
+    for label, rows in enumerate(_by_class(images, len(class_names))):
+        count = max(1, round(fraction * len(rows)))
+        if len(rows) <= count:
+            raise DataError(
+                f"class {class_names[label]!r} has {len(rows)} source images, needs at least 2"
+            )
+        held.append(rng.permutation(rows)[:count])
+    return _divide(len(images), np.concatenate(held), rng)
+
+
+def _queries(
+    images: ImageSet, class_names: tuple[str, ...], per_class: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (queries, database), both shuffled."""
+    rng = np.random.default_rng([seed, _TARGET])
+    chosen = []
+    for label, rows in enumerate(_by_class(images, len(class_names))):
+        if len(rows) <= per_class:
+            raise DataError(
+                f"class {class_names[label]!r} has {len(rows)} target images, too few for "
+                f"{per_class} queries and a database; fix: fewer queries_per_class"
+            )
+        chosen.append(rng.permutation(rows)[:per_class])
+    database, query = _divide(len(images), np.concatenate(chosen), rng)
+    return query, database
+
+
+def _by_class(images: ImageSet, classes: int) -> list[NDArray[np.int64]]:
+    labels = images.labels
+    if labels is None or labels.ndim != 1:
+        raise DataError("a split needs one label an image")
+    return [np.flatnonzero(labels == label) for label in range(classes)]
+
+
+def _divide(
+    n: int, chosen: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (all rows but ``chosen``, ``chosen``), both shuffled."""
+    rest = np.setdiff1d(np.arange(n), chosen)
+    return rng.permutation(rest), rng.permutation(chosen)
