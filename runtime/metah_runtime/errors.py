@@ -45,6 +45,17 @@ class IndexLocked(MetahError):  # noqa: N818
     """Another writer holds the index."""
 
 
+class StorageError(MetahError):
+    """A file cannot be written; what was there before is still there.
+
+    final: the disk may or may not hold the change (a failed fsync); reopen before writing again.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
 class BackendUnavailable(MetahError):  # noqa: N818
     """The device or library that was asked for cannot be used here."""
 

@@ -1,14 +1,68 @@
-"""Durable file writing: beside, fsynced, renamed into place. All artefacts go through here."""
+"""Durable file writing: beside, fsynced, renamed into place. All artefacts go through here.
 
+The system calls that change a disk are the methods of one object, ``disk``: tests put a recorder
+in its place and rebuild every state that a crash may leave.
+"""
+
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from metah_runtime.errors import StorageError
+
+CHUNK = 8 << 20
+
+
+class Disk:
+    """The system calls that change a disk, one method each."""
+
+    def create(self, path: Path) -> int:
+        """Create a file that must not exist; return its descriptor."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(path, flags, 0o666)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """Append up to ``len(data)`` bytes; return how many were taken."""
+        return os.write(handle, data)
+
+    def write_at(self, handle: int, data: memoryview, offset: int) -> int:
+        """Overwrite bytes at ``offset``; return how many were taken."""
+        return os.pwrite(handle, data, offset)
+
+    def sync(self, handle: int) -> None:
+        """Make the contents of a file durable."""
+        os.fsync(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give ``old`` the name ``new``; a file of that name is replaced."""
+        os.rename(old, new)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make the names inside a folder durable."""
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name; open and mapped readers keep the file."""
+        path.unlink()
+
+    def make_folder(self, path: Path) -> None:
+        """Create a folder that must not exist."""
+        path.mkdir()
+
+
+disk = Disk()
 
 
 def sha256(path: Path) -> str:
@@ -17,29 +71,84 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fsync_dir(path: Path) -> None:
-    """Make a rename inside ``path`` durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+class NewFile:
+    """A file that is written under a temporary name beside ``path`` and gets its name by commit().
+
+    Every failure is a StorageError, and discard() leaves nothing behind. After commit() the
+    contents are durable; the name is durable after ``sync_folder(path.parent)``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = _beside(path)
+        self.length = 0
+        with _failing(f"create {path}"):
+            self._handle = disk.create(self.temporary)
+
+    def write(self, data: Any) -> None:
+        """Append a bytes-like object whole, however little a system call takes at a time."""
+        view = memoryview(data).cast("B")
+        with _failing(f"write {self.path}"):
+            for start in range(0, len(view), CHUNK):
+                part = view[start : start + CHUNK]
+                while part:
+                    part = part[_taken(disk.write(self._handle, part)) :]
+        self.length += len(view)
+
+    def write_at(self, data: Any, offset: int) -> None:
+        """Overwrite bytes that were written before."""
+        part = memoryview(data).cast("B")
+        with _failing(f"write {self.path}"):
+            while part:
+                taken = _taken(disk.write_at(self._handle, part, offset))
+                part, offset = part[taken:], offset + taken
+
+    def commit(self) -> None:
+        """Make the contents durable and give the file its name."""
+        with _failing(f"write {self.path}"):
+            size = os.fstat(self._handle).st_size
+            if size != self.length:
+                raise OSError(errno.EIO, f"{size} bytes arrived of {self.length} written")
+        with _failing(f"sync {self.path}", final=True):
+            disk.sync(self._handle)
+        with _failing(f"rename to {self.path}"):
+            disk.rename(self.temporary, self.path)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after commit()."""
+        self._close()
+        with suppress(OSError):
+            disk.unlink(self.temporary)
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names inside ``path`` durable."""
+    with _failing(f"sync {path}", final=True):
+        disk.sync_folder(path)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; no error if it is gone."""
+    with _failing(f"remove {path}"), suppress(FileNotFoundError):
+        disk.unlink(path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` atomically: readers see the old file or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    file = NewFile(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        file.write(data)
+        file.commit()
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        file.discard()
         raise
-    fsync_dir(path.parent)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,26 +162,79 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     ``path`` must not exist when the block ends. On any error nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    staging = _beside(path)
+    with _failing(f"create {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(staging)
     try:
-        os.chmod(staging, 0o777 & ~_umask())
         yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            elif file.is_dir():
-                fsync_dir(file)
-        fsync_dir(staging)
-        os.rename(staging, path)
+        with _failing(f"sync {path}", final=True):
+            _sync_tree(staging)
+        with _failing(f"create {path}"):
+            if path.is_symlink() or path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            disk.rename(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    fsync_dir(path.parent)
+    sync_folder(path.parent)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the contents of a regular file of at most ``limit`` bytes.
+
+    Raises OSError; a link, a pipe, a device or a larger file is refused with EINVAL or ELOOP.
+    """
+    handle = open_regular(path)
+    try:
+        size = os.fstat(handle).st_size
+        if size > limit:
+            raise OSError(errno.EINVAL, f"{size} bytes, at most {limit} allowed")
+        with os.fdopen(os.dup(handle), "rb") as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; raise OSError for a link, pipe, device or folder."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return handle
+
+
+def _beside(path: Path) -> Path:
+    """Return a fresh hidden name in the same folder (and so on the same file system)."""
+    return path.parent / f".{path.name[:200]}.{secrets.token_hex(6)}.tmp"
+
+
+def _sync_tree(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_symlink():
+            continue
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                disk.sync(handle)
+            finally:
+                os.close(handle)
+        elif file.is_dir():
+            disk.sync_folder(file)
+    disk.sync_folder(folder)
+
+
+def _taken(count: int) -> int:
+    if count <= 0:
+        raise OSError(errno.EIO, "the system took no byte")
+    return count
+
+
+@contextmanager
+def _failing(action: str, *, final: bool = False) -> Iterator[None]:
+    """Turn an OSError into a StorageError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {action}: {error.strerror or error}", final=final) from error
