@@ -41,12 +41,3 @@ def load_split(
 
         return folder.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess)
     raise ConfigError(f"data must be 'digits' or 'folder:SRC_DIR:TGT_DIR', got {spec!r}")
-
-
-def choose_direction(direction: str | None, known: tuple[str, ...]) -> str:
-    """Return ``direction``, or the first of ``known`` for None; raise ConfigError for another."""
-    if direction is None:
-        return known[0]
-    if direction not in known:
-        raise ConfigError(f"direction must be one of {', '.join(known)}; got {direction!r}")
-    return direction

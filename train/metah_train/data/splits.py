@@ -123,3 +123,12 @@ def _divide(
     """Return (all rows but ``chosen``, ``chosen``), both shuffled."""
     rest = np.setdiff1d(np.arange(n), chosen)
     return rng.permutation(rest), rng.permutation(chosen)
+
+
+def choose_direction(direction: str | None, known: tuple[str, ...]) -> str:
+    """Return ``direction``, or the first of ``known`` for None; raise ConfigError for another."""
+    if direction is None:
+        return known[0]
+    if direction not in known:
+        raise ConfigError(f"direction must be one of {', '.join(known)}; got {direction!r}")
+    return direction
