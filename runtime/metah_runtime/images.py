@@ -27,9 +27,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats that are read; of an animation or a multi-page file, the first frame."""
 
 SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib")
-    + ("gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """Endings (of any case) by which ``find_images`` knows an image."""
 
