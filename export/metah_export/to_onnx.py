@@ -1,0 +1,126 @@
+"""PyTorch -> ONNX: one file, uint8 images in, packed codes and logits out."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from metah_export.onnx_rules import BATCH, CODES, INPUT, IR_VERSION, LOGITS, OPSET, check_model
+from metah_runtime.codes import check_bits
+from metah_runtime.errors import BundleError, ConfigError
+
+MAX_BATCH = 65_536
+
+
+class CodeModel(nn.Module):
+    """A hash model with its bits packed in the graph.
+
+    code[j] = sum_i 2^(7-i) * [logits[8 j + i] > 0], the order of ``np.packbits``. The sum is exact
+    in fp32, fp16 and bf16 (values up to 255), and every step is one that TensorRT has: it has
+    neither bit shifts nor arithmetic on uint8.
+    """
+
+    weights: Tensor
+
+    def __init__(self, model: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.model = model
+        self.groups = check_bits(bits) // 8
+        self.register_buffer("weights", 2.0 ** torch.arange(7, -1, -1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, H, W, C) uint8 -> codes (n, bits/8) uint8, logits (n, bits) float32."""
+        logits = self.model(images)
+        ones = (logits > 0).to(torch.float32).reshape(-1, self.groups, 8)
+        return (ones * self.weights).sum(-1).to(torch.uint8), logits
+
+
+def to_onnx(
+    model: nn.Module,
+    *,
+    bits: int,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Export a hash model (images uint8 (n, H, W, C) -> logits (n, bits)) to one ONNX file.
+
+    Input ``images`` uint8 [batch, H, W, C]; outputs ``codes`` uint8 [batch, bits/8] and ``logits``
+    float32 [batch, bits]; the axis ``batch`` is free. Weights lie inside the file. The model's
+    training mode is put back. Raises BundleError if the result breaks one of these rules and
+    ConfigError if the model cannot be traced.
+    """
+    wrapped = CodeModel(model, bits)
+    modes = {module: module.training for module in wrapped.modules()}
+    wrapped.eval()
+    example = torch.zeros((2, *image_shape), dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            logits = model(example)
+        if logits.shape != (2, bits) or logits.dtype != torch.float32:
+            raise ConfigError(
+                f"the model must map 2 images to float32 logits (2, {bits}), "
+                f"got {logits.dtype} {tuple(logits.shape)}"
+            )
+        with _quiet():
+            program = torch.onnx.export(
+                wrapped,
+                (example,),
+                input_names=[INPUT],
+                output_names=[CODES, LOGITS],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                optimize=True,
+                verify=False,
+                verbose=False,
+                dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH, min=1, max=MAX_BATCH)}},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        lines = str(error).strip().splitlines()
+        raise ConfigError(f"the model cannot be exported to ONNX: {lines[0]}") from error
+    finally:
+        for module, mode in modes.items():
+            module.train(mode)
+    if program is None:
+        raise BundleError("torch.onnx.export returned nothing")
+    proto = program.model_proto
+    _tidy(proto)
+    for key, value in sorted((metadata or {}).items()):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    check_model(proto, bits=bits, image_shape=image_shape)
+    opset = {entry.domain: entry.version for entry in proto.opset_import}[""]
+    if opset != OPSET or proto.ir_version != IR_VERSION:
+        raise BundleError(
+            f"the exporter wrote operator set {opset} and file version {proto.ir_version}, "
+            f"asked for {OPSET} and {IR_VERSION}; fix: install the pinned torch and onnxscript"
+        )
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _tidy(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for its own debugging: source lines, paths, module names."""
+    graph = proto.graph
+    del proto.metadata_props[:]
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress notes and warnings away from the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

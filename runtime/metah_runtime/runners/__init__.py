@@ -1,0 +1,61 @@
+"""Runners: what executes a bundle's model on a device.
+
+images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits float32 (n, bits)
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.bundle import Bundle
+from metah_runtime.codes import Codes
+from metah_runtime.errors import BackendUnavailable, ConfigError
+
+DEVICES = ("cpu", "cuda", "tensorrt", "auto")
+
+Images = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """A loaded model. Not thread-safe: one runner a thread."""
+
+    @property
+    def device(self) -> str:
+        """What really runs: 'cpu', 'cuda' or 'tensorrt'."""
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+
+    def run(self, images: Images) -> tuple[Codes, Logits]:
+        """Encode a batch; n = 0 is allowed. Raises DataError for another dtype or shape."""
+
+
+def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> Runner:  # noqa: A001
+    """Load a bundle's model on a device; what was asked for is what runs, or an error says why.
+
+    device: 'cpu' or 'cuda' (ONNX Runtime); threads: CPU threads, None = all cores. Raises
+    BackendUnavailable (MissingExtra if a package is absent) and BundleError for a bad model.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if threads is not None and (isinstance(threads, bool) or threads < 1):
+        raise ConfigError(f"threads must be at least 1, got {threads!r}")
+    if device not in ("cpu", "cuda"):
+        raise BackendUnavailable(f"device {device!r}: no engine can be run yet; fix: device 'cpu'")
+    from metah_runtime.runners.ort import OrtRunner
+
+    return OrtRunner(
+        bundle.read(),
+        bits=bundle.bits,
+        image_shape=bundle.preprocess.shape,
+        device=device,
+        threads=threads,
+        name=str(bundle.model_path),
+    )

@@ -1,0 +1,92 @@
+"""Toys that several test files share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metah_runtime.bundle import Bundle, write_bundle
+from metah_runtime.images import Preprocess
+
+
+def _toy_model(
+    weight: np.ndarray, shape: tuple[int, int, int], batch: str | int = "batch", **names: str
+) -> bytes:
+    """ONNX of ``logits = flatten(images) @ weight``, bits packed; weight: (H W C, bits) float32."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    features, bits = weight.shape
+    codes, logits = names.get("codes", "codes"), names.get("logits", "logits")
+    images = names.get("images", "images")
+    constants = {
+        "shape": np.array([-1, features], np.int64),
+        "groups": np.array([-1, bits // 8, 8], np.int64),
+        "weight": weight.astype(np.float32),
+        "zero": np.float32(0),
+        "powers": 2.0 ** np.arange(7, -1, -1, dtype=np.float32),
+        "last": np.array([-1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], [logits]),
+        helper.make_node("Greater", [logits, "zero"], ["positive"]),
+        helper.make_node("Cast", ["positive"], ["ones"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["ones", "groups"], ["grouped"]),
+        helper.make_node("Mul", ["grouped", "powers"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "last"], ["sums"], keepdims=0),
+        helper.make_node("Cast", ["sums"], [codes], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(images, TensorProto.UINT8, [batch, *shape])],
+        [
+            helper.make_tensor_value_info(codes, TensorProto.UINT8, [batch, bits // 8]),
+            helper.make_tensor_value_info(logits, TensorProto.FLOAT, [batch, bits]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def toy_model() -> Callable[..., bytes]:
+    """Give toy_model(weight, shape, batch="batch", **names) -> ONNX bytes of a linear hash."""
+    return _toy_model
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """Write a toy bundle: make_bundle(name="bundle", bits=16, seed=0, height=4, width=5)."""
+
+    def make(
+        name: str = "bundle",
+        *,
+        bits: int = 16,
+        seed: int = 0,
+        height: int = 4,
+        width: int = 5,
+        channels: int = 3,
+        model: bytes | None = None,
+        **changes: Any,
+    ) -> Bundle:
+        spec = Preprocess(height=height, width=width, channels=channels)
+        rng = np.random.default_rng(seed)
+        weight = rng.standard_normal((height * width * channels, bits)).astype(np.float32)
+        settings: dict[str, Any] = {
+            "bits": bits,
+            "preprocess": spec,
+            "precision": "fp32",
+            "opset": 20,
+            "versions": {"metah": "test"},
+            "training": {"method": "toy"},
+            "parity": {},
+        }
+        data = _toy_model(weight, spec.shape) if model is None else model
+        return write_bundle(tmp_path / name, model=data, **(settings | changes))
+
+    return make
