@@ -1,0 +1,221 @@
+"""A gallery of search results: plain data in, one self-contained HTML page out.
+
+No script, no request to anywhere (a Content-Security-Policy forbids both), pictures embedded,
+every text escaped; light and dark after the reader's setting.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_SIZE = 160
+PIXEL_ART = 64
+"""Pictures up to this many pixels wide and high are enlarged with sharp pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One image of the gallery.
+
+    picture: from ``picture``, or None, which shows ``missing`` in its place; label: short text
+    under it; name: full text as a tooltip; distance: to the query, in bits; right: True draws a
+    green frame, False a red one, None no frame.
+    """
+
+    picture: "str | None"
+    label: str
+    name: str = ""
+    missing: str = "no image"
+    distance: int | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A query and its neighbours, nearest first; note: a remark beside the heading."""
+
+    query: Tile
+    neighbours: Sequence[Tile]
+    heading: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """A page of rows; facts: (name, value) pairs under the title; bits: length of a code."""
+
+    title: str
+    rows: Sequence[Row]
+    bits: int
+    facts: Sequence[tuple[str, str]] = ()
+
+
+def picture(image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE) -> str:
+    """Return an image as a ``data:`` URI, at most ``size`` pixels wide and high.
+
+    image: a Pillow image or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Transparency is kept.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if max(image.size) > size:
+        image = image.copy()
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    kind = "PNG" if max(image.size) <= PIXEL_ART or image.mode == "RGBA" else "JPEG"
+    data = io.BytesIO()
+    image.save(data, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def render(gallery: Gallery) -> str:
+    """Return the gallery as one HTML document (UTF-8 once encoded)."""
+    facts = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in gallery.facts
+    )
+    rows = "\n".join(_row(row, gallery.bits) for row in gallery.rows)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(gallery.title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><h1>{_text(gallery.title)}</h1><dl>{facts}</dl></header>
+<main>
+{rows}
+</main>
+</body>
+</html>
+"""
+
+
+def _row(row: Row, bits: int) -> str:
+    heading = f"<h2>{_text(row.heading)}</h2>" if row.heading else ""
+    note = f'<p class="note">{_text(row.note)}</p>' if row.note else ""
+    top = f'<div class="top">{heading}{note}</div>' if heading or note else ""
+    tiles = "".join(f"<li>{_tile(tile, bits)}</li>" for tile in row.neighbours)
+    found = f"<ol>{tiles}</ol>" if tiles else '<p class="empty">No code within reach.</p>'
+    query = f'<div class="query">{_tile(row.query, bits)}</div>'
+    return f'<section>{top}<div class="row">{query}{found}</div></section>'
+
+
+def _tile(tile: Tile, bits: int) -> str:
+    frame = {True: " right", False: " wrong", None: ""}[tile.right]
+    word = {True: "right", False: "wrong", None: ""}[tile.right]
+    if tile.picture is None:
+        shown = f'<span class="missing">{_text(tile.missing)}</span>'
+    else:
+        shown = f'<img src="{html.escape(tile.picture)}" alt="{_text(tile.label)}" loading="lazy">'
+    if word:
+        sign = "✓" if tile.right else "✗"
+        shown += f'<span class="mark" role="img" aria-label="{word}">{sign}</span>'
+    badge = ""
+    if tile.distance is not None:
+        title = f"Hamming distance {tile.distance} of {bits} bits"
+        share = min(100, round(100 * tile.distance / bits))
+        badge = (
+            f'<span class="distance" title="{title}"><i><i style="width:{share}%"></i></i>'
+            f"<b>{tile.distance}</b></span>"
+        )
+    name = _text(tile.name or tile.label)
+    return (
+        f'<figure title="{name}"><div class="frame{frame}">{shown}</div>'
+        f"<figcaption>{badge}<span>{_text(tile.label)}</span></figcaption></figure>"
+    )
+
+
+def _text(value: str) -> str:
+    """Escape for HTML text and attributes; bytes that are no text show as ``\\x..``."""
+    shown = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
+
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f6f7f9; --card: #fff; --line: #e2e5ea; --ink: #16191f; --soft: #666d7a;
+  --frame: #eceef2; --accent: #2f6fde; --right: #1f9d55; --wrong: #d64545;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #111318; --card: #1a1d24; --line: #2b303a; --ink: #e8eaee; --soft: #98a0ae;
+    --frame: #242832; --accent: #7aa7ff; --right: #46c17d; --wrong: #f07575;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; background: var(--page);
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
+}
+header, main { max-width: 84rem; margin: 0 auto; }
+h1 { margin: 0 0 .75rem; font-size: 1.6rem; font-weight: 650; letter-spacing: -.01em; }
+dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 0 0 1.75rem; }
+dt { color: var(--soft); font-size: .8rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+section {
+  margin: 0 0 1rem; padding: 1rem 1.1rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 12px;
+}
+.top { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; margin: 0 0 .7rem; }
+h2 { margin: 0; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
+.note { margin: 0; color: var(--soft); }
+.row { display: flex; gap: 1.25rem; align-items: flex-start; }
+.query { flex: none; width: 7.5rem; padding-right: 1.25rem; border-right: 1px solid var(--line); }
+.query { box-sizing: content-box; }
+.query .frame { outline: 2px solid var(--accent); outline-offset: 2px; }
+ol {
+  flex: 1; display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr));
+  gap: .8rem; margin: 0; padding: 0; list-style: none;
+}
+.empty { margin: 0; color: var(--soft); align-self: center; }
+figure { margin: 0; }
+.frame {
+  position: relative; aspect-ratio: 1; display: grid; place-items: center; overflow: hidden;
+  background: var(--frame); border-radius: 8px; border: 0 solid transparent;
+}
+.frame.right { border: 3px solid var(--right); }
+.frame.wrong { border: 3px solid var(--wrong); }
+.mark {
+  position: absolute; top: 0; right: 0; width: 1.25rem; line-height: 1.25rem; text-align: center;
+  font-size: .75rem; color: #fff; border-bottom-left-radius: 6px;
+}
+.right .mark { background: var(--right); }
+.wrong .mark { background: var(--wrong); }
+.frame img { width: 100%; height: 100%; object-fit: contain; }
+.frame img[src^="data:image/png"] { image-rendering: pixelated; }
+.missing {
+  padding: .4rem; color: var(--soft); font-size: .75rem; text-align: center;
+  overflow-wrap: anywhere;
+}
+figcaption { margin-top: .35rem; font-size: .75rem; color: var(--soft); }
+figcaption > span {
+  display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+figcaption > .distance { display: flex; gap: .45rem; align-items: center; color: var(--ink); }
+.distance b { font-size: .85rem; font-variant-numeric: tabular-nums; }
+.distance > i { flex: 1; background: var(--frame); border-radius: 99px; overflow: hidden; }
+.distance i i { display: block; height: .35rem; background: var(--accent); }
+@media (max-width: 40rem) {
+  .row { flex-direction: column; }
+  .query { padding: 0; border: 0; }
+  ol { width: 100%; }
+}
+@media print { section { break-inside: avoid; } }
+"""
