@@ -1,0 +1,61 @@
+"""Backbones: modules that map normalised images (n, C, H, W) float32 to features (n, d) float32."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from metah_runtime.errors import ConfigError
+
+
+class SmallCNN(nn.Module):
+    """Four convolutions and one linear layer, for images of about 32 x 32.
+
+    (n, C, H, W) -> (n, features), H and W multiples of 8 and >= 16; batch norm after every layer.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, features: int) -> None:
+        super().__init__()
+        if height < 16 or width < 16 or height % 8 or width % 8:
+            raise ConfigError(
+                f"backbone small-cnn needs a height and width that are multiples of 8 and >= 16, "
+                f"got {height} x {width}"
+            )
+        self.convolutions = nn.Sequential(
+            *_block(channels, 32, stride=1),
+            nn.MaxPool2d(2),
+            *_block(32, 64, stride=1),
+            nn.MaxPool2d(2),
+            *_block(64, 128, stride=1),
+            nn.MaxPool2d(2),
+        )
+        self.linear = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(128 * (height // 8) * (width // 8), features, bias=False),
+            nn.BatchNorm1d(features),
+            nn.ReLU(),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (n, features), >= 0."""
+        features: torch.Tensor = self.linear(self.convolutions(images))
+        return features
+
+
+def _block(inputs: int, outputs: int, *, stride: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {"small-cnn": SmallCNN}
+"""Name -> factory (channels, height, width, features) -> module."""
+
+
+def build_backbone(
+    name: str, *, channels: int, height: int, width: int, features: int
+) -> nn.Module:
+    """Build a backbone with random weights; raises ConfigError for an unknown name."""
+    if name not in BACKBONES:
+        known = ", ".join(sorted(BACKBONES))
+        raise ConfigError(f"backbone must be one of {known}, got {name!r}")
+    return BACKBONES[name](channels, height, width, features)

@@ -1,0 +1,225 @@
+"""What every method is made of: a task, a hashing network, and one of two ways to fit it.
+
+``HashModel`` is the product of training: images -> logits, one module whatever the method, so that
+export, evaluation and checkpoints know a single shape. A ``Method`` owns a HashModel and knows how
+to fit it: a ``DeepMethod`` states loss terms of a batch and is trained by gradient descent
+(``metah_train.loop``); a ``ShallowMethod`` fits its head in closed form on backbone features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from metah_train.backbones import build_backbone
+from metah_train.config import Config, Options
+
+if TYPE_CHECKING:
+    from metah_train.data import ImageSet
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a network must know of its data: image shape, number of classes, kind of labels."""
+
+    height: int
+    width: int
+    channels: int
+    classes: int
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step's images. There is no field for target labels, so no loss can read them.
+
+    source: (n, H, W, C) uint8; labels: (n,) int64 or (n, classes) float32 multi-hot;
+    indices: (n,) int64, rows of the source training set; target: (n, H, W, C) uint8 or None.
+    """
+
+    source: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    target: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training is: ``step`` of ``total`` steps, the first is 0."""
+
+    step: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """step / total, in 0..1."""
+        return self.step / self.total
+
+
+class HashModel(nn.Module):
+    """Images -> logits: normalisation, backbone and hash head in one module.
+
+    ``forward``: (n, H, W, C) uint8 -> (n, bits) float32; bit k of the code is logit k > 0.
+    Pixels are divided by 255, then shifted and scaled by ``mean`` and ``std``.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, *, channels: int, bits: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.bits = bits
+        self.register_buffer("mean", torch.full((channels, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((channels, 1, 1), 0.5))
+
+    @staticmethod
+    def pixels(images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, C, H, W) float32 in 0..1."""
+        return images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) in 0..1 -> (n, d) features of the backbone."""
+        features: torch.Tensor = self.backbone((pixels - self.mean) / self.std)
+        return features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, bits) float32 logits."""
+        logits: torch.Tensor = self.head(self.features(self.pixels(images)))
+        return logits
+
+
+class Method(nn.Module, ABC, Generic[OptionsT]):
+    """A hashing method: its options, its HashModel, and what fitting needs beside it.
+
+    ``title`` is the name in tables, ``source`` the publication. Sub-modules other than ``model``
+    (a discriminator, a classifier) exist while fitting only.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+    options_type: ClassVar[type[Options]]
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.task = task
+        self.model = self.build_model(config, task)
+
+    @property
+    def options(self) -> OptionsT:
+        """The method's own options."""
+        options: Any = self.config.options
+        return options  # type: ignore[no-any-return]
+
+    @classmethod
+    def preset(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a recipe's options with those that define this method put in place."""
+        return dict(options)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise ConfigError if the settings and options do not fit this method."""
+
+    @classmethod
+    @abstractmethod
+    def build_head(cls, config: Config) -> nn.Module:
+        """Build the head, features (n, config.features) -> logits (n, config.bits), not fitted."""
+
+    @classmethod
+    def build_model(cls, config: Config, task: Task) -> HashModel:
+        """Build the network with the shapes of a fitted one, so that its tensors can be loaded."""
+        backbone = build_backbone(
+            config.backbone,
+            channels=task.channels,
+            height=task.height,
+            width=task.width,
+            features=config.features,
+        )
+        head = cls.build_head(config)
+        return HashModel(backbone, head, channels=task.channels, bits=config.bits)
+
+
+class DeepMethod(Method[OptionsT]):
+    """A method trained end to end: ``terms`` of a batch, weighted by ``weights``, are minimised."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each term, by name; a term that ``terms`` leaves out counts as 0."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """Return the unweighted loss terms of one step, each a scalar."""
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether ``terms`` reads target images; if not, none are loaded."""
+        return False
+
+    def prepare(self, source: "ImageSet") -> None:
+        """Do what comes before the first step, from the labelled source training set."""
+
+    def statistics(self, h: torch.Tensor) -> dict[str, float]:  # noqa: ARG002
+        """Return further unlabelled numbers for the log, from h (n, bits) of target images."""
+        return {}
+
+    def heads(self) -> list[nn.Module]:
+        """Modules that train at ``head_lr`` times the backbone's learning rate."""
+        return [module for name, module in self.named_children() if name != "model"] + [
+            self.model.head
+        ]
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, bits) logits of augmented images, for training."""
+        return self.model.head(self.features(images))  # type: ignore[no-any-return]
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
+        pixels = self.model.pixels(images)
+        return self.model.features(
+            augment(pixels, noise=self.config.noise, shift=self.config.shift)
+        )
+
+
+class ShallowMethod(Method[OptionsT]):
+    """A method that fits its head on features of a backbone trained as a source classifier."""
+
+    @property
+    def fit_on(self) -> str:
+        """Which training features ``fit`` receives: ``source``, ``target`` or ``both``."""
+        return "source"
+
+    @abstractmethod
+    def fit(self, features: torch.Tensor, labels: torch.Tensor | None) -> None:
+        """Fit ``model.head`` in place.
+
+        features: (n, d) float32, of the domains in ``fit_on``, source first; labels: those of the
+        source rows, (n_source,) int64 or (n_source, classes) float32, None if fit_on is target.
+        The global torch generator is seeded from ``config.seed`` before the call.
+        """
+
+
+def augment(pixels: torch.Tensor, *, noise: float, shift: int) -> torch.Tensor:
+    """Shift each image by up to ``shift`` pixels (edges repeated), then add Gaussian noise.
+
+    pixels: (n, C, H, W) in 0..1; noise: standard deviation. Uses the global generator.
+    """
+    if shift:
+        n, _, height, width = pixels.shape
+        padded = nn.functional.pad(pixels, (shift,) * 4, mode="replicate")
+        rows = torch.randint(0, 2 * shift + 1, (n, 1), device=pixels.device)
+        columns = torch.randint(0, 2 * shift + 1, (n, 1), device=pixels.device)
+        rows = rows + torch.arange(height, device=pixels.device)
+        columns = columns + torch.arange(width, device=pixels.device)
+        image = torch.arange(n, device=pixels.device)[:, None, None]
+        pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if noise:
+        pixels = pixels + noise * torch.randn_like(pixels)
+    return pixels

@@ -1,0 +1,65 @@
+"""Fit a shallow method: train its backbone to classify source images, then fit its head."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from metah_train.config import Config
+from metah_train.losses import classification
+from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod
+from metah_train.sampling import labels_of, seed_step, slices
+
+if TYPE_CHECKING:
+    from metah_train.data import ImageSet, Split
+
+
+class SourceClassifier(DeepMethod[Any]):
+    """Trains the backbone of a shallow method to classify the labelled source images."""
+
+    def __init__(self, method: Method[Any]) -> None:
+        nn.Module.__init__(self)
+        self.config, self.task, self.model = method.config, method.task, method.model
+        self.output = nn.Linear(method.config.features, method.task.classes)
+        self.to(method.model.mean.device)
+
+    @classmethod
+    def build_head(cls, config: Config) -> nn.Module:
+        """Not used: the head is that of the shallow method."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """One term."""
+        return {"classifier": 1.0}
+
+    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Return the cross-entropy of the source labels."""
+        features = nn.functional.dropout(self.features(batch.source), self.config.dropout)
+        loss = (
+            classification.sigmoid_cross_entropy
+            if self.task.multi_label
+            else classification.softmax_cross_entropy
+        )
+        return {"classifier": loss(self.output(features), batch.labels)}
+
+
+def fit_shallow(method: ShallowMethod[Any], split: "Split") -> None:
+    """Fit a shallow method's head on the features of the domains it asks for."""
+    parts = {"source": [split.source_train], "target": [split.target_train]}
+    sets = parts.get(method.fit_on) or [split.source_train, split.target_train]
+    features = torch.cat([extract_features(method, images) for images in sets])
+    labels = None if method.fit_on == "target" else labels_of(split.source_train, method.task)
+    seed_step(method.config.seed, "shallow", 0)
+    method.fit(features, labels)
+
+
+def extract_features(method: Method[Any], images: "ImageSet", batch: int = 256) -> torch.Tensor:
+    """Return the backbone's features of a set in eval mode, (n, d) float32."""
+    model = method.model.eval()
+    parts = []
+    with torch.no_grad():
+        for rows in slices(len(images), batch):
+            pixels = model.pixels(torch.from_numpy(images.load(rows)).to(model.mean.device))
+            parts.append(model.features(pixels))
+    return torch.cat(parts)
