@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
+from PIL import __version__ as pillow_version
 
 from metah_runtime import files
 from metah_runtime.errors import ConfigError, MissingExtra
@@ -104,7 +105,7 @@ def handwritten(preprocess: Preprocess = PREPROCESS) -> ArrayImages:
 def render(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return one random image of a digit, (32, 32) uint8, white on black."""
     side = SIDE * _SCALE
-    font = _font(FONTS[rng.integers(len(FONTS))], int(rng.integers(20, 33)) * _SCALE)
+    font = _font(FONTS[rng.integers(len(FONTS))], int(rng.integers(24, 40)) * _SCALE)
     canvas = Image.new("L", (2 * side, 2 * side))
     stroke = float(rng.choice([0, 0, 0.5, 1])) * _SCALE
     draw = ImageDraw.Draw(canvas)
@@ -114,18 +115,18 @@ def render(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     canvas = canvas.transform(
         (side, side), Image.Transform.AFFINE, _affine(box, rng), Image.Resampling.BILINEAR
     )
-    canvas = canvas.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.9)) * _SCALE))
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.2)) * _SCALE))
     small = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
-    low, high = rng.uniform(0, 40), rng.uniform(170, 255)
+    low, high = rng.uniform(0, 30), rng.uniform(170, 255)
     values = low + np.asarray(small, np.float64) * ((high - low) / 255)
-    values += rng.normal(0, rng.uniform(0, 12), values.shape)
+    values += rng.normal(0, rng.uniform(0, 10), values.shape)
     return np.round(values.clip(0, 255)).astype(np.uint8)
 
 
 def _affine(box: tuple[int, int, int, int], rng: np.random.Generator) -> Any:
     """Return output -> input coefficients: rotate, shear, scale, and place near the centre."""
     angle = np.deg2rad(rng.uniform(-15, 15))
-    shear, stretch = rng.uniform(-0.25, 0.25), rng.uniform(0.8, 1.25, size=2)
+    shear, stretch = rng.uniform(-0.25, 0.25), rng.uniform(0.8, 1.2, size=2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, shear], [0, 1]]) / stretch[:, None]
     centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
@@ -152,7 +153,7 @@ def _rendered(count: int) -> NDArray[np.uint8]:
         return _render_all(count)
     import matplotlib
 
-    parts = (count, SEED, FONTS, Path(__file__).read_bytes(), np.__version__, Image.__version__)
+    parts = (count, SEED, FONTS, Path(__file__).read_bytes(), np.__version__, pillow_version)
     made_by = (*parts, features.version("freetype2"), matplotlib.__version__)
     key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]
     path = Path(folder, f"digits-syn-{key}.npy")
