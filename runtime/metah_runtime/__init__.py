@@ -7,13 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metah_runtime.bundle import Bundle
+    from metah_runtime.encoder import Encoder
     from metah_runtime.results import Matches, RangeMatches
     from metah_runtime.search import CodeIndex
 
-__all__ = ["CodeIndex", "Matches", "RangeMatches"]
+__all__ = ["Bundle", "CodeIndex", "Encoder", "Matches", "RangeMatches"]
 
 _HOME = {
+    "Bundle": "metah_runtime.bundle",
     "CodeIndex": "metah_runtime.search",
+    "Encoder": "metah_runtime.encoder",
     "Matches": "metah_runtime.results",
     "RangeMatches": "metah_runtime.results",
 }
