@@ -1,11 +1,12 @@
 """Exact Hamming search over codes in memory."""
 
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import reference
+from metah_runtime import _native
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
@@ -34,23 +35,60 @@ def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
         raise DataError(f"ids must be whole numbers, got dtype {array.dtype}")
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int64).max):
         raise DataError(f"ids must be in 0..2^63-1, got {array.min()}..{array.max()}")
-    array = array.astype(np.int64)
-    if len(np.unique(array)) != n:
-        values, counts = np.unique(array, return_counts=True)
+    array = np.ascontiguousarray(array, np.int64)
+    if np.all(array[1:] > array[:-1]):
+        return array
+    values, counts = np.unique(array, return_counts=True)
+    if len(values) != n:
         raise DataError(f"ids must be unique, {values[counts > 1][0]} is given twice")
     return array
 
 
+def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
+    """Return ``removed`` as (n,) bool; raise DataError for another type or shape."""
+    array = np.asarray(removed)
+    if array.dtype != np.bool_ or array.shape != (n,):
+        raise DataError(
+            f"removed must be bool of shape ({n},), one a code, got {array.dtype} {array.shape}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def check_threads(threads: int | None) -> int:
+    """Return ``threads`` if it is a whole number >= 1, the usable cores for None."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise ConfigError(f"threads must be a whole number >= 1, got {threads!r}")
+    return int(threads)
+
+
 class CodeIndex:
-    """Exact search over packed codes in memory.
+    """Exact search over packed codes in memory or in a mapped file.
 
     codes: (n, bits / 8) uint8; ids: (n,) int64, unique, >= 0, default 0..n-1.
+    removed: (n,) bool, rows that no search finds, default none. threads: default all usable cores.
     Every answer is in the order (distance, id), whatever the machine and the thread count.
+    C-contiguous codes with ascending ids are searched where they lie, read-only maps too; other
+    codes are copied once. They must not change while the index lives.
     """
 
-    def __init__(self, codes: Codes, ids: Any = None) -> None:
-        self.codes = check_codes(codes)
-        self.ids = None if ids is None else check_ids(ids, len(self.codes))
+    def __init__(
+        self, codes: Codes, ids: Any = None, *, threads: int | None = None, removed: Any = None
+    ) -> None:
+        codes = check_codes(codes)
+        rows = len(codes)
+        gone = None if removed is None else check_removed(removed, rows)
+        keys = None if ids is None else check_ids(ids, rows)
+        if keys is not None and not np.all(keys[1:] > keys[:-1]):
+            order = np.argsort(keys)
+            codes, keys = codes[order], keys[order]
+            gone = None if gone is None else gone[order]
+        self.codes = codes
+        self.ids = keys
+        self.removed = gone
+        self.threads = check_threads(threads)
+        self._native = _native.Index(codes, keys, gone)
 
     @property
     def bits(self) -> int:
@@ -58,20 +96,23 @@ class CodeIndex:
         return int(self.codes.shape[1]) * 8
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return self._native.alive
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
-        return reference.search(self._queries(queries), self.codes, check_k(k), self.ids)
+        return Matches(*self._native.search(self._queries(queries), check_k(k), self.threads))
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius (in bits) of each query."""
-        radius = check_radius(radius)
-        return reference.range_search(self._queries(queries), self.codes, radius, self.ids)
+        radius = min(check_radius(radius), self.bits)
+        return RangeMatches(
+            *self._native.range_search(self._queries(queries), radius, self.threads)
+        )
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
-        return reference.count(self._queries(queries), self.codes, check_radius(radius))
+        radius = min(check_radius(radius), self.bits)
+        return self._native.count(self._queries(queries), radius, self.threads)
 
     def _queries(self, queries: Codes) -> Codes:
         return check_codes(queries, bits=self.bits, name="queries")

@@ -1,0 +1,20 @@
+// The codes that are searched: borrowed memory, one row of `width` bytes a code.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace metah {
+
+struct Database {
+    const uint8_t* codes = nullptr;    // (rows, width), as on disk; never written, never copied
+    const int64_t* ids = nullptr;      // (rows,) strictly ascending; null: the row number
+    const uint8_t* removed = nullptr;  // (rows,) 1 = not to be found; null: none
+    size_t rows = 0;
+    size_t alive = 0;  // rows that are not removed
+    size_t width = 0;  // bytes of a code
+    int bits() const { return static_cast<int>(width) * 8; }
+    int64_t id(size_t row) const { return ids ? ids[row] : static_cast<int64_t>(row); }
+    bool gone(size_t row) const { return removed && removed[row]; }
+};
+
+}  // namespace metah

@@ -1,0 +1,125 @@
+"""The native search equals the plain reference, on every size, width and order of ids."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metah_runtime import reference
+from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.search import CodeIndex
+
+SIZES = [0, 1, 3, 97, 257, 1025]
+
+
+def make(rng, n, width, kind):
+    if kind == "uniform":
+        return rng.integers(0, 256, (n, width), dtype=np.uint8)
+    if kind == "equal":
+        return np.repeat(rng.integers(0, 256, (1, width), dtype=np.uint8), n, axis=0)
+    centres = rng.integers(0, 256, (4, width), dtype=np.uint8)
+    codes = centres[rng.integers(0, 4, n)]
+    flips = rng.random((n, width)) < 0.1
+    return np.where(flips, codes ^ (1 << rng.integers(0, 8, (n, width))), codes).astype(np.uint8)
+
+
+def same(a, b):
+    for name in a.__slots__:
+        x, y = getattr(a, name), getattr(b, name)
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        np.testing.assert_array_equal(x, y)
+
+
+def check(codes, queries, k, radius, threads=1, ids=None, removed=None):
+    index = CodeIndex(codes, ids, threads=threads, removed=removed)
+    keys = np.arange(len(codes)) if ids is None else ids
+    if removed is not None:
+        codes, keys = codes[~removed], keys[~removed]
+    assert len(index) == len(codes)
+    same(index.search(queries, k), reference.search(queries, codes, k, keys))
+    same(index.range_search(queries, radius), reference.range_search(queries, codes, radius, keys))
+    np.testing.assert_array_equal(
+        index.count(queries, radius), reference.count(queries, codes, radius)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from(SIZES),
+    q=st.sampled_from([0, 1, 3, 65]),
+    width=st.integers(1, 128),
+    kind=st.sampled_from(["uniform", "equal", "clustered"]),
+    k=st.sampled_from([1, 2, 10, 97, 2000]),
+    part=st.sampled_from([0.0, 0.05, 0.3, 0.5, 1.0, 2.0]),
+    threads=st.sampled_from([1, 2, 3]),
+    with_ids=st.booleans(),
+    with_removed=st.booleans(),
+)
+def test_equals_reference(seed, n, q, width, kind, k, part, threads, with_ids, with_removed):
+    rng = np.random.default_rng(seed)
+    codes = make(rng, n, width, kind)
+    queries = make(rng, q, width, "uniform")
+    if n and q:
+        queries[::2] = codes[rng.integers(0, n, len(queries[::2]))]
+    ids = rng.choice(2**62, n, replace=False) if with_ids else None
+    removed = rng.random(n) < 0.3 if with_removed else None
+    check(codes, queries, k, int(part * width * 8), threads, ids, removed)
+
+
+@pytest.mark.parametrize("bits", range(8, 1025, 8))
+def test_every_width(bits):
+    rng = np.random.default_rng(bits)
+    codes = make(rng, 300, bits // 8, "uniform")
+    check(codes, make(rng, 3, bits // 8, "uniform"), 10, bits // 2 - 2)
+
+
+def test_worst_order_descending_distance():
+    rng = np.random.default_rng(0)
+    query = rng.integers(0, 256, (1, 8), dtype=np.uint8)
+    codes = rng.integers(0, 256, (5000, 8), dtype=np.uint8)
+    codes = codes[np.argsort(-reference.distances(query, codes)[0])]
+    check(codes, query, 100, 25)
+
+
+def test_read_only_view_is_searched_in_place():
+    codes = np.arange(4096, dtype=np.uint8).reshape(-1, 8)
+    codes.flags.writeable = False
+    index = CodeIndex(codes)
+    assert index.codes is codes or index.codes.base is codes or index.codes.base is codes.base
+    assert np.shares_memory(index.codes, codes)
+    assert index.search(codes[5:6], 1).distances[0, 0] == 0
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True])
+def test_bad_k(k):
+    with pytest.raises(ConfigError, match=f"k must be a whole number >= 1, got {k}"):
+        CodeIndex(np.zeros((1, 8), np.uint8)).search(np.zeros((1, 8), np.uint8), k)
+
+
+@pytest.mark.parametrize("radius", [-1, 1.5, True])
+def test_bad_radius(radius):
+    index = CodeIndex(np.zeros((1, 8), np.uint8))
+    with pytest.raises(ConfigError, match=f"radius must be a whole number >= 0, got {radius}"):
+        index.count(np.zeros((1, 8), np.uint8), radius)
+
+
+@pytest.mark.parametrize("threads", [0, -2, 1.5, True])
+def test_bad_threads(threads):
+    with pytest.raises(ConfigError, match=f"threads must be a whole number >= 1, got {threads}"):
+        CodeIndex(np.zeros((1, 8), np.uint8), threads=threads)
+
+
+def test_bad_arrays():
+    codes = np.zeros((3, 8), np.uint8)
+    with pytest.raises(DataError, match="ids must be unique, 4 is given twice"):
+        CodeIndex(codes, [4, 1, 4])
+    with pytest.raises(DataError, match=r"ids must be in 0\.\.2\^63-1, got -1\.\.2"):
+        CodeIndex(codes, [-1, 1, 2])
+    with pytest.raises(DataError, match=r"ids must have shape \(3,\)"):
+        CodeIndex(codes, [1, 2])
+    with pytest.raises(DataError, match=r"removed must be bool of shape \(3,\)"):
+        CodeIndex(codes, removed=[0, 1, 0])
+    with pytest.raises(DataError, match="queries have 48 bits, expected 64"):
+        CodeIndex(codes).search(np.zeros((1, 6), np.uint8), 1)
