@@ -5,7 +5,19 @@ import click
 from metah_runtime import console
 
 
-@click.group(cls=console.Group)
+@click.group(
+    cls=console.Group,
+    lazy={
+        "data": (
+            "metah_train.data.commands:data",
+            "Write data sets as image files, or show what is in them.",
+        ),
+        "report": (
+            "metah_train.report_commands:report",
+            "Draw what several runs find for the same queries.",
+        ),
+    },
+)
 @console.version_option()
 def cli() -> None:
     """Train hashing methods and evaluate them."""

@@ -1,6 +1,7 @@
 """The split protocol: labelled source, unlabelled target, queries and database in the target."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,3 +133,28 @@ def choose_direction(direction: str | None, known: tuple[str, ...]) -> str:
     if direction not in known:
         raise ConfigError(f"direction must be one of {', '.join(known)}; got {direction!r}")
     return direction
+
+
+def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
+    """Return one row a set: images, smallest and largest class, mean and deviation of the pixels.
+
+    Pixels are in 0..1, of at most ``sample`` images spread evenly over the set.
+    """
+    rows = []
+    for name in ("source_train", "source_valid", "target_train", "query", "database"):
+        images: ImageSet = getattr(split, name)
+        chosen = np.unique(np.linspace(0, len(images) - 1, sample).astype(np.int64))
+        pixels = images.load(chosen).astype(np.float32) / 255
+        labels = images.labels
+        counts = None if labels is None else np.bincount(labels, minlength=len(split.class_names))
+        rows.append(
+            {
+                "set": name,
+                "images": len(images),
+                "smallest_class": None if counts is None else int(counts.min()),
+                "largest_class": None if counts is None else int(counts.max()),
+                "pixel_mean": float(pixels.mean()),
+                "pixel_deviation": float(pixels.std()),
+            }
+        )
+    return rows

@@ -1,0 +1,64 @@
+"""The command metah-train data: write the sets as image files, show what is in them."""
+
+from pathlib import Path
+
+import click
+
+from metah_runtime import console
+
+
+@click.group(cls=console.Group)
+def data() -> None:
+    """Write data sets as image files, or show what is in them."""
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
+@click.option(
+    "--synthetic",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="How many images to render.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
+def digits(out: Path, synthetic: int, seed: int) -> None:
+    """Write the digits as PNG files, and the lists of queries and database images.
+
+    OUT/{syn,real}/CLASS/NUMBER.png, and OUT/split-DIRECTION/{query,database}.txt with one path
+    below OUT a line.
+    """
+    from metah_train.data.digits import write
+    from metah_train.data.splits import SplitSizes
+
+    count = write(out, seed=seed, sizes=SplitSizes(synthetic=synthetic))
+    click.echo(f"{count} images in {console.printable(out)}")
+
+
+@data.command()
+@click.argument("spec", metavar="DATA")
+@click.option("--direction", help="Default: the data set's first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stats(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
+    """Show the sizes, class counts and pixel statistics of a split of DATA.
+
+    DATA: digits, or folder:SRC_DIR:TGT_DIR.
+    """
+    from metah_train.data import load_split
+    from metah_train.data.splits import statistics
+
+    split = load_split(spec, direction, seed=seed)
+    rows = statistics(split)
+    if as_json:
+        console.print_json(
+            {"data": split.name, "direction": split.direction, "seed": seed, "sets": rows}
+        )
+        return
+    names = list(rows[0])
+    table = [
+        ["-" if row[n] is None else f"{row[n]:.3f}" if "pixel" in n else row[n] for n in names]
+        for row in rows
+    ]
+    columns = [name.replace("_", " ") for name in names]
+    console.print_table(columns, table, f"{split.name} {split.direction}, data seed {seed}")
