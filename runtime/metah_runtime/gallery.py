@@ -7,6 +7,7 @@ every text escaped; light and dark after the reader's setting.
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,6 +79,25 @@ def picture(image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE) 
     data = io.BytesIO()
     image.save(data, kind, quality=85)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def file_picture(path: str | os.PathLike[str], size: int = PICTURE_SIZE) -> str:
+    """Return an image file as a ``data:`` URI: upright, its shape kept, never enlarged.
+
+    Raises ImageError for a file that is no readable image.
+    """
+    from PIL import ExifTags, Image
+
+    from metah_runtime.images import FORMATS, Preprocess, load_image
+
+    load_image(path, Preprocess(height=1, width=1))  # refuses pipes, bombs and damaged files
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            width, height = height, width
+    scale = min(1.0, size / max(width, height))
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    return picture(load_image(path, Preprocess(height=height, width=width)), size)
 
 
 def render(gallery: Gallery) -> str:

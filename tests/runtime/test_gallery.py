@@ -4,12 +4,14 @@ import base64
 import io
 import os
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from metah_runtime.gallery import Gallery, Row, Tile, picture, render
+from metah_runtime.errors import ImageError
+from metah_runtime.gallery import Gallery, Row, Tile, file_picture, picture, render
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -131,3 +133,28 @@ def test_large_pictures_shrink_and_keep_their_shape(mode: str) -> None:
     small = decode(picture(image))
     assert small.size == (160, 80)
     assert image.size == (700, 350)
+
+
+def test_a_file_is_shown_upright_in_its_shape_and_never_enlarged(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (20, 32, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "small.png")
+    assert np.array_equal(np.asarray(decode(file_picture(tmp_path / "small.png"))), array)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (800, 400), "red").save(tmp_path / "turned.jpg", exif=exif)
+    assert decode(file_picture(tmp_path / "turned.jpg")).size == (80, 160)
+    Image.new("L", (5000, 1)).save(tmp_path / "thin.png")
+    assert decode(file_picture(tmp_path / "thin.png")).size == (160, 1)
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "pipe", "folder"])
+def test_a_file_that_is_no_image_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.png"
+    if kind == "text":
+        path.write_text("no image")
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "folder":
+        path.mkdir()
+    with pytest.raises(ImageError, match=r"x\.png: "):
+        file_picture(path)
