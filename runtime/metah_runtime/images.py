@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from metah_runtime import schema
 from metah_runtime.errors import ConfigError, DataError, ImageError
@@ -126,7 +126,7 @@ def load_image(source: Source, spec: Preprocess) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: not enough memory to decode it") from error
     except Exception as error:  # a decoder may raise anything on a hostile file
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{name}: damaged or cut off ({reason})") from error
+        raise ImageError(f"{name}: cannot be decoded ({reason})") from error
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -229,7 +229,8 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _convert(image: Image.Image, name: str, spec: Preprocess) -> NDArray[np.uint8]:
     _check_size(image, name)
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT:
         image = _to_eight_bit(image, name)
     if image.mode == "F":
