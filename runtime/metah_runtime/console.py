@@ -179,8 +179,8 @@ def print_table(
 class Advance(Protocol):
     """What moves a progress bar on."""
 
-    def __call__(self, n: int = 1) -> None:
-        """Count ``n`` items as done."""
+    def __call__(self, n: int = 1, *, note: str = "", total: int | None = None) -> None:
+        """Count ``n`` items as done; show ``note`` after the label; set the total if given."""
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iter
     Silent when stderr is not a terminal.
     """
     if not sys.stderr.isatty():
-        yield lambda n=1: None  # noqa: ARG005
+        yield lambda n=1, *, note="", total=None: None  # noqa: ARG005
         return
     from rich.console import Console
     from rich.progress import (
@@ -218,8 +218,8 @@ def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iter
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
 
-        def advance(n: int = 1) -> None:
-            bar.advance(task, n)
+        def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
+            bar.update(task, advance=n, total=total, description=f"{label} {note}".rstrip())
 
         yield advance
 

@@ -9,9 +9,10 @@ from metah_runtime.errors import ConfigError
 
 
 class SmallCNN(nn.Module):
-    """Four convolutions and one linear layer, for images of about 32 x 32.
+    """Three convolutions and one linear layer, for images of about 32 x 32.
 
     (n, C, H, W) -> (n, features), H and W multiples of 8 and >= 16; batch norm after every layer.
+    The first two convolutions halve the image, a pooling the third: fast on a CPU.
     """
 
     def __init__(self, channels: int, height: int, width: int, features: int) -> None:
@@ -22,13 +23,11 @@ class SmallCNN(nn.Module):
                 f"got {height} x {width}"
             )
         self.convolutions = nn.Sequential(
-            *_block(channels, 32, stride=1),
+            *_block(channels, 32, kernel=5, stride=2),
+            *_block(32, 64, kernel=3, stride=2),
+            *_block(64, 128, kernel=3, stride=1),
             nn.MaxPool2d(2),
-            *_block(32, 64, stride=1),
-            nn.MaxPool2d(2),
-            *_block(64, 128, stride=1),
-            nn.MaxPool2d(2),
-        )
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.linear = nn.Sequential(
             nn.Flatten(),
             nn.Linear(128 * (height // 8) * (width // 8), features, bias=False),
@@ -42,8 +41,8 @@ class SmallCNN(nn.Module):
         return features
 
 
-def _block(inputs: int, outputs: int, *, stride: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+def _block(inputs: int, outputs: int, *, kernel: int, stride: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 

@@ -171,8 +171,10 @@ def load_state(path: Path, config: Config) -> tuple[int, dict[str, torch.Tensor]
 
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run, finished or not, and nothing that a run would not hold."""
-    names = {entry.name for entry in path.iterdir()}
-    return path.is_dir() and METRICS in names and names <= set(RUN_FILES)
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")}
+    return METRICS in names and names <= set(RUN_FILES)
 
 
 def _read_manifest(path: Path) -> RunManifest:

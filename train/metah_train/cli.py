@@ -8,6 +8,8 @@ from metah_runtime import console
 @click.group(
     cls=console.Group,
     lazy={
+        "fit": ("metah_train.commands:fit", "Train a method and score it."),
+        "evaluate": ("metah_train.commands:evaluate", "Score a trained run on its data."),
         "data": (
             "metah_train.data.commands:data",
             "Write data sets as image files, or show what is in them.",

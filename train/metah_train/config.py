@@ -2,7 +2,8 @@
 
 A recipe is a TOML file. Its top-level keys are fields of ``Config``. A table such as
 ``[objective]`` or ``[lsh]`` sets the options of the methods that read it, and ``[direction.NAME]``
-overrides both for one transfer direction. An unknown key is an error everywhere.
+overrides both for one transfer direction; ``[split]`` and ``[preprocess]`` set how the data is
+divided and read. An unknown key is an error everywhere.
 """
 
 import dataclasses
@@ -15,11 +16,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError
+from metah_runtime.images import Preprocess
+from metah_train.data.splits import SplitSizes
 from metah_train.methods import METHODS, method_class
+
+T = TypeVar("T")
 
 RECIPES = ("digits", "paper")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
@@ -41,8 +46,12 @@ class Config:
 
     ``batch`` images come from the source and as many from the target at each step. ``lr`` is that
     of the backbone; heads train at ``lr * head_lr``, biases at ``bias_lr`` times their layer.
-    ``noise`` is the standard deviation of pixel noise for pixels in 0..1. ``threads`` is part of
-    the configuration, for the order of floating-point sums depends on it.
+    ``noise`` is the standard deviation of pixel noise for pixels in 0..1, ``shift`` the largest
+    random move in pixels. ``statistics``: batch norm's at the end, re-estimated on ``target``
+    training images or those of ``training``. ``domains``: one forward pass each (``separate``) or
+    one for both (``joint``). ``data_seed`` divides the data, ``seed`` does all the rest.
+    ``preprocess`` None: the data set's own. ``threads`` counts as a setting, for the order of
+    floating-point sums depends on it.
     """
 
     method: str = "metah"
@@ -50,6 +59,9 @@ class Config:
     direction: str | None = None
     bits: int = 48
     seed: int = 0
+    data_seed: int = 0
+    split: SplitSizes = dataclasses.field(default_factory=SplitSizes)
+    preprocess: Preprocess | None = None
     backbone: str = "small-cnn"
     features: int = 256
     dropout: float = 0.3
@@ -74,7 +86,7 @@ class Config:
     options: Options = dataclasses.field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        _check_types(self, skip={"options"})
+        _check_types(self, skip=NESTED)
         if self.method not in METHODS:
             raise ConfigError(f"method must be one of {_listed(METHODS)}, got {self.method!r}")
         if type(self.options) is Options:
@@ -95,6 +107,7 @@ class Config:
         for name in ("seed", "shift", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
             within(self, name, 0)
         within(self, "seed", 0, 2**32 - 1)
+        within(self, "data_seed", 0, 2**32 - 1)
         within(self, "dropout", 0, 0.99)
         within(self, "momentum", 0, 0.9999)
         if not self.lr > 0:
@@ -112,15 +125,23 @@ class Config:
         method = flat.get("method", cls.method)
         if method not in METHODS:
             raise ConfigError(f"method must be one of {_listed(METHODS)}, got {method!r}")
-        options = flat.pop("options", {})
-        options_type = method_class(method).options_type
-        _check_keys(flat, _names(cls) - {"options"}, "a setting")
-        _check_keys(options, _names(options_type), f"an option of {method}")
-        return cls(**flat, options=options_type(**options))
+        options, split = flat.pop("options", {}), flat.pop("split", {})
+        preprocess = flat.pop("preprocess", None)
+        _check_keys(flat, SETTINGS, "a setting")
+        return cls(
+            **flat,
+            split=_build(SplitSizes, "split", split),
+            preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
+            options=_build(method_class(method).options_type, method, options),
+        )
 
     def stage(self, **changes: Any) -> Self:
         """Return a copy with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+
+NESTED = ("split", "preprocess", "options")
+SETTINGS = {field.name for field in dataclasses.fields(Config)} - set(NESTED)
 
 
 def load(
@@ -150,19 +171,27 @@ def load(
             else:
                 values[key] = value
     values.update(given)
-    _check_keys(values, _names(Config) - {"options"}, "a setting")
+    _check_keys(values, SETTINGS, "a setting")
     method = values.get("method", Config.method)
     if method not in METHODS:
         raise ConfigError(f"method must be one of {_listed(METHODS)}, got {method!r}")
     chosen = method_class(method)
-    own = dict(chosen.preset(tables.get(chosen.options_type.section, {})))
+    own = chosen.options_type.section
+    used = {name: tables.get(name, {}) for name in ("split", "preprocess", own)}
+    used[own] = dict(chosen.preset(used[own]))
     for key, value in assigned:
         section, dot, name = key.partition(".")
         if dot:
-            _check_keys([section], [chosen.options_type.section], f"a table of method {method}")
-            own[name] = value
-    _check_keys(own, _names(chosen.options_type), f"an option of [{chosen.options_type.section}]")
-    return Config(**values, options=chosen.options_type(**own))
+            _check_keys([section], used, f"a table of method {method}")
+            used[section][name] = value
+    return Config(
+        **values,
+        split=_build(SplitSizes, "split", used["split"]),
+        preprocess=_build(Preprocess, "preprocess", used["preprocess"])
+        if used["preprocess"]
+        else None,
+        options=_build(chosen.options_type, own, used[own]),
+    )
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
@@ -215,7 +244,7 @@ def within(owner: Any, name: str, low: float, high: float = math.inf) -> None:
 
 
 def _check_layer(layer: Mapping[str, Any], recipe: str) -> None:
-    sections: dict[str, set[str]] = {}
+    sections = {"split": _names(SplitSizes), "preprocess": _names(Preprocess)}
     for name in METHODS:
         options_type = method_class(name).options_type
         sections.setdefault(options_type.section, set()).update(_names(options_type))
@@ -224,7 +253,17 @@ def _check_layer(layer: Mapping[str, Any], recipe: str) -> None:
             _check_keys([key], sections, f"a table of a recipe ({recipe})")
             _check_keys(value, sections[key], f"an option of [{key}] ({recipe})")
         else:
-            _check_keys([key], _names(Config) - {"options"}, f"a setting ({recipe})")
+            _check_keys([key], SETTINGS, f"a setting ({recipe})")
+
+
+def _build(kind: type[T], section: str, table: Mapping[str, Any]) -> T:
+    """Build a dataclass from a table of a recipe; lists become tuples."""
+    _check_keys(table, _names(kind), f"an option of [{section}]")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"[{section}]: {str(error).partition(') ')[2] or error}") from None
 
 
 def _check_keys(keys: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -41,33 +41,46 @@ def encode(
     return pack(logits), logits
 
 
+def validate(run: Run, split: "Split", *, radius: int = 2) -> metrics.RetrievalMetrics:
+    """Score a run on held-out source images: every second one queries the others.
+
+    The only labelled score that may choose a setting, for it reads no label of the target.
+    """
+    rows = np.arange(len(split.source_valid))
+    query, database = (split.source_valid.subset(rows[start::2]) for start in (0, 1))
+    return _score(run, query, database, radius)
+
+
 def evaluate(run: Run, split: "Split", *, radius: int = 2) -> dict[str, Any]:
     """Score a run on the queries and the database of a split; write RUN/evaluation.json.
 
-    Returns the metrics of ``metah_runtime.metrics`` and what they were measured on.
+    Returns the metrics of ``metah_runtime.metrics`` and what they were measured on;
+    ``source_validation`` holds those of ``validate``.
     """
-    if split.query.labels is None or split.database.labels is None:
-        raise DataError(f"{split.name}: evaluation needs labels of queries and database")
-    query, _ = encode(run.model, split.query)
-    database, _ = encode(run.model, split.database)
-    scores = metrics.evaluate(
-        query,
-        split.query.labels,
-        database,
-        split.database.labels,
-        radius=radius,
-        seed=run.config.seed,
-    )
+    scores = _score(run, split.query, split.database, radius)
     result = {
         "method": run.config.method,
         "bits": run.config.bits,
         "seed": run.config.seed,
         "data": split.name,
         "direction": split.direction,
-        "queries": len(split.query),
-        "database": len(split.database),
-        "radius": radius,
+        "run_digest": run.digest,
         "metrics": asdict(scores),
+        "source_validation": asdict(validate(run, split, radius=radius)),
     }
     files.write_json(run.path / EVALUATION, result)
     return result
+
+
+def _score(
+    run: Run, query: "ImageSet", database: "ImageSet", radius: int
+) -> metrics.RetrievalMetrics:
+    if query.labels is None or database.labels is None:
+        raise DataError("evaluation needs the labels of queries and database")
+    return metrics.evaluate(
+        encode(run.model, query)[0],
+        query.labels,
+        encode(run.model, database)[0],
+        database.labels,
+        radius=radius,
+    )

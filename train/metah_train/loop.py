@@ -83,16 +83,7 @@ def fit(
 
 def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) -> Run | None:
     """Make ``out`` ready to train into; return the run in it if it is finished and resumed."""
-    if resume and overwrite:
-        raise ConfigError("resume and overwrite exclude each other")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (resume or overwrite):
-            raise RunError(
-                f"output folder {out} exists; fix: --resume to go on with it, --overwrite to "
-                "replace it, or another --out"
-            )
-        if not out.is_dir() or not checkpoint.is_run(out):
-            raise RunError(f"{out} is not a run of metah-train: it is left as it is")
+    if check_folder(out, resume=resume, overwrite=overwrite):
         if overwrite:
             shutil.rmtree(out)
         elif (out / checkpoint.CONFIG).exists():
@@ -104,6 +95,27 @@ def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) 
     out.mkdir(parents=True, exist_ok=True)
     (out / checkpoint.METRICS).touch()
     return None
+
+
+def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
+    """Return whether ``out`` holds a run that may be resumed or overwritten.
+
+    An absent or empty folder holds none. Raises RunError if what is there must be left alone.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not checkpoint.is_run(out):
+        raise RunError(
+            f"{out} exists and is not a run of metah-train: it is left as it is; fix: another --out"
+        )
+    if not (resume or overwrite):
+        raise RunError(
+            f"{out} exists; fix: --resume to go on with it, --overwrite to replace it, "
+            "or another --out"
+        )
+    return True
 
 
 def train(

@@ -1,0 +1,129 @@
+"""The commands ``metah-train fit`` and ``metah-train evaluate``."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from metah_runtime import console
+
+if TYPE_CHECKING:
+    from metah_train.config import Config
+
+_EVALUATION_ROWS = {
+    "map_h2": "MAP@H{radius}",
+    "map_h2_tieavg": "MAP@H{radius}, ties averaged",
+    "precision_h2": "precision@H{radius}",
+    "recall_h2": "recall@H{radius}",
+    "empty_balls": "empty balls",
+    "ball_size": "images in a ball",
+    "map_full": "MAP, full ranking",
+}
+
+
+@click.command()
+@click.option("--data", help="digits, or folder:SRC_DIR:TGT_DIR.  [default: digits]")
+@click.option("--direction", help="Which domain is the source; see metah-train data info.")
+@click.option("--method", help="lsh, source, tah, metah-e or metah.  [default: metah]")
+@click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
+@click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
+@click.option(
+    "--recipe", default="digits", show_default=True, help="digits, paper, or a TOML file."
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, such as epochs=20 or objective.entropy=0.01; repeatable.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: under runs/]"
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in the output folder.")
+@click.option("--evaluate/--no-evaluate", default=True, help="Score the run at the end.")
+def fit(
+    recipe: str,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    evaluate: bool,
+    **settings: Any,
+) -> None:
+    """Train a method on labelled source and unlabelled target images, and score it."""
+    from metah_train import config as configs
+    from metah_train import loop
+    from metah_train.evaluate import evaluate as score
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = configs.load(recipe, given, assignments)
+    out = default_out(config) if out is None else out
+    loop.check_folder(out, resume=resume, overwrite=overwrite)
+    split = load_split(config)
+    start = time.monotonic()
+    done = 0
+    with console.progress_bar(config.method, unit="step") as advance:
+
+        def report(step: int, total: int, terms: Mapping[str, float]) -> None:
+            nonlocal done
+            note = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            advance(step - done, note=note, total=total)
+            done = step
+
+        run = loop.fit(config, split, out, resume=resume, overwrite=overwrite, report=report)
+    click.echo(f"{run.path}: trained in {time.monotonic() - start:.0f} s", err=True)
+    if evaluate:
+        _print_evaluation(score(run, split))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--radius", type=int, default=2, show_default=True, help="Of the Hamming ball.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(run: Path, radius: int, as_json: bool) -> None:
+    """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json."""
+    from metah_train.checkpoint import Run
+    from metah_train.evaluate import evaluate as score
+
+    opened = Run.open(run)
+    result = score(opened, load_split(opened.config), radius=radius)
+    if as_json:
+        console.print_json(result)
+    else:
+        _print_evaluation(result)
+
+
+def default_out(config: "Config") -> Path:
+    """Return runs/DATA-DIRECTION-METHOD-BITS-sSEED."""
+    parts = [config.data.partition(":")[0], config.direction, config.method, str(config.bits)]
+    return Path("runs") / "-".join([part for part in parts if part] + [f"s{config.seed}"])
+
+
+def load_split(config: "Config") -> Any:
+    """Return the split that a configuration names."""
+    from metah_train import data
+
+    return data.load_split(
+        config.data,
+        config.direction,
+        seed=config.data_seed,
+        sizes=config.split,
+        preprocess=config.preprocess,
+    )
+
+
+def _print_evaluation(result: Mapping[str, Any]) -> None:
+    metrics = result["metrics"]
+    title = (
+        f"{result['method']}, {result['bits']} bits, {result['data']} {result['direction']}, "
+        f"seed {result['seed']}: {metrics['queries']} queries, {metrics['database']} images"
+    )
+    rows = [
+        (label.format(radius=metrics["radius"]), f"{metrics[name]:.3f}")
+        for name, label in _EVALUATION_ROWS.items()
+    ]
+    console.print_table(("metric", "value"), rows, title)
