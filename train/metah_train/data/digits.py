@@ -7,6 +7,7 @@ black, 32x32, grey.
 """
 
 import hashlib
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -150,9 +151,9 @@ def render(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 def _affine(box: tuple[int, int, int, int], rng: np.random.Generator) -> Any:
     """Return output -> input coefficients: rotate, shear, scale, and place near the centre."""
-    angle = np.deg2rad(rng.uniform(-15, 15))
+    angle = math.radians(rng.uniform(-15, 15))
     shear, stretch = rng.uniform(-0.25, 0.25), rng.uniform(0.8, 1.2, size=2)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = turn @ np.array([[1, shear], [0, 1]]) / stretch[:, None]
     centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     middle = SIDE * _SCALE / 2 + rng.uniform(-2.5, 2.5, size=2) * _SCALE
