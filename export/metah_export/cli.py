@@ -5,7 +5,13 @@ import click
 from metah_runtime import console
 
 
-@click.group(cls=console.Group)
+@click.group(
+    cls=console.Group,
+    lazy={
+        "build": ("metah_export.commands:build", "Export a training run to a bundle."),
+        "verify": ("metah_export.commands:verify", "Check a finished bundle on this machine."),
+    },
+)
 @console.version_option()
 def cli() -> None:
     """Export trained models and prove parity in bits."""

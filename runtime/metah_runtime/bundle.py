@@ -2,6 +2,7 @@
 
     BUNDLE/manifest.json   what the model is and the SHA-256 and size of every other file
     BUNDLE/model.onnx      images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits (n, bits)
+    BUNDLE/truth.npz       images and the trained model's logits, to repeat the comparison
     BUNDLE/engines/*.plan  TensorRT engines, added later by `metah-export engine`
 
 Nothing is read but manifest.json and the files it lists, and no byte of a listed file is handed on
@@ -180,13 +181,20 @@ def write_bundle(
     versions: Mapping[str, str],
     training: Mapping[str, Any],
     parity: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Write a new bundle: built beside, fsynced, renamed to ``path``; on error nothing is left.
 
-    Raises BundleError if ``path`` exists: a bundle is never overwritten.
+    extra: further files of the bundle's folder, by name. Raises BundleError if ``path`` exists: a
+    bundle is never overwritten; StorageError if the disk refuses.
     """
     folder = check_new(path)
-    digest = hashlib.sha256(model).hexdigest()
+    contents = {MODEL: model, **(extra or {})}
+    listed = {
+        name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for name, data in contents.items()
+    }
+    digest = listed[MODEL].sha256
     manifest = Manifest(
         format=FORMAT,
         bits=check_bits(bits),
@@ -196,19 +204,19 @@ def write_bundle(
         precision=precision,
         opset=opset,
         fingerprint=fingerprint(model_sha256=digest, preprocess=preprocess, bits=bits),
-        files={MODEL: File(sha256=digest, size=len(model))},
+        files=listed,
         engines=(),
         versions=versions,
         training=training,
         parity=parity,
     )
-    try:
-        with files.new_folder(folder) as staging:
-            (staging / MODEL).write_bytes(model)
-            files.write_json(staging / MANIFEST, schema.to_json(manifest))
-            Bundle.open(staging)
-    except OSError as error:
-        raise BundleError(f"bundle {folder} cannot be written: {error.strerror}") from error
+    value = schema.to_json(manifest)
+    _from_dict(value, folder / MANIFEST)
+    with files.new_folder(folder) as staging:
+        for name, data in contents.items():
+            files.write_bytes(staging / name, data)
+        files.write_json(staging / MANIFEST, value)
+        Bundle.open(staging)
     return Bundle(folder, manifest)
 
 
@@ -239,12 +247,9 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     )
     _from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
     target = bundle.path / engine.file
-    try:
-        target.parent.mkdir(exist_ok=True)
-        files.write_bytes(target, plan)
-        files.write_json(bundle.path / MANIFEST, schema.to_json(manifest))
-    except OSError as error:
-        raise BundleError(f"engine {target} cannot be written: {error.strerror}") from error
+    target.parent.mkdir(exist_ok=True)
+    files.write_bytes(target, plan)
+    files.write_json(bundle.path / MANIFEST, schema.to_json(manifest))
     return Bundle(bundle.path, manifest)
 
 
@@ -344,9 +349,7 @@ def _read(folder: Path, name: str, size: int | None) -> bytes:
     if size is None and found > MAX_MANIFEST_BYTES:
         raise _damaged(path, f"{found} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            return file.read(found + 1)
+        return files.read_regular(path, found)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 

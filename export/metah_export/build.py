@@ -1,0 +1,176 @@
+"""Build a bundle from a training run: trace, check, compare in bits, write."""
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metah_export import parity, truth
+from metah_export.onnx_rules import OPSET
+from metah_export.parity import Limits, Parity
+from metah_export.to_onnx import to_onnx
+from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
+from metah_runtime import console
+from metah_runtime.bundle import Bundle, check_new, write_bundle
+from metah_runtime.codes import BIT_ORDER, BIT_RULE
+from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.runners.ort import OrtRunner
+from metah_train.checkpoint import Run
+from metah_train.data import load_split
+from metah_train.evaluate import encode
+
+if TYPE_CHECKING:
+    from metah_train.data import ImageSet, Split
+
+MIN_IMAGES = 500
+"""Parity is measured on at least so many images, if the data set has them."""
+
+TRUTH_BYTES = 96 * 2**20
+"""The pixels kept in truth.npz, before compression, unless MIN_IMAGES need more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How a bundle is built.
+
+    images: how many the codes are compared on, of both domains; seed: of their choice; limits: None
+    takes those of the precision; threads: CPU threads, None = all.
+    """
+
+    precision: str = "fp32"
+    images: int = 2000
+    seed: int = 0
+    limits: Limits | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in parity.LIMITS:
+            known = ", ".join(parity.LIMITS)
+            raise ConfigError(f"precision must be one of {known}, got {self.precision!r}")
+        if self.images < MIN_IMAGES:
+            raise ConfigError(f"images must be at least {MIN_IMAGES}, got {self.images}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be >= 0, got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+
+
+def build(
+    run: Run | str | Path,
+    out: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    split: "Split | None" = None,
+) -> tuple[Bundle, Parity]:
+    """Export a run to a new bundle if its codes are those of the trained model.
+
+    split: the run's data, loaded again if None. Raises ParityError, and leaves nothing behind, if a
+    limit is broken; BundleError if ``out`` exists; RunError and DataError for unusable input.
+    """
+    config = BuildConfig() if config is None else config
+    check_new(out)
+    if not isinstance(run, Run):
+        run = Run.open(run)
+    if split is None:
+        split = load_split(run.data, run.direction, seed=run.config.seed, preprocess=run.preprocess)
+    if split.preprocess != run.preprocess:
+        raise DataError(f"the data's preprocessing {split.preprocess} is not the run's")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    known = collect_truth(run, split, images=config.images, seed=config.seed)
+    bits, shape = run.config.bits, run.preprocess.shape
+    model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run, config))
+    runner = OrtRunner(model, bits=bits, image_shape=shape, threads=config.threads)
+    result = parity.measure(
+        runner,
+        known,
+        precision=config.precision,
+        limits=config.limits,
+        label=f"onnxruntime {importlib.metadata.version('onnxruntime')} cpu",
+    ).check()
+    bundle = write_bundle(
+        out,
+        model=model,
+        bits=bits,
+        preprocess=run.preprocess,
+        precision=config.precision,
+        opset=OPSET,
+        versions=versions(),
+        training=_training(run),
+        parity=result.to_dict(),
+        extra={truth.FILE: known.to_bytes()},
+    )
+    return bundle, result
+
+
+def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
+    """Choose images of both domains by seed and encode them with the trained model in PyTorch.
+
+    A quarter comes from the source domain, up to a quarter are queries, the rest database. Fewer
+    are taken where the pixels would pass TRUTH_BYTES or the sets are small.
+    """
+    pixels = int(np.prod(run.preprocess.shape))
+    images = min(images, max(MIN_IMAGES, TRUTH_BYTES // pixels))
+    rng = np.random.default_rng(seed)
+    source = _choose(rng, split.source_train, images // 4)
+    query = _choose(rng, split.query, min(images // 4, len(split.query)))
+    database = _choose(rng, split.database, images - len(source) - len(query))
+    parts = [
+        (SOURCE, split.source_train.subset(source)),
+        (QUERY, split.query.subset(query)),
+        (DATABASE, split.database.subset(database)),
+    ]
+    total = sum(len(part) for _, part in parts)
+    if total < MIN_IMAGES:
+        console.warn(f"parity is measured on all {total} images; {MIN_IMAGES} would be the rule")
+    labels = [part.labels for _, part in parts]
+    known = [label for label in labels if label is not None]
+    return Truth(
+        images=np.concatenate([part.load(np.arange(len(part))) for _, part in parts]),
+        logits=np.concatenate([encode(run.model, part)[1] for _, part in parts]),
+        roles=np.repeat(
+            np.array([role for role, _ in parts], np.uint8), [len(p) for _, p in parts]
+        ),
+        names=np.array([name for _, part in parts for name in part.names]),
+        labels=np.concatenate(known) if len(known) == len(labels) else None,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that took part in an export."""
+    names = ("metah", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return found | {"python": platform.python_version()}
+
+
+def _choose(rng: np.random.Generator, images: "ImageSet", count: int) -> NDArray[np.int64]:
+    rows = rng.permutation(len(images))[:count]
+    return np.sort(rows).astype(np.int64)
+
+
+def _metadata(run: Run, config: BuildConfig) -> dict[str, str]:
+    """Return what the ONNX file says of itself; nothing that changes with the place or the time."""
+    return {
+        "metah.bit_order": BIT_ORDER,
+        "metah.bit_rule": BIT_RULE,
+        "metah.bits": str(run.config.bits),
+        "metah.method": run.config.method,
+        "metah.precision": config.precision,
+        "metah.run": run.digest,
+    }
+
+
+def _training(run: Run) -> dict[str, object]:
+    """Return the run's settings for the manifest."""
+    return {
+        "class_names": list(run.class_names),
+        "config": run.config.to_dict(),
+        "data": run.data,
+        "direction": run.direction,
+        "run": run.digest,
+    }

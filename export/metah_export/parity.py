@@ -1,0 +1,248 @@
+"""Parity in bits: do an artefact's codes equal those of the trained model?
+
+Numbers of a network differ a little on every device; what matters to a search is which bits flip,
+how far from zero those logits were, and what the flips do to distances, rankings and MAP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
+from metah_runtime import codes, metrics, schema
+from metah_runtime.codes import Codes
+from metah_runtime.console import progress_bar
+from metah_runtime.errors import ConfigError, ParityError
+from metah_runtime.runners import Runner
+from metah_runtime.search import CodeIndex
+
+TOP = 10
+MARGIN_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.logspace(-5, 2, 29)])
+"""Edges of the |logit| histogram; the last bin is open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is allowed to differ; None: not limited.
+
+    margin: logits nearer to 0 than this may flip freely; far_flips: flips allowed beyond it;
+    flip_rate: flipped bits by all bits; map_delta: loss of MAP@H<=2.
+    """
+
+    margin: float = 1e-3
+    far_flips: int | None = None
+    flip_rate: float | None = None
+    map_delta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "far_flips", "flip_rate", "map_delta"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"limit {name} must be >= 0, got {value}")
+
+
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(far_flips=0),
+    "fp16": Limits(flip_rate=0.0005, map_delta=0.005),
+    "bf16": Limits(flip_rate=0.01, map_delta=0.005),
+    "int8": Limits(flip_rate=0.01, map_delta=0.005),
+    "fp8": Limits(flip_rate=0.03, map_delta=0.02),
+}
+"""Default limits of each precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How the codes of an artefact compare with the truth.
+
+    images, source_images, target_images: counts; runner: what produced the codes; flips: differing
+    bits; far_flips: those with truth |logit| > limits.margin; worst_flip: largest truth |logit| at
+    a flip, 0 if none; max_error: largest |logit - truth|; worst_image, worst_image_flips: the image
+    with most flips; flips_per_bit: (bits,); hamming: images by flipped bits, 0, 1, ...;
+    margin_edges, margin_counts, margin_flips: truth |logit| histogram, and flips in each bin;
+    map_h2_truth, map_h2: MAP@H<=2 of the truth's codes and of these, None without labels;
+    top10_overlap: mean part of the ten nearest that stay, None without queries.
+    """
+
+    precision: str
+    runner: str
+    images: int
+    source_images: int
+    target_images: int
+    bits: int
+    flips: int
+    flip_rate: float
+    far_flips: int
+    worst_flip: float
+    max_error: float
+    worst_image: str
+    worst_image_flips: int
+    flips_per_bit: tuple[int, ...]
+    hamming: tuple[int, ...]
+    margin_edges: tuple[float, ...]
+    margin_counts: tuple[int, ...]
+    margin_flips: tuple[int, ...]
+    map_h2_truth: float | None
+    map_h2: float | None
+    top10_overlap: float | None
+    limits: Limits
+
+    @property
+    def map_delta(self) -> float | None:
+        """MAP@H<=2 minus that of the truth."""
+        if self.map_h2 is None or self.map_h2_truth is None:
+            return None
+        return self.map_h2 - self.map_h2_truth
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """The limits that are broken, in words."""
+        broken, limits = [], self.limits
+        if limits.far_flips is not None and self.far_flips > limits.far_flips:
+            broken.append(
+                f"{self.far_flips} flipped bits with |logit| > {limits.margin:g} "
+                f"(worst {self.worst_flip:.3g}), limit {limits.far_flips}"
+            )
+        if limits.flip_rate is not None and self.flip_rate > limits.flip_rate:
+            broken.append(f"{self.flip_rate:.4%} of bits flip, limit {limits.flip_rate:.4%}")
+        delta = self.map_delta
+        if limits.map_delta is not None and delta is not None and -delta > limits.map_delta:
+            broken.append(f"MAP@H2 falls by {-delta:.4f}, limit {limits.map_delta:.4f}")
+        return tuple(broken)
+
+    def check(self) -> "Parity":
+        """Return self; raise ParityError listing the limits that are broken."""
+        if self.violations:
+            raise ParityError(
+                f"{self.precision} on {self.runner} does not give the trained model's codes on "
+                f"{self.images} images: {'; '.join(self.violations)} "
+                f"(worst image {self.worst_image}, {self.worst_image_flips} bits)"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        value: dict[str, Any] = schema.to_json(self)
+        return value
+
+    @classmethod
+    def from_dict(cls, value: Any) -> "Parity":
+        """Build from ``to_dict``'s output; raise ValueError for an unknown or missing key."""
+        return schema.from_json(cls, value)
+
+
+def run_all(runner: Runner, images: Any, *, batch: int = 256) -> tuple[Codes, NDArray[np.float32]]:
+    """Run many images through a runner in batches: codes (n, bits/8), logits (n, bits)."""
+    packed = np.empty((len(images), runner.bits // 8), np.uint8)
+    logits = np.empty((len(images), runner.bits), np.float32)
+    with progress_bar("parity", len(images), "images") as advance:
+        for start in range(0, len(images), batch):
+            part = slice(start, min(start + batch, len(images)))
+            packed[part], logits[part] = runner.run(images[part])
+            advance(part.stop - part.start)
+    return packed, logits
+
+
+def measure(
+    runner: Runner,
+    truth: Truth,
+    *,
+    precision: str,
+    limits: Limits | None = None,
+    batch: int = 256,
+    label: str | None = None,
+) -> Parity:
+    """Run the truth's images and compare; raise ParityError if logits are not finite or codes are
+    not their packed signs, whatever the limits say.
+    """
+    packed, logits = run_all(runner, truth.images, batch=batch)
+    return compare(
+        truth,
+        packed,
+        logits,
+        precision=precision,
+        runner=label or runner.device,
+        limits=LIMITS[precision] if limits is None else limits,
+    )
+
+
+def compare(
+    truth: Truth,
+    packed: Codes,
+    logits: NDArray[np.float32],
+    *,
+    precision: str,
+    runner: str,
+    limits: Limits,
+) -> Parity:
+    """Compare codes (n, bits/8) and logits (n, bits) with the truth; see Parity and ``measure``."""
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if bad.size:
+        raise ParityError(
+            f"{precision} on {runner}: logits of {bad.size} images are not finite, first "
+            f"{truth.names[bad[0]]}"
+        )
+    wrong = np.flatnonzero((codes.pack(logits) != packed).any(axis=1))
+    if wrong.size:
+        raise ParityError(
+            f"{precision} on {runner}: codes of {wrong.size} images are not the packed signs of "
+            f"their logits, first {truth.names[wrong[0]]}"
+        )
+    flipped = (logits > 0) != (truth.logits > 0)
+    margin = np.abs(truth.logits)
+    per_image = flipped.sum(axis=1)
+    worst = int(per_image.argmax())
+    edges = MARGIN_EDGES
+    bins = np.searchsorted(edges, margin, side="right") - 1
+    map_truth, map_here, overlap = _retrieval(truth, packed)
+    source = int((truth.roles == SOURCE).sum())
+    return Parity(
+        precision=precision,
+        runner=runner,
+        images=len(truth),
+        source_images=source,
+        target_images=len(truth) - source,
+        bits=truth.bits,
+        flips=int(flipped.sum()),
+        flip_rate=float(flipped.mean()),
+        far_flips=int((flipped & (margin > limits.margin)).sum()),
+        worst_flip=float(margin[flipped].max(initial=0.0)),
+        max_error=float(np.abs(logits.astype(np.float64) - truth.logits).max()),
+        worst_image=str(truth.names[worst]),
+        worst_image_flips=int(per_image[worst]),
+        flips_per_bit=_ints(flipped.sum(axis=0)),
+        hamming=_ints(np.bincount(per_image)),
+        margin_edges=tuple(float(edge) for edge in edges),
+        margin_counts=_ints(np.bincount(bins.ravel(), minlength=len(edges))),
+        margin_flips=_ints(np.bincount(bins[flipped], minlength=len(edges))),
+        map_h2_truth=map_truth,
+        map_h2=map_here,
+        top10_overlap=overlap,
+        limits=limits,
+    )
+
+
+def _retrieval(truth: Truth, packed: Codes) -> tuple[float | None, float | None, float | None]:
+    """Return MAP@H<=2 of the truth, that of the codes, and the overlap of the ten nearest."""
+    query, database = truth.roles == QUERY, truth.roles == DATABASE
+    if not query.any() or not database.any():
+        return None, None, None
+    old, new = truth.codes, packed
+    near_old = CodeIndex(old[database]).search(old[query], TOP).ids
+    near_new = CodeIndex(new[database]).search(new[query], TOP).ids
+    shared = [len(set(a) & set(b)) / len(a) for a, b in zip(near_old, near_new, strict=True)]
+    overlap = float(np.mean(shared))
+    if truth.labels is None:
+        return None, None, overlap
+    scores = [
+        metrics.evaluate(c[query], truth.labels[query], c[database], truth.labels[database]).map_h2
+        for c in (old, new)
+    ]
+    return scores[0], scores[1], overlap
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)

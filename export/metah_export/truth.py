@@ -1,0 +1,81 @@
+"""The truth that artefacts are held against: real images and the trained model's fp32 logits.
+
+It travels inside the bundle as truth.npz, so that any device can repeat the comparison later,
+without PyTorch and without the data set.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.codes import Codes, pack
+from metah_runtime.errors import BundleError
+
+FILE = "truth.npz"
+SOURCE, QUERY, DATABASE = 0, 1, 2
+_KINDS = {"images": "u1", "logits": "f4", "roles": "u1", "names": "U", "labels": "iu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Images of both domains and what the trained model says of them.
+
+    images: (n, H, W, C) uint8; logits: (n, bits) float32 of PyTorch; roles: (n,) uint8, SOURCE
+    (source domain), QUERY or DATABASE (target domain); names: (n,) text; labels: (n,) whole numbers
+    or (n, C) multi-hot, or None where they are unknown.
+    """
+
+    images: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    roles: NDArray[np.uint8]
+    names: NDArray[np.str_]
+    labels: NDArray[Any] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+        return int(self.logits.shape[1])
+
+    @property
+    def codes(self) -> Codes:
+        """Packed codes of the logits, (n, bits/8)."""
+        return pack(self.logits)
+
+    def to_bytes(self) -> bytes:
+        """Return a compressed .npz; the same truth gives the same bytes."""
+        arrays: dict[str, Any] = {"images": self.images, "logits": self.logits, "roles": self.roles}
+        arrays["names"] = self.names
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, bits: int, image_shape: tuple[int, int, int]) -> "Truth":
+        """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            raise BundleError(f"{FILE} is damaged: {error}; fix: export again") from error
+        missing = sorted(set(_KINDS) - {"labels"} - set(arrays))
+        foreign = sorted(set(arrays) - set(_KINDS))
+        if missing or foreign:
+            raise BundleError(f"{FILE} is damaged: lacks {missing}, holds unknown {foreign}")
+        n = len(arrays["images"])
+        shapes = {"images": (n, *image_shape), "logits": (n, bits), "roles": (n,), "names": (n,)}
+        for name, array in arrays.items():
+            good = array.dtype.kind in _KINDS[name] or array.dtype.str[1:] == _KINDS[name]
+            if not good or (array.shape != shapes.get(name, array.shape)) or len(array) != n:
+                raise BundleError(
+                    f"{FILE} does not belong to this model: {name} is {array.dtype} {array.shape}"
+                )
+        return cls(labels=arrays.pop("labels", None), **arrays)

@@ -1,0 +1,44 @@
+"""One small trained run for all export tests."""
+
+from pathlib import Path
+
+import pytest
+
+from metah_train import config as configs
+from metah_train import loop
+from metah_train.checkpoint import Run
+from metah_train.data import Split, load_split
+
+SMALL = ("split.synthetic=1500", "split.valid_fraction=0.1", "split.queries_per_class=10")
+
+
+@pytest.fixture(scope="session")
+def split() -> Split:
+    """Return digits with 1500 rendered images."""
+    config = _config()
+    return load_split("digits", "syn2real", seed=config.data_seed, sizes=config.split)
+
+
+@pytest.fixture(scope="session")
+def run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train METAH, 48 bits, for 25 steps: enough that no bit is constant."""
+    out = tmp_path_factory.mktemp("export") / "run"
+    return loop.fit(_config(), split, out)
+
+
+@pytest.fixture
+def run_path(run: Run) -> Path:
+    return run.path
+
+
+def _config() -> configs.Config:
+    settings = {
+        "method": "metah",
+        "bits": 48,
+        "data": "digits",
+        "direction": "syn2real",
+        "steps": 25,
+        "features": 64,
+        "threads": 1,
+    }
+    return configs.load("digits", settings, SMALL)

@@ -1,0 +1,218 @@
+"""Parity in bits against a plain count, and the limits that stop an export."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metah_export import parity
+from metah_export.parity import LIMITS, Limits, Parity, compare
+from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
+from metah_runtime.bundle import PRECISIONS
+from metah_runtime.codes import pack
+from metah_runtime.errors import BundleError, ConfigError, ParityError
+
+SHAPE = (2, 3, 1)
+
+
+def make_truth(n: int = 60, bits: int = 16, seed: int = 0, **changes: Any) -> Truth:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    centres = rng.standard_normal((3, bits))
+    values: dict[str, Any] = {
+        "images": rng.integers(0, 256, (n, *SHAPE), dtype=np.uint8),
+        "logits": (centres[labels] + 0.3 * rng.standard_normal((n, bits))).astype(np.float32),
+        "roles": np.repeat(np.array([SOURCE, QUERY, DATABASE], np.uint8), [20, 10, n - 30]),
+        "names": np.array([f"{i}.png" for i in range(n)]),
+        "labels": labels,
+    }
+    return Truth(**(values | changes))
+
+
+def against(truth: Truth, logits: np.ndarray, limits: Limits | None = None) -> Parity:
+    limits = Limits() if limits is None else limits
+    return compare(truth, pack(logits), logits, precision="fp32", runner="test", limits=limits)
+
+
+def test_equal_codes_have_no_flips() -> None:
+    truth = make_truth()
+    found = against(truth, truth.logits, LIMITS["fp32"]).check()
+    assert (found.flips, found.far_flips, found.worst_flip, found.max_error) == (0, 0, 0.0, 0.0)
+    assert found.hamming == (60,)
+    assert found.flips_per_bit == (0,) * 16
+    assert (found.images, found.source_images, found.target_images) == (60, 20, 40)
+    assert found.map_delta == 0
+    assert found.top10_overlap == 1
+
+
+def test_every_number_equals_a_plain_count() -> None:
+    truth = make_truth()
+    noise = np.random.default_rng(1).standard_normal(truth.logits.shape)
+    logits = (truth.logits + 0.4 * noise).astype(np.float32)
+    found = against(truth, logits, Limits(margin=0.1))
+    flips = far = 0
+    worst = 0.0
+    per_bit, hamming = [0] * 16, []
+    in_bin, flipped_in_bin = [0] * 30, [0] * 30
+    for old, new in zip(truth.logits, logits, strict=True):
+        count = 0
+        for bit in range(16):
+            margin = abs(float(old[bit]))
+            place = max(i for i, edge in enumerate(parity.MARGIN_EDGES) if edge <= margin)
+            in_bin[place] += 1
+            if (old[bit] > 0) != (new[bit] > 0):
+                count += 1
+                per_bit[bit] += 1
+                far += margin > 0.1
+                worst = max(worst, margin)
+                flipped_in_bin[place] += 1
+        flips += count
+        hamming.append(count)
+    assert flips > far > 0
+    assert (found.flips, found.far_flips) == (flips, far)
+    assert found.flip_rate == pytest.approx(flips / (60 * 16))
+    assert found.worst_flip == pytest.approx(worst)
+    assert found.flips_per_bit == tuple(per_bit)
+    assert found.hamming == tuple(hamming.count(d) for d in range(max(hamming) + 1))
+    assert found.margin_counts == tuple(in_bin)
+    assert found.margin_flips == tuple(flipped_in_bin)
+    assert (found.worst_image, found.worst_image_flips) == (
+        f"{hamming.index(max(hamming))}.png",
+        max(hamming),
+    )
+    assert found.max_error == pytest.approx(np.abs(logits - truth.logits).max(), rel=1e-6)
+
+
+def test_retrieval_is_scored_on_the_target_domain() -> None:
+    truth = make_truth()
+    logits = truth.logits.copy()
+    logits[:20] *= -1  # source images play no part in the ranking
+    found = against(truth, logits)
+    assert found.map_delta == 0
+    assert found.top10_overlap == 1
+    logits = truth.logits.copy()
+    logits[20:30] *= -1  # every query is turned to its complement
+    found = against(truth, logits)
+    assert found.map_h2 == 0
+    assert found.map_h2_truth > 0.5
+    assert found.top10_overlap < 0.5
+
+
+def test_without_labels_or_queries_there_is_no_map() -> None:
+    unlabelled = make_truth(labels=None)
+    found = against(unlabelled, unlabelled.logits)
+    assert (found.map_h2, found.map_delta, found.top10_overlap) == (None, None, 1.0)
+    source = make_truth(roles=np.zeros(60, np.uint8))
+    found = against(source, source.logits, Limits(map_delta=0.0)).check()
+    assert (found.map_h2, found.top10_overlap) == (None, None)
+
+
+def test_a_flip_near_zero_is_allowed_and_one_far_from_it_is_not() -> None:
+    logits = np.ones((60, 16), np.float32)
+    logits[3, 5] = 5e-4
+    truth = make_truth(logits=logits)
+    near = logits.copy()
+    near[3, 5] = -5e-4
+    found = against(truth, near, LIMITS["fp32"]).check()
+    assert (found.flips, found.far_flips) == (1, 0)
+    logits[3, 5] = 2e-3
+    with pytest.raises(
+        ParityError,
+        match=r"1 flipped bits with \|logit\| > 0.001 \(worst 0.002\), limit 0 \(worst image 3.png",
+    ):
+        against(truth, near, LIMITS["fp32"]).check()
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        (Limits(flip_rate=0.01), r"of bits flip, limit 1\.0000%"),
+        (Limits(map_delta=0.005), r"MAP@H2 falls by 0\.\d+, limit 0\.0050"),
+        (Limits(far_flips=3), r"flipped bits with .* limit 3"),
+    ],
+)
+def test_each_limit_stops(limits: Limits, match: str) -> None:
+    truth = make_truth()
+    noise = np.random.default_rng(1).standard_normal(truth.logits.shape)
+    found = against(truth, (truth.logits + 0.8 * noise).astype(np.float32), limits)
+    with pytest.raises(ParityError, match=match):
+        found.check()
+
+
+def test_codes_that_are_not_the_signs_of_the_logits_are_refused() -> None:
+    truth = make_truth()
+    packed = truth.codes
+    packed[7, 1] ^= 4
+    with pytest.raises(ParityError, match=r"codes of 1 images are not the packed signs .* 7\.png"):
+        compare(truth, packed, truth.logits, precision="fp32", runner="test", limits=Limits())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    truth = make_truth()
+    logits = truth.logits.copy()
+    logits[4, 2] = bad
+    with pytest.raises(ParityError, match=r"logits of 1 images are not finite, first 4\.png"):
+        compare(truth, truth.codes, logits, precision="fp16", runner="t", limits=Limits())
+
+
+def test_limits_are_stated_for_every_precision() -> None:
+    assert tuple(LIMITS) == PRECISIONS
+    assert LIMITS["fp32"] == Limits(margin=1e-3, far_flips=0)
+    with pytest.raises(ConfigError, match="limit flip_rate must be >= 0, got -1"):
+        Limits(flip_rate=-1)
+    with pytest.raises(ConfigError, match="limit margin must be >= 0, got nan"):
+        Limits(margin=float("nan"))
+
+
+def test_a_report_survives_json() -> None:
+    import json
+
+    truth = make_truth()
+    found = against(truth, -truth.logits, LIMITS["int8"])
+    assert Parity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    with pytest.raises(ValueError, match="key flips is missing"):
+        Parity.from_dict({k: v for k, v in found.to_dict().items() if k != "flips"})
+
+
+@pytest.mark.parametrize("labels", ["single", "multi", None])
+def test_truth_survives_its_file(labels: str | None) -> None:
+    truth = make_truth()
+    if labels == "multi":
+        truth = dataclasses.replace(truth, labels=np.eye(3, dtype=np.uint8)[truth.labels])
+    elif labels is None:
+        truth = dataclasses.replace(truth, labels=None)
+    data = truth.to_bytes()
+    assert data == truth.to_bytes()
+    read = Truth.from_bytes(data, bits=16, image_shape=SHAPE)
+    for field in dataclasses.fields(Truth):
+        np.testing.assert_array_equal(getattr(read, field.name), getattr(truth, field.name))
+
+
+def test_truth_of_another_model_or_damaged_is_refused() -> None:
+    data = make_truth().to_bytes()
+    with pytest.raises(BundleError, match="does not belong to this model: logits"):
+        Truth.from_bytes(data, bits=24, image_shape=SHAPE)
+    with pytest.raises(BundleError, match="does not belong to this model: images"):
+        Truth.from_bytes(data, bits=16, image_shape=(3, 2, 1))
+    for bad in (b"", b"junk", data[: len(data) // 2], data[:-30]):
+        with pytest.raises(BundleError, match=r"truth.npz is damaged"):
+            Truth.from_bytes(bad, bits=16, image_shape=SHAPE)
+    short = make_truth(names=np.array(["a"]))
+    with pytest.raises(BundleError, match="does not belong to this model: names"):
+        Truth.from_bytes(short.to_bytes(), bits=16, image_shape=SHAPE)
+
+
+def test_truth_never_unpickles() -> None:
+    import io
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("a pickle ran",))
+
+    buffer = io.BytesIO()
+    evil = np.array([Payload()], dtype=object)
+    np.savez(buffer, images=evil, logits=evil, roles=evil, names=evil, allow_pickle=True)
+    with pytest.raises(BundleError, match=r"truth.npz is damaged"):
+        Truth.from_bytes(buffer.getvalue(), bits=16, image_shape=SHAPE)
