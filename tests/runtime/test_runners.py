@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,32 @@ def test_other_widths_and_fixed_batches_are_refused(toy_model: Callable[..., byt
         make_runner(toy_model(weight, (5, 4, 3)))
     with pytest.raises(BundleError, match="batch axis of images must be free, got 2"):
         make_runner(toy_model(weight, (4, 5, 3), batch=2))
+
+
+@pytest.mark.parametrize("where", ["here.bin", "../here.bin", "absolute", "/etc/passwd"])
+def test_weights_outside_the_file_are_never_read(
+    toy_model: Callable[..., bytes],
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnx
+
+    weight = np.ones((60, 16), np.float32)
+    model = onnx.load_model_from_string(toy_model(weight, (4, 5, 3)))
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "here.bin", tmp_path / "folder" / "here.bin"):
+        place.write_bytes(weight.tobytes())
+    monkeypatch.chdir(tmp_path / "folder")
+    tensor = next(t for t in model.graph.initializer if t.name == "weight")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    location = str(tmp_path / "here.bin") if where == "absolute" else where
+    for key, value in {"location": location, "offset": "0", "length": "3840"}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    with pytest.raises(BundleError, match=r"m.onnx cannot be loaded by ONNX Runtime"):
+        make_runner(model.SerializeToString())
 
 
 def test_importing_runners_imports_neither_onnxruntime_nor_torch() -> None:

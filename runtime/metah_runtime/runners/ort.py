@@ -92,7 +92,10 @@ def _session(ort: Any, model: bytes, *, device: str, threads: int | None, name: 
         )
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.enable_profiling = False
+    # External data is looked for in a place that cannot exist, never in the working folder.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", "/dev/null/metah"
+    )
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
