@@ -90,7 +90,8 @@ class Config:
         if self.method not in METHODS:
             raise ConfigError(f"method must be one of {_listed(METHODS)}, got {self.method!r}")
         if type(self.options) is Options:
-            object.__setattr__(self, "options", method_class(self.method).options_type())
+            chosen = method_class(self.method)
+            object.__setattr__(self, "options", chosen.options_type(**chosen.preset({})))
         if type(self.options) is not method_class(self.method).options_type:
             raise ConfigError(f"options of {self.method} must be {_options_name(self.method)}")
         check_bits(self.bits)
@@ -104,7 +105,7 @@ class Config:
         within(self, "batch", 2)
         if self.steps is not None:
             within(self, "steps", 1)
-        for name in ("seed", "shift", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
+        for name in ("shift", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
             within(self, name, 0)
         within(self, "seed", 0, 2**32 - 1)
         within(self, "data_seed", 0, 2**32 - 1)
@@ -211,6 +212,9 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not TOML: {error}") from None
     directions = table.get("direction", {})
+    tables = directions.values() if isinstance(directions, dict) else [directions]
+    if not all(isinstance(layer, dict) for layer in tables):
+        raise ConfigError(f"direction must be tables [direction.NAME] in a recipe ({recipe})")
     for layer in ({k: v for k, v in table.items() if k != "direction"}, *directions.values()):
         _check_layer(layer, str(recipe))
     return table
