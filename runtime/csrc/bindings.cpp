@@ -3,14 +3,13 @@
 #include <nanobind/ndarray.h>
 
 #include <algorithm>
-#include <optional>
 #include <stdexcept>
 #include <utility>
 
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
+#include "kernel.h"
 #include "search.h"
 
 namespace nb = nanobind;
@@ -41,23 +40,26 @@ Array<T> empty(std::initializer_list<size_t> shape) {
 
 class Index {
   public:
-    Index(Codes codes, std::optional<Ids> ids, std::optional<Removed> removed)
+    Index(Codes codes, Ids ids, Removed removed)
         : codes_(codes), ids_(ids), removed_(removed) {
+        db_.kernels = &metah::pick_kernels();
         db_.codes = codes.data();
         db_.rows = codes.shape(0);
         db_.width = codes.shape(1);
         if (db_.width < 1 || db_.width > 128) throw std::invalid_argument("width must be 1..128");
         if (db_.rows >= UINT32_MAX) throw std::invalid_argument("at most 2^32 - 2 rows");
-        if (ids && ids->shape(0) != db_.rows) throw std::invalid_argument("ids: one a row");
-        if (removed && removed->shape(0) != db_.rows)
+        if (ids.is_valid() && ids.shape(0) != db_.rows) throw std::invalid_argument("ids: one a row");
+        if (removed.is_valid() && removed.shape(0) != db_.rows)
             throw std::invalid_argument("removed: one a row");
-        db_.ids = ids ? ids->data() : nullptr;
-        db_.removed = removed ? reinterpret_cast<const uint8_t*>(removed->data()) : nullptr;
+        db_.ids = ids.is_valid() ? ids.data() : nullptr;
+        if (removed.is_valid())
+            db_.removed = reinterpret_cast<const uint8_t*>(removed.data());
         db_.alive = db_.rows;
-        if (removed)
+        if (removed.is_valid())
             db_.alive -= std::count(db_.removed, db_.removed + db_.rows, uint8_t{1});
     }
 
+    const char* simd() const { return db_.kernels->name; }
     size_t alive() const { return db_.alive; }
 
     std::pair<Array<int64_t>, Array<int32_t>> search(Codes queries, uint64_t k, int threads) {
@@ -100,8 +102,8 @@ class Index {
     }
 
     Codes codes_;  // keep the borrowed arrays alive
-    std::optional<Ids> ids_;
-    std::optional<Removed> removed_;
+    Ids ids_;
+    Removed removed_;
     metah::Database db_;
 };
 
@@ -110,8 +112,9 @@ class Index {
 NB_MODULE(_native, m) {
     m.doc() = "Native search core of metah_runtime.";
     nb::class_<Index>(m, "Index")
-        .def(nb::init<Codes, std::optional<Ids>, std::optional<Removed>>(), nb::arg("codes"),
+        .def(nb::init<Codes, Ids, Removed>(), nb::arg("codes"),
              nb::arg("ids").none(), nb::arg("removed").none())
+        .def_prop_ro("simd", &Index::simd)
         .def_prop_ro("alive", &Index::alive)
         .def("search", &Index::search)
         .def("range_search", &Index::range_search)

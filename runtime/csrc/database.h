@@ -5,6 +5,8 @@
 
 namespace metah {
 
+struct Kernels;
+
 struct Database {
     const uint8_t* codes = nullptr;    // (rows, width), as on disk; never written, never copied
     const int64_t* ids = nullptr;      // (rows,) strictly ascending; null: the row number
@@ -12,6 +14,7 @@ struct Database {
     size_t rows = 0;
     size_t alive = 0;  // rows that are not removed
     size_t width = 0;  // bytes of a code
+    const Kernels* kernels = nullptr;
     int bits() const { return static_cast<int>(width) * 8; }
     int64_t id(size_t row) const { return ids ? ids[row] : static_cast<int64_t>(row); }
     bool gone(size_t row) const { return removed && removed[row]; }

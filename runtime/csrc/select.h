@@ -3,12 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace metah {
+#include "kernel.h"
 
-struct Hit {
-    uint32_t row;
-    uint32_t distance;
-};
+namespace metah {
 
 // A hit is wanted while its distance is <= bound(). A histogram over the distances tells when the
 // wanted ones reach k: then the bound drops below the largest kept distance, so that later rows

@@ -1,0 +1,43 @@
+// What every instruction set implements: one scan over rows for a block of queries.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace metah {
+
+struct Hit {
+    uint32_t row;
+    uint32_t distance;
+};
+
+// Compares rows first..last-1 with every query and reports each row whose distance is <= the
+// query's bound. `bounds` is read anew as the scan goes on, so a consumer may lower it; a hit above
+// a bound that fell since may still be reported.
+struct Scan {
+    const uint8_t* codes;  // row 0; `end` is one past the last readable byte
+    const uint8_t* end;
+    size_t width;  // bytes of a code
+    size_t first, last;
+    const uint8_t* queries;  // (count, width)
+    uint32_t count;          // 1..kMaxQueries
+    const int32_t* bounds;   // (count,) >= 0
+    // Called with 1..n hits of one query, rows ascending, also from call to call.
+    void (*consume)(void* context, uint32_t query, const Hit* hits, uint32_t n);
+    void* context;
+};
+
+constexpr uint32_t kMaxQueries = 1024;
+
+struct Kernels {
+    const char* name;
+    void (*scan)(const Scan&);
+};
+
+// A buffer of this thread, 64-byte aligned, valid until its next call.
+unsigned char* scratch(size_t bytes);
+
+// The kernels of METAH_SIMD (portable, avx2, avx512), without it the fastest that this CPU runs.
+// Throws std::runtime_error for an unknown name and for one that the CPU lacks.
+const Kernels& pick_kernels();
+
+}  // namespace metah

@@ -1,0 +1,82 @@
+// Shared by the kernels of all instruction sets. Each is compiled with its own flags, so everything
+// here lives in the namespace METAH_ISA: the linker must never mix the copies.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "kernel.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace metah {
+namespace METAH_ISA {
+
+// Two planes x, y of equal weight, kept as (x, x ^ y). Adding two such pairs to a sum then takes 8
+// operations instead of the 10 of two full adders (the MDFA block of Demenkov, Kojevnikov, Kulikov
+// and Yaroslavtsev, "New upper bounds on the Boolean circuit complexity of symmetric functions",
+// Information Processing Letters 110, 2010).
+template <class V>
+struct XorPair {
+    V x, p;
+    static INLINE XorPair of(V x, V y) { return {x, x ^ y}; }
+    INLINE V second() const { return p; }
+    static INLINE XorPair stored(V x, V p) { return {x, p}; }
+    INLINE V any() const { return x | p; }
+    // sum += x + y; returns the carry.
+    INLINE V add_to(V& sum) const {
+        V low = sum ^ p;
+        V carry = low ^ (p | (x ^ sum));
+        sum = low;
+        return carry;
+    }
+    // sum += a + b; returns the two carries.
+    static INLINE XorPair add(V& sum, const XorPair& a, const XorPair& b) {
+        V low = sum ^ a.p;
+        V either = a.p | (a.x ^ sum);
+        sum = low ^ b.p;
+        return {low ^ either, either ^ (~b.p & (b.x ^ low))};
+    }
+};
+
+// Cuts aligned arrays from one buffer.
+struct Carve {
+    unsigned char* at;
+    template <class T>
+    INLINE T* take(size_t n) {
+        T* out = reinterpret_cast<T*>(at);
+        at += (n * sizeof(T) + 63) / 64 * 64;
+        return out;
+    }
+};
+
+// Byte 8w.. of a row as a little-endian word, zeros past the row's end. Reads inside [row, end).
+INLINE uint64_t load_word(const uint8_t* row, size_t width, size_t w, const uint8_t* end) {
+    uint64_t x = 0;
+    size_t at = 8 * w;
+    if (at + 8 <= width) {
+        std::memcpy(&x, row + at, 8);
+        return x;
+    }
+    if (width >= 8) {
+        std::memcpy(&x, row + width - 8, 8);
+        return x >> 8 * (at + 8 - width);
+    }
+    if (row + 8 <= end) {
+        std::memcpy(&x, row, 8);
+        return x & ((uint64_t{1} << 8 * width) - 1);
+    }
+    for (size_t i = 0; i < width; ++i) x |= static_cast<uint64_t>(row[i]) << 8 * i;
+    return x;
+}
+
+INLINE uint32_t row_distance(const uint8_t* row, const uint64_t* query, size_t width,
+                             const uint8_t* end) {
+    uint32_t sum = 0;
+    for (size_t w = 0; w < (width + 7) / 8; ++w)
+        sum += static_cast<uint32_t>(
+            __builtin_popcountll(load_word(row, width, w, end) ^ query[w]));
+    return sum;
+}
+
+}  // namespace METAH_ISA
+}  // namespace metah
