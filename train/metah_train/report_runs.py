@@ -1,0 +1,63 @@
+"""A report over run folders: open the runs, encode the same queries and database by each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metah_runtime import console
+from metah_runtime.codes import Codes
+from metah_runtime.errors import ConfigError
+from metah_train.checkpoint import Run
+from metah_train.data import ImageSet, load_split
+from metah_train.evaluate import encode
+from metah_train.report import Report, compare
+
+TITLES = {"lsh": "LSH", "source": "source only", "tah": "TAH", "metah-e": "METAH-e"}
+
+
+def compare_runs(paths: Sequence[Path], *, queries: int = 10, k: int = 10) -> Report:
+    """Return the report of finished runs, in the order given.
+
+    Raises RunError for a run that cannot be opened, ConfigError for runs of different data,
+    directions, preprocessing or code lengths.
+    """
+    runs = [Run.open(path) for path in paths]
+    first = runs[0]
+    for run in runs[1:]:
+        for name, ours, theirs in (
+            ("data", first.data, run.data),
+            ("direction", first.direction, run.direction),
+            ("bits", first.config.bits, run.config.bits),
+            ("preprocess", first.preprocess, run.preprocess),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"the runs of a report must agree: {name} is {ours} in {first.path}, "
+                    f"{theirs} in {run.path}"
+                )
+    split = load_split(first.data, first.direction, preprocess=first.preprocess)
+    names = method_names(runs)
+    codes: dict[str, tuple[Codes, Codes]] = {}
+    for name, run in console.progress(list(zip(names, runs, strict=True)), "encode", unit="runs"):
+        codes[name] = _codes(run, split.query), _codes(run, split.database)
+    return compare(
+        codes,
+        split.query,
+        split.database,
+        title=f"{split.name} {split.direction}, {first.config.bits} bits",
+        class_names=split.class_names,
+        queries=queries,
+        k=k,
+    )
+
+
+def method_names(runs: Sequence[Run]) -> list[str]:
+    """Return one name a run: its method, with its folder where a method comes twice."""
+    names = [TITLES.get(run.config.method, run.config.method.upper()) for run in runs]
+    return [
+        f"{name} ({run.path})" if names.count(name) > 1 else name
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _codes(run: Run, images: ImageSet) -> Codes:
+    return encode(run.model, images)[0]
