@@ -10,15 +10,15 @@ import math
 import torch
 from torch.nn import functional
 
-FORMS = ("released", "paper", "cauchy")
+FORMS = ("released", "paper", "cauchy", "product")
 
 
-def shared_label(labels: torch.Tensor) -> torch.Tensor:
-    """s_ij: (n,) int64 or (n, C) multi-hot labels -> (n, n) bool."""
+def shared_label(labels: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+    """s_ij: (n,) int64 or (n, C) multi-hot labels -> (n, n) bool; with m ``other``, (n, m)."""
+    other = labels if other is None else other
     if labels.ndim == 1:
-        return labels[:, None] == labels[None, :]
-    hot = labels.to(torch.float32)
-    return hot @ hot.T > 0
+        return labels[:, None] == other[None, :]
+    return labels.to(torch.float32) @ other.to(torch.float32).T > 0
 
 
 def squared_distances(h: torch.Tensor) -> torch.Tensor:
@@ -34,14 +34,17 @@ def pairwise_loss(
     balance: bool = False,
     alpha: float = 2.0,
     gamma: float = 8.0,
+    scale: float = 1.0,
 ) -> torch.Tensor:
-    """Return one of the three forms by name; see ``released``, ``paper`` and ``cauchy``."""
+    """Return a form by name; see ``released``, ``paper``, ``cauchy`` and ``product``."""
     if form == "released":
         return released(h, similar, balance=balance)
     if form == "paper":
         return paper(h, similar, alpha=alpha, balance=balance)
     if form == "cauchy":
         return cauchy(h, similar, gamma=gamma, balance=balance)
+    if form == "product":
+        return product(h, similar, scale=scale, balance=balance)
     raise ValueError(f"form must be one of {FORMS}, got {form!r}")
 
 
@@ -85,6 +88,29 @@ def cauchy(
     dissimilar_loss = torch.log1p(gamma / distance)
     loss = torch.where(similar, similar_loss, dissimilar_loss)
     return _mean(loss, similar, _off_diagonal(h), balance)
+
+
+def product(
+    h: torch.Tensor, similar: torch.Tensor, *, scale: float = 1.0, balance: bool = False
+) -> torch.Tensor:
+    """Logistic loss of inner products (Zhu et al., Deep Hashing Network, AAAI 2016).
+
+    l_ij = log(1 + exp(x_ij)) - s_ij x_ij, x_ij = scale <h_i, h_j>; mean over all n^2 pairs, i = j
+    included. h: (n, b); similar: (n, n) bool.
+    """
+    loss = product_losses(h, h, similar, scale=scale)
+    return _mean(loss, similar, torch.ones_like(similar), balance)
+
+
+def product_losses(
+    h: torch.Tensor, other: torch.Tensor, similar: torch.Tensor, *, scale: float = 1.0
+) -> torch.Tensor:
+    """l_ij of ``product`` between two sets: (n, b), (m, b), (n, m) bool -> (n, m).
+
+    softplus(-x) where similar, softplus(x) where not: no overflow for any x.
+    """
+    x = scale * h @ other.T
+    return functional.softplus(torch.where(similar, -x, x))
 
 
 def _off_diagonal(h: torch.Tensor) -> torch.Tensor:
