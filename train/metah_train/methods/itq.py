@@ -1,0 +1,102 @@
+"""Iterative quantisation: principal components, rotated to lie close to binary codes.
+
+    V = (X - mean) W;  min over B in {-1, 1}^{n x b}, R^T R = I of || B - V R ||_F^2
+    B = sign(V R);  U S T^T = svd(B^T V);  R = T U^T
+
+Gong and Lazebnik, Iterative Quantization: A Procrustean Approach to Learning Binary Codes, CVPR
+2011. The head is one linear layer: weight (W R)^T, bias -mean W R.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from metah_runtime.errors import ConfigError, DataError
+from metah_train.config import Config, Options, one_of, within
+from metah_train.methods.base import ShallowMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class ITQOptions(Options):
+    """``iterations`` of the alternation; ``fit_on``: source, target or both training sets."""
+
+    section: ClassVar[str] = "itq"
+
+    iterations: int = 50
+    fit_on: str = "source"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "iterations", 1)
+        one_of(self, "fit_on", ("source", "target", "both"))
+
+
+def signs(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sign(x) with sign(0) = +1."""
+    return np.where(x >= 0, 1.0, -1.0)
+
+
+def rotation_step(V: NDArray[np.float64], R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One alternation: B = sign(V R), then the rotation R that minimises || B - V R ||_F.
+
+    V: (n, b); R: (b, b) orthogonal -> (b, b) orthogonal.
+    """
+    U, _, Th = np.linalg.svd(signs(V @ R).T @ V)
+    rotation: NDArray[np.float64] = Th.T @ U.T
+    return rotation
+
+
+class ITQ(ShallowMethod[ITQOptions]):
+    """logits = (x - mean) W R."""
+
+    title = "ITQ"
+    source = "Gong and Lazebnik, Iterative Quantization, CVPR 2011"
+    options_type = ITQOptions
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise ConfigError if there are more bits than features: each bit needs a component."""
+        if config.features < config.bits:
+            raise ConfigError(
+                f"itq needs features >= bits, got {config.features} features for {config.bits} "
+                f"bits; fix: --set features={config.bits}"
+            )
+
+    @classmethod
+    def build_head(cls, config: Config) -> nn.Module:
+        """One linear layer."""
+        return nn.Linear(config.features, config.bits)
+
+    @property
+    def fit_on(self) -> str:
+        """The domains whose features are quantised."""
+        return self.options.fit_on
+
+    def fit(self, features: torch.Tensor, labels: torch.Tensor | None) -> None:  # noqa: ARG002
+        """Fit mean, W and R in float64; raises DataError if the features' rank is below b."""
+        from sklearn.decomposition import PCA
+
+        bits = self.config.bits
+        X = features.double().cpu().numpy()
+        noise = max(X.shape) * np.finfo(np.float32).eps
+        rank = int(np.linalg.matrix_rank(X - X.mean(0), rtol=noise))
+        if rank < bits:
+            raise DataError(
+                f"itq: the {len(X)} training features span {rank} dimensions, {bits} bits need "
+                f"{bits}; fix: fewer bits, or more images"
+            )
+        pca = PCA(n_components=bits, svd_solver="full").fit(X)
+        V = pca.transform(X)
+        R = np.linalg.svd(torch.randn(bits, bits, dtype=torch.float64).numpy())[0]
+        for _ in range(self.options.iterations):
+            R = rotation_step(V, R)
+        weight = (pca.components_.T @ R).T
+        head = self.model.head
+        assert isinstance(head, nn.Linear)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
