@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, tuple[str, str]] = {
     "lsh": ("lsh", "LSH"),
+    "sh": ("sh", "SH"),
+    "itq": ("itq", "ITQ"),
+    "ksh": ("ksh", "KSH"),
+    "sdh": ("sdh", "SDH"),
+    "cnnh": ("cnnh", "CNNH"),
+    "dnnh": ("dnnh", "DNNH"),
+    "dhn": ("dhn", "DHN"),
+    "hashnet": ("hashnet", "HashNet"),
+    "thn": ("thn", "THN"),
     "source": ("metah", "Source"),
     "tah": ("metah", "TAH"),
     "metah-e": ("metah", "METAHe"),
