@@ -41,7 +41,7 @@ def make_split() -> MakeSplit:
                 x[i, start : start + 4, :, 0] += np.uint8(150 - 15 * gap * domain)
             labels = y.astype(np.int64)
             if corrupt and domain:
-                labels = rng.permutation(labels)
+                labels = np.random.default_rng(1).permutation(labels)
             if multi_label:
                 labels = np.eye(3, dtype=np.uint8)[labels]
                 labels[:, 0] |= labels[:, 1]
