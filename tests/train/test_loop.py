@@ -192,6 +192,7 @@ def test_a_set_smaller_than_a_batch_is_named(make_split: Any, tmp_path: Path) ->
         fit(config(), make_split(source=9), tmp_path / "a")
     with pytest.raises(DataError, match=r"target training set has 9 .*fix: --set batch=4"):
         fit(config(), make_split(target=9), tmp_path / "b")
+    assert not any(tmp_path.iterdir())
     fit(config("source"), make_split(target=9), tmp_path / "c")  # reads no target batch
 
 

@@ -50,17 +50,15 @@ def fit(
     """
     out = Path(out)
     task = task_of(split)
-    finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
-    if finished is not None:
-        return finished
+    device = _device(config.device)
     with _threads(config.threads):
-        device = _device(config.device)
         seed_step(config.seed, "initial", 0)
         method = method_class(config.method)(config, task).to(device)
-        if isinstance(method, DeepMethod):
-            trained: DeepMethod[Any] = method
-        else:
-            trained = SourceClassifier(method)
+        trained = method if isinstance(method, DeepMethod) else SourceClassifier(method)
+        check_sizes(trained, split)
+        finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
+        if finished is not None:
+            return finished
         steps = train(trained, split, out, resume=resume, report=report)
         if isinstance(method, ShallowMethod):
             fit_shallow(method, split)
@@ -118,6 +116,18 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
     return True
 
 
+def check_sizes(method: DeepMethod[Any], split: "Split") -> None:
+    """Raise DataError if a training set that the method reads does not fill one batch."""
+    batch = method.config.batch
+    for name in ("source", "target") if method.uses_target else ("source",):
+        size = len(getattr(split, f"{name}_train"))
+        if size < batch:
+            raise DataError(
+                f"the {name} training set has {size} images, a batch takes {batch}; "
+                f"fix: --set batch={max(2, size // 2)}"
+            )
+
+
 def train(
     method: DeepMethod[Any],
     split: "Split",
@@ -133,8 +143,7 @@ def train(
     config = method.config
     source, target = split.source_train, split.target_train
     labels = labels_of(source, method.task)
-    target_size = len(target) if method.uses_target else None
-    epoch = _epoch_length(config, len(source), target_size)
+    epoch = len(source) // config.batch
     total = config.steps or config.epochs * epoch
     method.prepare(source)
     method.train()
@@ -152,8 +161,8 @@ def train(
         rows = batch_rows(len(source), config.batch, step, config.seed, "source")
         images = torch.from_numpy(source.load(rows)).to(device)
         target_images = None
-        if target_size is not None:
-            target_rows = batch_rows(target_size, config.batch, step, config.seed, "target")
+        if method.uses_target:
+            target_rows = batch_rows(len(target), config.batch, step, config.seed, "target")
             target_images = torch.from_numpy(target.load(target_rows)).to(device)
         batch = Batch(
             source=images,
@@ -235,16 +244,6 @@ def task_of(split: "Split") -> Task:
         classes=classes,
         multi_label=labels.ndim == 2,
     )
-
-
-def _epoch_length(config: Config, source: int, target: int | None) -> int:
-    for name, size in (("source", source), ("target", target)):
-        if size is not None and size < config.batch:
-            raise DataError(
-                f"the {name} training set has {size} images, a batch takes {config.batch}; "
-                f"fix: --set batch={max(2, size // 2)}"
-            )
-    return source // config.batch
 
 
 def _truncated_log(path: Path, step: int) -> list[str]:
