@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metah_runtime import console
+from metah_train.methods import METHODS
 
 if TYPE_CHECKING:
     from metah_train.config import Config
@@ -26,7 +27,7 @@ _EVALUATION_ROWS = {
 @click.command()
 @click.option("--data", help="digits, or folder:SRC_DIR:TGT_DIR.  [default: digits]")
 @click.option("--direction", help="Which domain is the source; see metah-train data info.")
-@click.option("--method", help="lsh, source, tah, metah-e or metah.  [default: metah]")
+@click.option("--method", help=f"{', '.join(METHODS)}.  [default: metah]")
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option(
