@@ -167,7 +167,9 @@ def test_entropy_weight_rises_over_its_ramp() -> None:
 def test_multi_label_data_trains_and_separates(head: str, make_split: Any, tmp_path: Path) -> None:
     split = make_split(multi_label=True)
     run = fit(
-        load("digits", {}, [*QUICK, "epochs=8", f"objective.multilabel_head={head}"]), split, tmp_path / "run"
+        load("digits", {}, [*QUICK, "epochs=8", f"objective.multilabel_head={head}"]),
+        split,
+        tmp_path / "run",
     )
     codes, _ = encode(run.model, split.query)
     found = metrics.evaluate(codes, split.query.labels, codes, split.query.labels)
