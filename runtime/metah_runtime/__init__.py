@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from metah_runtime.bundle import Bundle
     from metah_runtime.encoder import Encoder
+    from metah_runtime.index import Index
     from metah_runtime.results import Matches, RangeMatches
     from metah_runtime.search import CodeIndex
 
-__all__ = ["Bundle", "CodeIndex", "Encoder", "Matches", "RangeMatches"]
+__all__ = ["Bundle", "CodeIndex", "Encoder", "Index", "Matches", "RangeMatches"]
 
 _HOME = {
     "Bundle": "metah_runtime.bundle",
     "CodeIndex": "metah_runtime.search",
     "Encoder": "metah_runtime.encoder",
+    "Index": "metah_runtime.index",
     "Matches": "metah_runtime.results",
     "RangeMatches": "metah_runtime.results",
 }

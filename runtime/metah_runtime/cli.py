@@ -1,11 +1,25 @@
-"""The command metah-search."""
+"""The command metah-search. Its sub-commands are imported when they run."""
 
 import click
 
 from metah_runtime import console
 
+_HERE = "metah_runtime.commands"
+_INDEX = "metah_runtime.index.commands"
 
-@click.group(cls=console.Group)
+COMMANDS = {
+    "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
+    "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
+    "info": (f"{_INDEX}:info", "Show what an index holds."),
+    "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare checksums."),
+    "compact": (f"{_INDEX}:compact", "Merge segments and drop removed codes."),
+    "remove": (f"{_INDEX}:remove", "Remove codes by id."),
+    "export": (f"{_INDEX}:export", "Write codes, ids and paths to a file."),
+    "import": (f"{_INDEX}:import_", "Add codes from a file."),
+}
+
+
+@click.group(cls=console.Group, lazy=COMMANDS)
 @console.version_option()
 def cli() -> None:
     """Index images by their binary codes and search them exactly."""

@@ -75,7 +75,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def run(group: click.Group, program: str, args: Sequence[str] | None = None) -> NoReturn:
+def run(command: click.Command, program: str, args: Sequence[str] | None = None) -> NoReturn:
     """Run a command to its exit status: 0 done, 1 failed, 2 usage, 130 SIGINT, 143 SIGTERM.
 
     args: default sys.argv[1:]. A MetahError, a usage error or an error of the operating system
@@ -83,7 +83,7 @@ def run(group: click.Group, program: str, args: Sequence[str] | None = None) -> 
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = group.main(
+        status = command.main(
             args=None if args is None else list(args), prog_name=program, standalone_mode=False
         )
         sys.stdout.flush()

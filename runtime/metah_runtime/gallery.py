@@ -10,10 +10,13 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metah_runtime.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,23 +44,40 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A query and its neighbours, nearest first; note: a remark beside the heading."""
+class Answer:
+    """What one of several methods finds for a query, nearest first."""
 
-    query: Tile
+    heading: str
     neighbours: Sequence[Tile]
-    heading: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A query and its neighbours, nearest first; note: a remark beside the heading.
+
+    answers: instead of ``neighbours``, the neighbours that each of several methods finds.
+    """
+
+    query: Tile
+    neighbours: Sequence[Tile] = ()
+    heading: str = ""
+    note: str = ""
+    answers: Sequence[Answer] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """A page of rows; facts: (name, value) pairs under the title; bits: length of a code."""
+    """A page of rows; facts: (name, value) pairs under the title; bits: length of a code.
+
+    table: rows of text under the facts, the first one the column names; numbers to the right.
+    """
 
     title: str
     rows: Sequence[Row]
     bits: int
     facts: Sequence[tuple[str, str]] = ()
+    table: Sequence[Sequence[str]] = ()
 
 
 def picture(image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE) -> str:
@@ -100,6 +120,22 @@ def file_picture(path: str | os.PathLike[str], size: int = PICTURE_SIZE) -> str:
     return picture(load_image(path, Preprocess(height=height, width=width)), size)
 
 
+def file_tile(path: str | None, *, missing: str = "no image", distance: int | None = None) -> Tile:
+    """Return the tile of an image file; one that cannot be read shows the reason.
+
+    path: None for a code without a file, which shows ``missing``.
+    """
+    if path is None:
+        return Tile(picture=None, label="", name=missing, missing=missing, distance=distance)
+    name = Path(path).name
+    try:
+        shown = file_picture(path)
+    except ImageError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        return Tile(picture=None, label=name, name=path, missing=reason, distance=distance)
+    return Tile(picture=shown, label=name, name=path, distance=distance)
+
+
 def render(gallery: Gallery) -> str:
     """Return the gallery as one HTML document (UTF-8 once encoded)."""
     facts = "".join(
@@ -117,7 +153,7 @@ def render(gallery: Gallery) -> str:
 <style>{_STYLE}</style>
 </head>
 <body>
-<header><h1>{_text(gallery.title)}</h1><dl>{facts}</dl></header>
+<header><h1>{_text(gallery.title)}</h1><dl>{facts}</dl>{_table(gallery.table)}</header>
 <main>
 {rows}
 </main>
@@ -130,10 +166,35 @@ def _row(row: Row, bits: int) -> str:
     heading = f"<h2>{_text(row.heading)}</h2>" if row.heading else ""
     note = f'<p class="note">{_text(row.note)}</p>' if row.note else ""
     top = f'<div class="top">{heading}{note}</div>' if heading or note else ""
-    tiles = "".join(f"<li>{_tile(tile, bits)}</li>" for tile in row.neighbours)
-    found = f"<ol>{tiles}</ol>" if tiles else '<p class="empty">No code within reach.</p>'
+    if row.answers:
+        parts = "".join(
+            f'<div class="top"><h3>{_text(answer.heading)}</h3>'
+            f'<p class="note">{_text(answer.note)}</p></div>{_list(answer.neighbours, bits)}'
+            for answer in row.answers
+        )
+        found = f'<div class="answers">{parts}</div>'
+    else:
+        found = _list(row.neighbours, bits)
     query = f'<div class="query">{_tile(row.query, bits)}</div>'
     return f'<section>{top}<div class="row">{query}{found}</div></section>'
+
+
+def _list(tiles: Sequence[Tile], bits: int) -> str:
+    items = "".join(f"<li>{_tile(tile, bits)}</li>" for tile in tiles)
+    return f"<ol>{items}</ol>" if items else '<p class="empty">No code within reach.</p>'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows[1:]
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _tile(tile: Tile, bits: int) -> str:
@@ -204,6 +265,18 @@ ol {
   flex: 1; display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr));
   gap: .8rem; margin: 0; padding: 0; list-style: none;
 }
+.answers { flex: 1; }
+.answers ol {
+  grid-template-columns: repeat(auto-fit, minmax(5rem, 1fr)); margin: 0 0 1.1rem;
+}
+.answers ol:last-child { margin: 0; }
+.answers .top { margin: 0 0 .35rem; }
+h3 { margin: 0; font-size: .9rem; font-weight: 600; overflow-wrap: anywhere; }
+table { margin: 0 0 1.75rem; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child { text-align: left; }
+thead th { color: var(--soft); font-size: .8rem; font-weight: 400; }
+tbody th { font-weight: 600; }
 .empty { margin: 0; color: var(--soft); align-self: center; }
 figure { margin: 0; }
 .frame {

@@ -1,0 +1,1 @@
+"""The commands of metah-search that run the model."""

@@ -1,0 +1,175 @@
+"""metah-search add: images -> codes -> an index on disk."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from metah_runtime import console
+from metah_runtime.codes import Codes
+from metah_runtime.commands.model import BUNDLE, model_options, open_encoder, remembered
+from metah_runtime.encoder import BadImage, Encoder, check_batch, check_workers
+from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.files import write_bytes
+from metah_runtime.images import find_images
+from metah_runtime.index import Index
+
+CHUNK = 65_536
+"""Codes that are committed at once: a run that is killed loses at most about so many."""
+
+SHOWN_ERRORS = 5
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@model_options
+@click.option("--batch", type=int, default=64, show_default=True, help="images a model run")
+@click.option("--workers", type=int, help="decoding threads [default: all cores]")
+@click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
+@click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def add(
+    index: Path,
+    paths: Sequence[Path],
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+    batch: int,
+    workers: int | None,
+    strict: bool,
+    errors: Path | None,
+    as_json: bool,
+) -> None:
+    """Encode the images in PATHS (files and folders) and add their codes to INDEX.
+
+    INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute, with
+    links in folders resolved. A file that INDEX already holds by its path is passed over, so a
+    run that was cut off can be started again. A file that cannot be used is reported and does not
+    stop the run.
+
+    \b
+    metah-search add photos.index --bundle model.bundle photos/
+    """
+    check_batch(batch)
+    check_workers(workers)
+    if errors is not None and not errors.absolute().parent.is_dir():
+        raise ConfigError(f"--errors {errors}: folder {errors.parent} does not exist")
+    store = Index.open(index) if os.path.lexists(index) else None
+    if store is None and bundle is None:
+        raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
+    encoder = open_encoder(index, store, bundle, device, threads)
+    found = _stored_names(find_images(paths))
+    if not found:
+        raise DataError(f"no image in {' '.join(map(str, paths))}; fix: name files or a folder")
+    known = set() if store is None else _known_paths(store)
+    files = [path for path in found if path not in known]
+    total, bad = _add_files(index, store, encoder, files, batch, workers)
+    if errors is not None:
+        _write_errors(errors, bad)
+    _warn_of(bad, len(files), errors)
+    if len(bad) == len(found):
+        raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
+    added = len(files) - len(bad)
+    if as_json:
+        console.print_json(
+            {
+                "index": index,
+                "added": added,
+                "already_there": len(found) - len(files),
+                "errors": [{"path": item.path, "reason": item.reason} for item in bad],
+                "images": total,
+                "bits": encoder.bits,
+            }
+        )
+    else:
+        skipped = f", {len(found) - len(files):,} were there already" if len(known) else ""
+        click.echo(
+            f"added {added:,} images to {console.printable(index)}{skipped}: "
+            f"{total:,} codes of {encoder.bits} bits"
+        )
+    if strict and bad:
+        raise DataError(f"{len(bad)} of {len(files)} files could not be used (--strict)")
+
+
+def _stored_names(paths: Iterable[Path]) -> list[str]:
+    """Return each path once: absolute, links in its folder resolved, its own name kept."""
+    folders: dict[Path, Path] = {}
+    names: dict[str, None] = {}
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        names[str(folders[path.parent] / path.name)] = None
+    return list(names)
+
+
+def _known_paths(store: Index) -> set[str]:
+    return {path for path in store.paths(store.ids()) if path is not None}
+
+
+def _add_files(
+    index: Path,
+    store: Index | None,
+    encoder: Encoder,
+    files: Sequence[str],
+    batch: int,
+    workers: int | None,
+) -> tuple[int, list[BadImage]]:
+    """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
+    bad: list[BadImage] = []
+    for paths, codes in _chunks(encoder, files, batch, workers, bad):
+        if store is None:
+            store = Index.create(
+                index,
+                bits=encoder.bits,
+                fingerprint=encoder.fingerprint,
+                model=encoder.bundle.path.resolve().name,
+                metadata={BUNDLE: str(encoder.bundle.path.resolve())},
+            )
+        store.add(codes, paths=paths)
+    if store is not None and (where := encoder.bundle.path.resolve()) != remembered(store):
+        store.set_metadata({**store.metadata, BUNDLE: str(where)})
+    return 0 if store is None else len(store), bad
+
+
+def _chunks(
+    encoder: Encoder,
+    files: Sequence[str],
+    batch: int,
+    workers: int | None,
+    bad: list[BadImage],
+) -> Iterator[tuple[list[str], Codes]]:
+    """Yield (paths, codes) of up to CHUNK files and a bit; bad files go to ``bad``."""
+    paths: list[str] = []
+    codes: list[Codes] = []
+    with console.progress_bar("encoding", len(files), "images") as advance:
+        for part in encoder.encode_files(files, batch=batch, workers=workers):
+            paths += part.paths
+            codes.append(part.codes)
+            bad += part.errors
+            advance(len(part.paths) + len(part.errors))
+            if len(paths) >= CHUNK:
+                yield paths, np.concatenate(codes)
+                paths, codes = [], []
+    if paths:
+        yield paths, np.concatenate(codes)
+
+
+def _write_errors(path: Path, bad: Iterable[BadImage]) -> None:
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["path", "reason"])
+    rows.writerows((item.path, item.reason) for item in bad)
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _warn_of(bad: Sequence[BadImage], total: int, listed: Path | None) -> None:
+    for item in bad[:SHOWN_ERRORS]:
+        console.warn(f"{console.printable(item.path)}: {item.reason}")
+    if len(bad) > SHOWN_ERRORS:
+        hint = f"{listed} lists all" if listed else "--errors FILE.csv lists all"
+        console.warn(f"{len(bad):,} of {total:,} files could not be used; {hint}")

@@ -1,0 +1,165 @@
+"""metah-search query: the codes of an index nearest to an image."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+import numpy as np
+
+from metah_runtime import console, gallery
+from metah_runtime.codes import Codes
+from metah_runtime.commands.model import model_options, open_encoder
+from metah_runtime.errors import ConfigError
+from metah_runtime.files import write_bytes
+from metah_runtime.index import Index
+from metah_runtime.search import check_k, check_radius
+
+SHOWN_TILES = 200
+
+Search: TypeAlias = tuple[str, int]
+"""How far to look: ("k", number of neighbours) or ("radius", bits)."""
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--code", "codes", multiple=True, metavar="HEX", help="search by a code instead")
+@click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
+@click.option("--radius", type=int, help="give all within this many bits")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
+)
+def query(
+    index: Path,
+    images: Sequence[Path],
+    codes: Sequence[str],
+    k: int | None,
+    radius: int | None,
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    html: Path | None,
+) -> None:
+    """Find the codes in INDEX nearest to those of IMAGES, in the order (distance, id).
+
+    \b
+    metah-search query photos.index cat.jpg -k 10 --html cat.html
+    metah-search query photos.index cat.jpg --radius 2 --json
+    metah-search query photos.index --code 0f3a99c01277
+    """
+    if k is not None and radius is not None:
+        raise ConfigError("give -k or --radius, not both")
+    if not images and not codes:
+        raise ConfigError("nothing to search for; fix: name images or give --code HEX")
+    search = (
+        ("k", check_k(10 if k is None else k))
+        if radius is None
+        else ("radius", check_radius(radius))
+    )
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {html}: folder {html.parent} does not exist")
+    store = Index.open(index)
+    packed = _query_codes(store, index, images, codes, bundle, device, threads)
+    names = [str(image) for image in images] + [None] * len(codes)
+    found = [
+        {"image": name, "code": bytes(code).hex(), "matches": matches}
+        for name, code, matches in zip(names, packed, _matches(store, packed, search), strict=True)
+    ]
+    if html is not None:
+        _write_gallery(html, store, index, found, search)
+    if as_json:
+        head = {"index": index, "bits": store.bits, "images": len(store)}
+        console.print_json({**head, search[0]: search[1], "queries": found})
+    elif html is None:
+        _print_tables(found, search)
+    else:
+        click.echo(f"wrote {console.printable(html)}")
+
+
+def _query_codes(
+    store: Index,
+    index: Path,
+    images: Sequence[Path],
+    codes: Sequence[str],
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+) -> Codes:
+    """Return the codes of the images, then those given in hex, (q, bits / 8) uint8."""
+    digits = store.bits // 4
+    for code in codes:
+        if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", code):
+            raise ConfigError(
+                f"--code must be {digits} hex digits, as {index} has {store.bits} bits, "
+                f"got {code!r}"
+            )
+    rows = [np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, store.bits // 8)]
+    if images:
+        encoder = open_encoder(index, store, bundle, device, threads)
+        rows.insert(0, encoder.encode(images))
+    return np.concatenate(rows)
+
+
+def _matches(store: Index, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
+    """Yield, for each query, its matches as dictionaries, nearest first."""
+    kind, value = search
+    if kind == "radius":
+        hits = iter(store.range_search(codes, value))
+    else:
+        nearest = store.search(codes, value)
+        hits = zip(nearest.ids, nearest.distances, strict=True)
+    for ids, distances in hits:
+        rows = zip(ids.tolist(), distances.tolist(), store.paths(ids), strict=True)
+        yield [{"id": i, "distance": d, "path": path} for i, d, path in rows]
+
+
+def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
+    kind, value = search
+    for item in found:
+        title = f"{console.printable(item['image'] or 'code')}  {item['code']}"
+        rows = [
+            (rank, hit["distance"], hit["id"], console.printable(hit["path"] or ""))
+            for rank, hit in enumerate(item["matches"], 1)
+        ]
+        if rows:
+            console.print_table(["rank", "distance", "id", "path"], rows, title)
+        else:
+            reach = "the index is empty" if kind == "k" else f"no code within {value} bits"
+            click.echo(f"{title}: {reach}")
+
+
+def _write_gallery(
+    file: Path, store: Index, index: Path, found: Sequence[dict[str, Any]], search: Search
+) -> None:
+    kind, value = search
+    page = gallery.Gallery(
+        title=f"Nearest images by {store.bits}-bit codes",
+        rows=[_row(item) for item in found],
+        bits=store.bits,
+        facts=[
+            ("Index", str(index.absolute())),
+            ("Images", f"{len(store):,}"),
+            ("Model", (store.fingerprint or "not stated")[:12]),
+            ("Search", f"{value} nearest" if kind == "k" else f"within {value} bits"),
+        ],
+    )
+    write_bytes(file, gallery.render(page).encode())
+
+
+def _row(item: dict[str, Any]) -> gallery.Row:
+    matches = item["matches"]
+    cut = f", the first {SHOWN_TILES} shown" if len(matches) > SHOWN_TILES else ""
+    return gallery.Row(
+        query=gallery.file_tile(item["image"], missing=item["code"]),
+        neighbours=[
+            gallery.file_tile(hit["path"], missing=f"id {hit['id']}", distance=hit["distance"])
+            for hit in matches[:SHOWN_TILES]
+        ],
+        heading=Path(item["image"]).name if item["image"] else item["code"],
+        note=f"{len(matches):,} found{cut}",
+    )
