@@ -178,3 +178,28 @@ def test_progress_passes_items_through(capsys: pytest.CaptureFixture[str]) -> No
         advance()
         advance(2)
     assert capsys.readouterr().err == ""
+
+
+def test_progress_shows_count_and_rate_on_a_terminal() -> None:
+    code = """
+from metah_runtime import console
+with console.progress_bar("encoding [x]", 12_000, "images") as advance:
+    advance(12_000)
+assert list(console.progress([1, 2], "steps", unit="steps")) == [1, 2]
+"""
+    ours, theirs = os.openpty()
+    os.set_inheritable(theirs, True)
+    size = {"COLUMNS": "100", "LINES": "20", "TERM": "xterm"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stderr=theirs, env={**os.environ, **size}, timeout=60
+        )
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0
+    assert "encoding [x]" in shown
+    assert "12000/12000" in shown
+    assert "images/s" in shown
+    assert "steps/s" in shown
