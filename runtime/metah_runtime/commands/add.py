@@ -87,7 +87,8 @@ def add(
             }
         )
     else:
-        skipped = f", {len(found) - len(files):,} were there already" if len(known) else ""
+        there = len(found) - len(files)
+        skipped = f", {there:,} were there already" if there else ""
         click.echo(
             f"added {added:,} images to {console.printable(index)}{skipped}: "
             f"{total:,} codes of {encoder.bits} bits"
