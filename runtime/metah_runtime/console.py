@@ -180,7 +180,7 @@ class Advance(Protocol):
     """What moves a progress bar on."""
 
     def __call__(self, n: int = 1, *, note: str = "", total: int | None = None) -> None:
-        """Count ``n`` items as done; show ``note`` after the label; set the total if given."""
+        """Count ``n`` items as done; show ``note`` below the bar; set the total if given."""
 
 
 @contextmanager
@@ -215,11 +215,21 @@ def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iter
         Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    below = ""
+
+    class Bar(Progress):
+        def get_renderables(self) -> Iterable[Any]:
+            yield from super().get_renderables()
+            if below:
+                yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
+
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
 
         def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
-            bar.update(task, advance=n, total=total, description=f"{label} {note}".rstrip())
+            nonlocal below
+            below = note or below
+            bar.update(task, advance=n, total=total)
 
         yield advance
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,27 @@ def test_a_users_mistake_is_one_line(
     assert message in found.stderr
     assert found.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_terminal_sees_the_loss_terms(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", "from metah_train.cli import main; main()", "fit"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run"), "--no-evaluate", *SETTINGS],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # the other side is closed
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    assert process.communicate() == (b"", None)
+    assert process.returncode == 0
+    for word in (b"11/11", b"step/s", b"pairwise 0.", b"entropy 2.", b"trained in"):
+        assert word in shown, word
 
 
 def test_a_negative_radius_is_refused(run: Path) -> None:

@@ -71,7 +71,7 @@ def fit(
 
         def report(step: int, total: int, terms: Mapping[str, float]) -> None:
             nonlocal done
-            note = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            note = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
             advance(step - done, note=note, total=total)
             done = step
 
