@@ -159,28 +159,28 @@ class TestCommand:
         assert "class '0' has 5 target images, too few for 30 queries" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
-    def test_stats(self, tmp_path: Path) -> None:
+    def test_info(self, tmp_path: Path) -> None:
         for place in ("s/0", "s/1", "t/0", "t/1"):
             (tmp_path / place).mkdir(parents=True)
             for row in range(40):
                 Image.new("L", (3, 2), 51).save(tmp_path / place / f"{row}.png")
         spec = f"folder:{tmp_path}/s:{tmp_path}/t"
-        done = command("stats", spec, "--direction", "tgt2src", "--seed", 3, "--json")
+        done = command("info", spec, "--direction", "tgt2src", "--seed", 3, "--json")
         assert done.returncode == 0
         value = json.loads(done.stdout)
         assert (value["data"], value["direction"], value["seed"]) == (spec, "tgt2src", 3)
         assert [row["images"] for row in value["sets"]] == [72, 8, 20, 60, 20]
         assert value["sets"][0]["pixel_mean"] == pytest.approx(0.2)
-        shown = command("stats", spec)
+        shown = command("info", spec)
         assert "source_train" in shown.stdout
         assert "0.200" in shown.stdout
 
     @pytest.mark.parametrize(
         ("args", "status", "message"),
         [
-            (("stats", "mnist"), 2, "data must be 'digits' or"),
-            (("stats", "digits", "--direction", "up"), 2, "direction must be one of"),
-            (("stats", "folder:/no/such:/place"), 1, "/no/such: no such folder"),
+            (("info", "mnist"), 2, "data must be 'digits' or"),
+            (("info", "digits", "--direction", "up"), 2, "direction must be one of"),
+            (("info", "folder:/no/such:/place"), 1, "/no/such: no such folder"),
             (("digits",), 2, "Missing option '--out'"),
             (("digits", "--out", "x", "--synthetic", "0"), 2, "--synthetic"),
         ],

@@ -17,24 +17,35 @@ TITLES = {"lsh": "LSH", "source": "source only", "tah": "TAH", "metah-e": "METAH
 def compare_runs(paths: Sequence[Path], *, queries: int = 10, k: int = 10) -> Report:
     """Return the report of finished runs, in the order given.
 
-    Raises RunError for a run that cannot be opened, ConfigError for runs of different data,
-    directions, preprocessing or code lengths.
+    Raises RunError for a run that cannot be opened, ConfigError for runs that differ in data,
+    direction, split, preprocessing or code length, or for one run given twice.
     """
+    for place, path in enumerate(paths):
+        if path.resolve() in {other.resolve() for other in paths[:place]}:
+            raise ConfigError(f"run {path} is given twice")
     runs = [Run.open(path) for path in paths]
     first = runs[0]
     for run in runs[1:]:
         for name, ours, theirs in (
             ("data", first.data, run.data),
             ("direction", first.direction, run.direction),
-            ("bits", first.config.bits, run.config.bits),
+            ("data_seed", first.config.data_seed, run.config.data_seed),
+            ("split", first.config.split, run.config.split),
             ("preprocess", first.preprocess, run.preprocess),
+            ("bits", first.config.bits, run.config.bits),
         ):
             if ours != theirs:
                 raise ConfigError(
                     f"the runs of a report must agree: {name} is {ours} in {first.path}, "
                     f"{theirs} in {run.path}"
                 )
-    split = load_split(first.data, first.direction, preprocess=first.preprocess)
+    split = load_split(
+        first.data,
+        first.direction,
+        seed=first.config.data_seed,
+        sizes=first.config.split,
+        preprocess=first.preprocess,
+    )
     names = method_names(runs)
     codes: dict[str, tuple[Codes, Codes]] = {}
     for name, run in console.progress(list(zip(names, runs, strict=True)), "encode", unit="runs"):

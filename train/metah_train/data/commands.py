@@ -40,10 +40,11 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
 @click.option("--direction", help="Default: the data set's first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
+def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 
-    DATA: digits, or folder:SRC_DIR:TGT_DIR.
+    DATA is digits (directions syn2real and real2syn) or folder:SRC_DIR:TGT_DIR (directions
+    src2tgt and tgt2src).
     """
     from metah_train.data import load_split
     from metah_train.data.splits import statistics
