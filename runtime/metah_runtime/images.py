@@ -9,6 +9,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -194,13 +195,11 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
 
 
 def _decode(file: BinaryIO, name: str, spec: Preprocess) -> NDArray[np.uint8]:
-    # The header is read under a lock: `catch_warnings` is not safe among threads.
     data = BytesIO(file.read())
     if not data.getbuffer().nbytes:
         raise ImageError(f"{name}: empty")
     try:
-        with _HEADER, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _quiet():
             image = Image.open(data, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
@@ -217,6 +216,14 @@ def _decode(file: BinaryIO, name: str, spec: Preprocess) -> NDArray[np.uint8]:
         return _convert(image, name, spec)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (size, metadata) off stderr; a lock, for the filters are global."""
+    with _HEADER, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _check_size(image: Image.Image, name: str) -> None:
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
@@ -229,7 +236,9 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _convert(image: Image.Image, name: str, spec: Preprocess) -> NDArray[np.uint8]:
     _check_size(image, name)
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    with _quiet():
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if turned:
         image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT:
         image = _to_eight_bit(image, name)

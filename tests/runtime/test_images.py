@@ -158,6 +158,13 @@ class TestModes:
                 np.testing.assert_array_equal(load_image(data, SPEC), RGB, f"{orientation} {kind}")
             np.testing.assert_array_equal(load_image(Image.open(io.BytesIO(data)), SPEC), RGB)
 
+    def test_damaged_metadata_is_no_reason_to_refuse_or_to_warn(self) -> None:
+        exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01junk"
+        data = encoded(Image.new("RGB", (20, 12), "blue"), "JPEG", exif=exif)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert load_image(data, SPEC)[0, 0, 2] > 250
+
     def test_transparency_is_flattened_on_the_background(self) -> None:
         rgba = np.dstack([RGB, np.zeros(RGB.shape[:2], np.uint8)])
         rgba[0, 0, 3] = 255
