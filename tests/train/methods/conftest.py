@@ -88,7 +88,8 @@ def make_split() -> Callable[..., Split]:
 
 
 def _config(method: str, **changes: Any) -> Config:
-    options = {**OPTIONS.get(method, {}), **changes.pop("options", {})}
+    chosen = method_class(method)
+    options = {**chosen.preset(OPTIONS.get(method, {})), **changes.pop("options", {})}
     settings: dict[str, Any] = {
         "method": method,
         "data": "blobs",
@@ -101,7 +102,7 @@ def _config(method: str, **changes: Any) -> Config:
         "lr": 1e-2,
         "warmup": 2,
         "threads": 1,
-        "options": method_class(method).options_type(**options),
+        "options": chosen.options_type(**options),
     }
     return Config(**(settings | changes))
 
