@@ -22,7 +22,9 @@ struct Job {
 class Pool {
   public:
     void run(size_t tasks, const std::function<void(size_t)>& task) {
-        Job job{&task, tasks};
+        Job job;
+        job.task = &task;
+        job.tasks = tasks;
         std::unique_lock lock(mutex_);
         while (workers_ + 1 < tasks && workers_ < kMaxWorkers) {
             std::thread([this] { work(); }).detach();

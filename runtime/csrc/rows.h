@@ -46,15 +46,16 @@ class RowScan {
         size_t wide = stop;
         while (wide > base && scan_.codes + wide * width_ + 8 > scan_.end && width_ < 8) --wide;
         for (; row + kStep <= wide; row += kStep) {
-            int32_t d[kStep], below = 0;
-            for (int i = 0; i < kStep; ++i) {
-                d[i] = static_cast<int32_t>(distance(scan_.codes + (row + i) * width_, query));
-                below |= d[i] - bound - 1;
-            }
-            if (below >= 0) continue;
+            const uint8_t* at = scan_.codes + row * width_;
+            int32_t below = 0;
             for (int i = 0; i < kStep; ++i)
-                if (d[i] <= bound)
-                    hits_[n++] = {static_cast<uint32_t>(row + i), static_cast<uint32_t>(d[i])};
+                below |= static_cast<int32_t>(distance(at + i * width_, query)) - bound - 1;
+            if (below >= 0) continue;
+            for (int i = 0; i < kStep; ++i) {
+                auto d = static_cast<int32_t>(distance(at + i * width_, query));
+                if (d <= bound)
+                    hits_[n++] = {static_cast<uint32_t>(row + i), static_cast<uint32_t>(d)};
+            }
         }
         slack_ = 0;
         for (; row < stop; ++row) {

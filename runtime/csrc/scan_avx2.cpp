@@ -2,15 +2,16 @@
 #include "simd_avx2.h"
 //
 #include "bitslice.h"
+#include "nibble.h"
 #include "rows.h"
 
 namespace metah {
 
 void scan_avx2(const Scan& scan) {
-    if (scan.count < 48)
-        avx2::row_scan(scan);
-    else
-        avx2::slice_scan(scan);
+    using namespace avx2;
+    if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
+    if (scan.count > 1) return NibbleScan(scan).run();
+    row_scan(scan);
 }
 
 }  // namespace metah

@@ -7,10 +7,9 @@
 namespace metah {
 
 void scan_avx512(const Scan& scan) {
-    if (scan.count < 48)
-        avx512::row_scan(scan);
-    else
-        avx512::slice_scan(scan);
+    using namespace avx512;
+    if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
+    row_scan(scan);
 }
 
 }  // namespace metah

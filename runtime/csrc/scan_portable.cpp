@@ -7,10 +7,9 @@
 namespace metah {
 
 void scan_portable(const Scan& scan) {
-    if (scan.count < 48)
-        portable::row_scan(scan);
-    else
-        portable::slice_scan(scan);
+    using namespace portable;
+    if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
+    row_scan(scan);
 }
 
 }  // namespace metah

@@ -7,17 +7,22 @@
 #include <immintrin.h>
 #endif
 
-#include "words.h"
+#include "inline.h"
 
 namespace metah {
 namespace METAH_ISA {
 
 struct Simd {
+    // Queries from which on the bit-sliced scan is the fastest.
+    static constexpr uint32_t kSliceFrom = 128;
     static constexpr int kBytes = 64;
     typedef uint64_t V __attribute__((vector_size(64), may_alias));
 
     static INLINE V broadcast(uint32_t bits) {
         return reinterpret_cast<V>(_mm512_set1_epi32(static_cast<int>(bits)));
+    }
+    static INLINE uint32_t popcount(uint64_t x) {
+        return static_cast<uint32_t>(__builtin_popcountll(x));
     }
     static INLINE bool all_ones(V v) {
         return _mm512_cmpneq_epi64_mask(reinterpret_cast<__m512i>(v), _mm512_set1_epi32(-1)) == 0;

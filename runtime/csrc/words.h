@@ -4,39 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "inline.h"
 #include "kernel.h"
-
-#define INLINE inline __attribute__((always_inline))
 
 namespace metah {
 namespace METAH_ISA {
-
-// Two planes x, y of equal weight, kept as (x, x ^ y). Adding two such pairs to a sum then takes 8
-// operations instead of the 10 of two full adders (the MDFA block of Demenkov, Kojevnikov, Kulikov
-// and Yaroslavtsev, "New upper bounds on the Boolean circuit complexity of symmetric functions",
-// Information Processing Letters 110, 2010).
-template <class V>
-struct XorPair {
-    V x, p;
-    static INLINE XorPair of(V x, V y) { return {x, x ^ y}; }
-    INLINE V second() const { return p; }
-    static INLINE XorPair stored(V x, V p) { return {x, p}; }
-    INLINE V any() const { return x | p; }
-    // sum += x + y; returns the carry.
-    INLINE V add_to(V& sum) const {
-        V low = sum ^ p;
-        V carry = low ^ (p | (x ^ sum));
-        sum = low;
-        return carry;
-    }
-    // sum += a + b; returns the two carries.
-    static INLINE XorPair add(V& sum, const XorPair& a, const XorPair& b) {
-        V low = sum ^ a.p;
-        V either = a.p | (a.x ^ sum);
-        sum = low ^ b.p;
-        return {low ^ either, either ^ (~b.p & (b.x ^ low))};
-    }
-};
 
 // Cuts aligned arrays from one buffer.
 struct Carve {
@@ -73,8 +45,7 @@ INLINE uint32_t row_distance(const uint8_t* row, const uint64_t* query, size_t w
                              const uint8_t* end) {
     uint32_t sum = 0;
     for (size_t w = 0; w < (width + 7) / 8; ++w)
-        sum += static_cast<uint32_t>(
-            __builtin_popcountll(load_word(row, width, w, end) ^ query[w]));
+        sum += Simd::popcount(load_word(row, width, w, end) ^ query[w]);
     return sum;
 }
 
