@@ -195,14 +195,15 @@ def test_target_terms_help_across_a_gap_in_the_mean_of_five_seeds(
     for seed in range(5):
         split = make_split(gap=2, seed=seed)
         for name in ("source", "tah", "metah"):
-            config = load("digits", {"method": name, "seed": seed}, [*QUICK, "epochs=12"])
+            config = load("digits", {"method": name, "seed": seed}, [*QUICK, "epochs=20"])
             run = fit(config, split, tmp_path / f"{name}{seed}")
             query, _ = encode(run.model, split.query)
             database, _ = encode(run.model, split.database)
             found = metrics.evaluate(query, split.query.labels, database, split.database.labels)
             scores.setdefault(name, []).append(found.map_h2)
     means = {name: sum(values) / 5 for name, values in scores.items()}
-    assert means["metah"] >= means["tah"] >= means["source"], means
+    assert means["metah"] >= means["tah"] > means["source"], means
+    assert means["metah"] > 0.95, means
 
 
 # LSH
