@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metah_export import parity, truth
-from metah_export.onnx_rules import OPSET
-from metah_export.parity import Limits, Parity
+from metah_export import truth
+from metah_export.config import MIN_IMAGES, BuildConfig
+from metah_export.onnx_rules import load_model, opset_of
+from metah_export.parity import LIMITS, Parity
+from metah_export.precision import CALIBRATED, gate, lower
+from metah_export.quantize import Calibration
 from metah_export.to_onnx import to_onnx
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
-from metah_runtime import console
+from metah_runtime import console, schema
 from metah_runtime.bundle import Bundle, check_new, write_bundle
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
-from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.runners.ort import OrtRunner
+from metah_runtime.errors import DataError
 from metah_train.checkpoint import Run
 from metah_train.data import load_split
 from metah_train.evaluate import encode
@@ -27,37 +28,8 @@ from metah_train.evaluate import encode
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
 
-MIN_IMAGES = 500
-"""Parity is measured on at least so many images, if the data set has them."""
-
 TRUTH_BYTES = 96 * 2**20
 """The pixels kept in truth.npz, before compression, unless MIN_IMAGES need more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildConfig:
-    """How a bundle is built.
-
-    images: how many the codes are compared on, of both domains; seed: of their choice; limits: None
-    takes those of the precision; threads: CPU threads, None = all.
-    """
-
-    precision: str = "fp32"
-    images: int = 2000
-    seed: int = 0
-    limits: Limits | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in parity.LIMITS:
-            known = ", ".join(parity.LIMITS)
-            raise ConfigError(f"precision must be one of {known}, got {self.precision!r}")
-        if self.images < MIN_IMAGES:
-            raise ConfigError(f"images must be at least {MIN_IMAGES}, got {self.images}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be >= 0, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {self.threads}")
 
 
 def build(
@@ -84,24 +56,29 @@ def build(
         torch.set_num_threads(config.threads)
     known = collect_truth(run, split, images=config.images, seed=config.seed)
     bits, shape = run.config.bits, run.preprocess.shape
-    model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run, config))
-    runner = OrtRunner(model, bits=bits, image_shape=shape, threads=config.threads)
-    result = parity.measure(
-        runner,
-        known,
-        precision=config.precision,
-        limits=config.limits,
-        label=f"onnxruntime {importlib.metadata.version('onnxruntime')} cpu",
-    ).check()
+    model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
+    if config.precision == "fp32":
+        result = gate(model, "fp32", known, limits=config.allowed, threads=config.threads)
+    else:
+        gate(model, "fp32", known, limits=LIMITS["fp32"], threads=config.threads)
+        model = lower(
+            model,
+            config.precision,
+            bits=bits,
+            image_shape=shape,
+            images=calibration_images(split, config.calibration),
+            calibration=config.calibration,
+        )
+        result = gate(model, config.precision, known, limits=config.allowed, threads=config.threads)
     bundle = write_bundle(
         out,
         model=model,
         bits=bits,
         preprocess=run.preprocess,
         precision=config.precision,
-        opset=OPSET,
+        opset=opset_of(load_model(model)),
         versions=versions(),
-        training=_training(run),
+        training=_training(run, config),
         parity=result.to_dict(),
         extra={truth.FILE: known.to_bytes()},
     )
@@ -153,21 +130,32 @@ def _choose(rng: np.random.Generator, images: "ImageSet", count: int) -> NDArray
     return np.sort(rows).astype(np.int64)
 
 
-def _metadata(run: Run, config: BuildConfig) -> dict[str, str]:
+def _metadata(run: Run) -> dict[str, str]:
     """Return what the ONNX file says of itself; nothing that changes with the place or the time."""
     return {
         "metah.bit_order": BIT_ORDER,
         "metah.bit_rule": BIT_RULE,
         "metah.bits": str(run.config.bits),
         "metah.method": run.config.method,
-        "metah.precision": config.precision,
+        "metah.precision": "fp32",
         "metah.run": run.digest,
     }
 
 
-def _training(run: Run) -> dict[str, object]:
-    """Return the run's settings for the manifest."""
+def calibration_images(split: "Split", calibration: Calibration) -> NDArray[np.uint8]:
+    """Choose images to calibrate on, half of each domain, from the training sets alone."""
+    rng = np.random.default_rng(calibration.seed)
+    half = calibration.images // 2
+    source = _choose(rng, split.source_train, half)
+    target = _choose(rng, split.target_train, calibration.images - half)
+    return np.concatenate([split.source_train.load(source), split.target_train.load(target)])
+
+
+def _training(run: Run, config: BuildConfig) -> dict[str, object]:
+    """Return the run's settings, and those of the export, for the manifest."""
+    calibrated = config.precision in CALIBRATED
     return {
+        "calibration": schema.to_json(config.calibration) if calibrated else None,
         "class_names": list(run.class_names),
         "config": run.config.to_dict(),
         "data": run.data,

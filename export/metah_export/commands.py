@@ -1,7 +1,7 @@
 """The sub-commands of metah-export; heavy libraries are imported when a command runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,22 +19,26 @@ _threads = click.option("--threads", type=int, help="CPU threads  [default: all 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
-@click.option("--precision", type=click.Choice(PRECISIONS[:1]), default="fp32", show_default=True)
 @click.option(
-    "--images", default=2000, show_default=True, help="Images of both domains to compare codes on."
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="TOML file: fields of the configuration, [calibration], [limits.PRECISION].",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the choice of these images.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="  [default: fp32]")
+@click.option("--images", type=int, help="Images to compare codes on  [default: 2000]")
+@click.option("--seed", type=int, help="Of the choice of these images  [default: 0]")
+@click.option(
+    "--calibration-images", type=int, help="Images to calibrate int8 and fp8 on  [default: 512]"
+)
+@click.option(
+    "--calibration-method",
+    type=click.Choice(("minmax", "entropy", "percentile")),
+    help="How int8 finds its ranges  [default: minmax]",
+)
 @_threads
 @_json
-def build(
-    run: Path,
-    out: Path,
-    precision: str,
-    images: int,
-    seed: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def build(run: Path, out: Path, file: Path | None, as_json: bool, **options: Any) -> None:
     """Export the training run RUN to a new bundle.
 
     The codes of the exported model are compared with those of the trained one on real images of
@@ -42,9 +46,10 @@ def build(
     """
     try:
         from metah_export import build as stage
+        from metah_export import config as configs
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "export") from error
-    config = stage.BuildConfig(precision=precision, images=images, seed=seed, threads=threads)
+    config = configs.load(file, options)
     bundle, parity = stage.build(run, out, config)
     if as_json:
         console.print_json(
@@ -52,7 +57,7 @@ def build(
         )
         return
     size = bundle.manifest.files["model.onnx"].size
-    click.echo(f"{out}: {bundle.bits} bits, {precision}, model {size / 1e6:.2f} MB")
+    click.echo(f"{out}: {bundle.bits} bits, {config.precision}, model {size / 1e6:.2f} MB")
     click.echo(f"fingerprint {bundle.fingerprint}")
     _print_parity(parity)
 

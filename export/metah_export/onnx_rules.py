@@ -14,12 +14,14 @@ from google.protobuf.message import DecodeError
 from metah_runtime.errors import BundleError
 
 OPSET = 20
-"""ONNX operator set of every exported model; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
+"""ONNX operator set of exported models; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
 IR_VERSION = 10
-"""Newest ONNX file version that is read; it belongs to operator set 20 and 21."""
+"""Newest ONNX file version that is read; it belongs to operator sets 21 and 22."""
 
-MIN_OPSET = 18
+MIN_OPSET, MAX_OPSET = 18, 22
+"""Operator sets that are read; bf16 models need 22."""
+
 INPUT, CODES, LOGITS, BATCH = "images", "codes", "logits", "batch"
 
 Signature: TypeAlias = Mapping[str, tuple[int, tuple[int, ...]]]
@@ -63,6 +65,14 @@ def check_model(
     return opset
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the ai.onnx operator set that a model uses, 0 if it names none."""
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    return 0
+
+
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield every stored tensor of a graph: initializers, constants and those of sub-graphs."""
     yield from graph.initializer
@@ -86,10 +96,10 @@ def _check_versions(model: onnx.ModelProto, name: str) -> int:
     foreign = sorted(domain for domain in versions if domain != "ai.onnx")
     if foreign:
         raise BundleError(f"{name} uses operators of {', '.join(foreign)}; only ai.onnx is allowed")
-    opset = versions.get("ai.onnx", 0)
-    if not MIN_OPSET <= opset <= OPSET:
+    opset = opset_of(model)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
         raise BundleError(
-            f"{name} has operator set {opset}, this program reads {MIN_OPSET}..{OPSET}; "
+            f"{name} has operator set {opset}, this program reads {MIN_OPSET}..{MAX_OPSET}; "
             "fix: export again"
         )
     if model.ir_version > IR_VERSION:

@@ -89,6 +89,7 @@ def to_onnx(
         raise BundleError("torch.onnx.export returned nothing")
     proto = program.model_proto
     _tidy(proto)
+    _cast_first(proto.graph)
     for key, value in sorted((metadata or {}).items()):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
@@ -110,6 +111,29 @@ def _tidy(proto: onnx.ModelProto) -> None:
     for item in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         del item.metadata_props[:]
         item.doc_string = ""
+
+
+def _cast_first(graph: onnx.GraphProto) -> None:
+    """Turn Transpose(uint8) -> Cast into Cast -> Transpose: TensorRT moves no uint8 about."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    for move in users.get(INPUT, []):
+        after = users.get(move.output[0], [])
+        if move.op_type != "Transpose" or [node.op_type for node in after] != ["Cast"]:
+            continue
+        cast = after[0]
+        middle = move.output[0]
+        first, second = onnx.NodeProto(), onnx.NodeProto()
+        first.CopyFrom(cast)
+        second.CopyFrom(move)
+        first.input[0], first.output[0] = INPUT, middle
+        second.input[0], second.output[0] = middle, cast.output[0]
+        move.CopyFrom(first)
+        cast.CopyFrom(second)
+        for value in [value for value in graph.value_info if value.name == middle]:
+            graph.value_info.remove(value)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 from metah_export import parity, truth
 from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import LIMITS, Parity
+from metah_export.precision import forms
 from metah_export.truth import Truth
 from metah_runtime import runners
 from metah_runtime.bundle import Bundle
@@ -37,15 +38,28 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
         raise BundleError(
             f"{name} has operator set {opset}, the manifest says {bundle.manifest.opset}"
         )
-    runner = runners.open(bundle, device, threads=threads)
-    _check_batch(runner, name)
-    known = load_truth(bundle)
-    result = None
-    if known is not None:
-        result = parity.measure(
-            runner, known, precision=bundle.manifest.precision, limits=_limits(bundle)
-        ).check()
-    return Verified(bundle=bundle, opset=opset, device=runner.device, parity=result)
+    precision, known = bundle.manifest.precision, load_truth(bundle)
+    if device == "cpu":
+        found = list(
+            forms(
+                bundle.read(), precision, bits=bits, image_shape=shape, threads=threads, name=name
+            )
+        )
+    else:
+        runner = runners.open(bundle, device, threads=threads)
+        found = [(runner.device, runner)]
+    reports = []
+    for label, runner in found:
+        _check_batch(runner, name)
+        if known is not None:
+            limits = _limits(bundle)
+            reports.append(
+                parity.measure(
+                    runner, known, precision=precision, limits=limits, label=label
+                ).check()
+            )
+    worst = max(reports, key=lambda report: report.flips) if reports else None
+    return Verified(bundle=bundle, opset=opset, device=found[0][1].device, parity=worst)
 
 
 def load_truth(bundle: Bundle) -> Truth | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from metah_export.truth import Truth
 from metah_train import config as configs
 from metah_train import loop
 from metah_train.checkpoint import Run
@@ -42,3 +43,19 @@ def _config() -> configs.Config:
         "threads": 1,
     }
     return configs.load("digits", settings, SMALL)
+
+
+@pytest.fixture(scope="session")
+def fp32_model(run: Run) -> bytes:
+    """Return the run's ONNX file."""
+    from metah_export.to_onnx import to_onnx
+
+    return to_onnx(run.model, bits=48, image_shape=run.preprocess.shape, metadata={"k": "v"})
+
+
+@pytest.fixture(scope="session")
+def known(run: Run, split: Split) -> Truth:
+    """Return 600 images of both domains and the run's logits for them."""
+    from metah_export.build import collect_truth
+
+    return collect_truth(run, split, images=600, seed=0)

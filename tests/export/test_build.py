@@ -13,7 +13,8 @@ import pytest
 
 from metah_export import build as stage
 from metah_export import cli, parity, truth
-from metah_export.build import BuildConfig, build, collect_truth
+from metah_export.build import build, collect_truth
+from metah_export.config import BuildConfig
 from metah_export.parity import Limits, Parity
 from metah_export.verify import load_truth, verify
 from metah_runtime import console, runners

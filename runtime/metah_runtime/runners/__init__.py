@@ -49,6 +49,11 @@ def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> 
         raise ConfigError(f"threads must be at least 1, got {threads!r}")
     if device not in ("cpu", "cuda"):
         raise BackendUnavailable(f"device {device!r}: no engine can be run yet; fix: device 'cpu'")
+    if device == "cpu" and bundle.manifest.precision == "bf16":
+        raise BackendUnavailable(
+            f"{bundle.path}: ONNX Runtime has no bf16 kernels for the CPU; fix: device 'cuda' or "
+            "'tensorrt', or a bundle of another precision"
+        )
     from metah_runtime.runners.ort import OrtRunner
 
     return OrtRunner(
@@ -56,6 +61,7 @@ def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> 
         bits=bundle.bits,
         image_shape=bundle.preprocess.shape,
         device=device,
+        precision=bundle.manifest.precision,
         threads=threads,
         name=str(bundle.model_path),
     )

@@ -1,0 +1,148 @@
+"""fp16 and bf16 as a rewrite of the graph, and their rounding emulated where there are no kernels.
+
+TensorRT 11 has no precision flags: what the graph says is what runs.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from metah_export.graph import find_body, is_float, name_nodes
+
+HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+OPSET = {"fp16": 20, "bf16": 22}
+"""bf16 convolution and pooling exist since operator set 22."""
+
+_FLOAT_ONLY = {"Resize": (1, 2), "Upsample": (1,)}
+"""Inputs that stay float32 by the operator's own definition."""
+
+
+def to_half(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return a copy that computes everything between pixels and hash head in fp16 or bf16.
+
+    Pixels, normalisation, hash head and packing stay fp32. Raises ConfigError if there is nothing
+    between them.
+    """
+    half = HALF[precision]
+    current = {entry.domain: entry.version for entry in model.opset_import}[""]
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if current < OPSET[precision]:
+        result = onnx.version_converter.convert_version(result, OPSET[precision])
+    graph = result.graph
+    name_nodes(graph)
+    body = find_body(result)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    lowered: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    made: set[str] = set()
+    for node in graph.node:
+        if node.name not in body.names:
+            for place, name in enumerate(node.input):
+                if name in made:
+                    node.input[place] = _raised(name, lowered, nodes)
+            nodes.append(node)
+            continue
+        for place, name in enumerate(node.input):
+            if not is_float(body.types, name) or place in _FLOAT_ONLY.get(node.op_type, ()):
+                continue
+            if name not in made:
+                node.input[place] = _lowered(name, half, constants, lowered, nodes, graph)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = half if attribute.i == TensorProto.FLOAT else attribute.i
+        made.update(name for name in node.output if is_float(body.types, name))
+        nodes.append(node)
+    _finish(graph, nodes)
+    return result
+
+
+def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an fp32 model that rounds every fp16 or bf16 tensor as the given one does.
+
+    Each operator takes rounded inputs, computes in fp32 and rounds its result, as tensor cores do.
+    It runs where there are no kernels for the type; run it without graph optimisation, which would
+    drop the rounding.
+    """
+    from metah_export.graph import element_types
+
+    types = element_types(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    halves = set(HALF.values())
+    for tensor in graph.initializer:
+        if tensor.data_type in halves:
+            name = tensor.name
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        rounded = [(i, name) for i, name in enumerate(node.output) if types.get(name) in halves]
+        if node.op_type == "Cast":
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i in halves:
+                    attribute.i = TensorProto.FLOAT
+        nodes.append(node)
+        for i, name in rounded:
+            node.output[i] = f"{name}/exact"
+            nodes.append(_cast(f"{name}/exact", f"{name}/rounded", types[name]))
+            nodes.append(_cast(f"{name}/rounded", name, TensorProto.FLOAT))
+    _finish(graph, nodes)
+    return result
+
+
+def _lowered(
+    name: str,
+    half: int,
+    constants: dict[str, onnx.TensorProto],
+    lowered: dict[str, str],
+    nodes: list[onnx.NodeProto],
+    graph: onnx.GraphProto,
+) -> str:
+    """Return the half twin of an fp32 tensor that comes from outside the body."""
+    if name not in lowered:
+        lowered[name] = f"{name}/half"
+        if name in constants:
+            values = numpy_helper.to_array(constants[name])
+            graph.initializer.append(
+                helper.make_tensor(lowered[name], half, values.shape, values.ravel().tolist())
+            )
+        else:
+            nodes.append(_cast(name, lowered[name], half))
+    return lowered[name]
+
+
+def _raised(name: str, lowered: dict[str, str], nodes: list[onnx.NodeProto]) -> str:
+    """Return the fp32 twin of a tensor that the body made."""
+    key = f"{name}/float"
+    if key not in lowered:
+        lowered[key] = key
+        nodes.append(_cast(name, key, TensorProto.FLOAT))
+    return key
+
+
+def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"Cast_{target}", to=kind)
+
+
+def _finish(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put the nodes in place; drop stale types and tensors that nothing reads."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+    name_nodes(graph)
+    del graph.value_info[:]
+    used = {name for node in graph.node for name in _reads(node)}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, inside its sub-graphs too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _reads(inner)

@@ -1,0 +1,116 @@
+"""Lower a model's precision by rewriting its ONNX graph, and run every form of the result.
+
+The packing of bits stays exact in every precision; so does the hash head, in fp32.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from metah_export import parity
+from metah_export.half import HALF, emulate, to_half
+from metah_export.onnx_rules import check_model, load_model
+from metah_export.parity import Limits, Parity
+from metah_export.quantize import Calibration, quantize
+from metah_export.truth import Truth
+from metah_runtime.errors import ConfigError
+from metah_runtime.runners import Runner
+from metah_runtime.runners.ort import OrtRunner
+
+CALIBRATED = ("int8", "fp8")
+
+
+def lower(
+    model: bytes,
+    precision: str,
+    *,
+    bits: int,
+    image_shape: tuple[int, int, int],
+    images: NDArray[np.uint8] | None = None,
+    calibration: Calibration | None = None,
+) -> bytes:
+    """Return an fp32 ONNX model in another precision; fp32 returns it as it is.
+
+    images: (n, H, W, C) uint8 of both domains to calibrate int8 and fp8 on. Raises ConfigError
+    without them, DataError if there are none, BundleError if the result breaks an ONNX rule.
+    """
+    if precision == "fp32":
+        return model
+    proto = load_model(model)
+    if precision in HALF:
+        result = to_half(proto, precision)
+    elif precision in CALIBRATED:
+        if images is None:
+            raise ConfigError(f"{precision} needs images to calibrate on")
+        result = quantize(proto, precision, images, calibration or Calibration())
+    else:
+        raise ConfigError(f"no rewrite for precision {precision!r}")
+    del result.metadata_props[:]
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    for key, value in sorted({**entries, "metah.precision": precision}.items()):
+        entry = result.metadata_props.add()
+        entry.key, entry.value = key, value
+    result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
+    check_model(result, bits=bits, image_shape=image_shape)
+    return bytes(result.SerializeToString(deterministic=True))
+
+
+def forms(
+    model: bytes,
+    precision: str,
+    *,
+    bits: int,
+    image_shape: tuple[int, int, int],
+    threads: int | None,
+    name: str = "model.onnx",
+) -> Iterator[tuple[str, Runner]]:
+    """Yield (label, runner) for each way in which this machine's CPU can tell the model's codes.
+
+    ONNX Runtime itself, where it has kernels for the precision; for fp16 and bf16 also a twin that
+    rounds every tensor as the hardware does, for ONNX Runtime's CPU kernels round less.
+    """
+    version = importlib.metadata.version("onnxruntime")
+
+    def runner(data: bytes, kind: str) -> OrtRunner:
+        return OrtRunner(
+            data, bits=bits, image_shape=image_shape, precision=kind, threads=threads, name=name
+        )
+
+    if precision != "bf16":
+        yield f"onnxruntime {version} cpu", runner(model, precision)
+    if precision in HALF:
+        proto: onnx.ModelProto = emulate(load_model(model, name))
+        twin = runner(proto.SerializeToString(deterministic=True), "emulated")
+        yield f"onnxruntime {version} cpu, {precision} rounding emulated", twin
+
+
+def gate(
+    model: bytes,
+    precision: str,
+    known: Truth,
+    *,
+    limits: Limits,
+    threads: int | None,
+    name: str = "model.onnx",
+) -> Parity:
+    """Compare every form of a model with the truth; return the report with the most flips.
+
+    Raises ParityError for the first that breaks a limit.
+    """
+    shape = known.images.shape[1:]
+    found = forms(
+        model,
+        precision,
+        bits=known.bits,
+        image_shape=(shape[0], shape[1], shape[2]),
+        threads=threads,
+        name=name,
+    )
+    reports = [
+        parity.measure(runner, known, precision=precision, limits=limits, label=label).check()
+        for label, runner in found
+    ]
+    return max(reports, key=lambda report: report.flips)

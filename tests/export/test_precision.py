@@ -1,0 +1,265 @@
+"""Lower precision: the body alone changes, rounding is what it says, flips keep to the limits."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from metah_export import config as configs
+from metah_export.config import BuildConfig
+from metah_export.half import emulate, to_half
+from metah_export.onnx_rules import load_model, opset_of
+from metah_export.parity import LIMITS, Limits
+from metah_export.precision import forms, gate, lower
+from metah_export.quantize import Calibration, quantize
+from metah_export.truth import Truth
+from metah_runtime import codes
+from metah_runtime.errors import ConfigError, DataError, ParityError
+from metah_runtime.runners.ort import OrtRunner
+
+SHAPE = (32, 32, 1)
+LOWERED = ("fp16", "bf16", "int8", "fp8")
+# A network of 25 training steps has many logits near 0, so more bits flip than in a trained one.
+LOOSE = Limits(flip_rate=0.15)
+
+
+@pytest.fixture(scope="module")
+def lowered(fp32_model: bytes, known: Truth) -> dict[str, bytes]:
+    return {
+        precision: lower(
+            fp32_model, precision, bits=48, image_shape=SHAPE, images=known.images[:64]
+        )
+        for precision in LOWERED
+    }
+
+
+def weights(model: onnx.ModelProto) -> dict[str, set[int]]:
+    """Element types of the weights of each weighted operator, in order: 'Conv', 'Gemm', ..."""
+    made = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    before = {node.output[0]: node for node in model.graph.node}
+    found: dict[str, set[int]] = {}
+    for place, node in enumerate(model.graph.node):
+        if node.op_type in ("Conv", "Gemm"):
+            name = node.input[1]
+            if name not in made:  # a dequantised weight
+                name = before[name].input[0]
+            found[f"{node.op_type}{place}"] = {made[name]}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [
+        ("fp16", TensorProto.FLOAT16),
+        ("bf16", TensorProto.BFLOAT16),
+        ("int8", TensorProto.INT8),
+        ("fp8", TensorProto.FLOAT8E4M3FN),
+    ],
+)
+def test_the_body_is_lowered_and_the_head_is_not(
+    lowered: dict[str, bytes], precision: str, kind: int
+) -> None:
+    found = list(weights(load_model(lowered[precision])).values())
+    assert len(found) == 5
+    assert found[:-1] == [{kind}] * 4
+    assert found[-1] == {TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("precision", LOWERED)
+def test_flips_are_few_and_packing_is_exact(
+    lowered: dict[str, bytes], known: Truth, precision: str
+) -> None:
+    report = gate(lowered[precision], precision, known, limits=LOOSE, threads=1)
+    assert 0 < report.max_error < 2
+    for _, runner in forms(lowered[precision], precision, bits=48, image_shape=SHAPE, threads=1):
+        packed, logits = runner.run(known.images[:97])
+        np.testing.assert_array_equal(packed, codes.pack(logits))
+        assert logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_optimised_codes_are_those_of_the_graph_as_written(
+    lowered: dict[str, bytes], known: Truth, precision: str
+) -> None:
+    data = lowered[precision]
+    fast = OrtRunner(data, bits=48, image_shape=SHAPE, precision=precision, threads=1)
+    plain = OrtRunner(data, bits=48, image_shape=SHAPE, precision="emulated", threads=1)
+    left, right = fast.run(known.images)[1], plain.run(known.images)[1]
+    assert ((left > 0) != (right > 0)).mean() < 0.01
+
+
+def test_lowering_is_repeatable_and_keeps_what_the_file_says(
+    fp32_model: bytes, lowered: dict[str, bytes], known: Truth
+) -> None:
+    for precision in LOWERED:
+        again = lower(fp32_model, precision, bits=48, image_shape=SHAPE, images=known.images[:64])
+        assert again == lowered[precision]
+        model = load_model(again)
+        assert {entry.key: entry.value for entry in model.metadata_props} == {
+            "k": "v",
+            "metah.precision": precision,
+        }
+        assert opset_of(model) == (22 if precision == "bf16" else 20)
+        assert model.producer_name == "pytorch"
+    assert lower(fp32_model, "fp32", bits=48, image_shape=SHAPE) is fp32_model
+    sizes = [len(lowered[p]) for p in ("fp16", "int8")]
+    assert sizes[1] < sizes[0] < len(fp32_model)
+
+
+def test_int8_is_symmetric_per_channel_and_leaves_biases_alone(lowered: dict[str, bytes]) -> None:
+    graph = load_model(lowered["int8"]).graph
+    made = {tensor.name: tensor for tensor in graph.initializer}
+    pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        zero = made[node.input[2]]
+        assert zero.data_type == TensorProto.INT8
+        assert not numpy_helper.to_array(zero).any()
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert made[node.input[2]].data_type == TensorProto.FLOAT
+    channels = [numpy_helper.to_array(made[n.input[1]]).size for n in pairs if n.input[0] in made]
+    assert sorted(channels)[0] > 1
+
+
+def mlp(seed: int = 0) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """Return logits = relu(x W1) W2, x = images (n, 8) as float32, and the weights."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((8, 12), (12, 16))]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "W1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["h"]),
+        helper.make_node("MatMul", ["h", "W2"], ["logits"]),
+        helper.make_node("Cast", ["logits"], ["codes"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8])],
+        [
+            helper.make_tensor_value_info("codes", TensorProto.UINT8, ["batch", 16]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16]),
+        ],
+        [numpy_helper.from_array(a, n) for a, n in zip(arrays, ("W1", "W2"), strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model, arrays
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)]
+)
+def test_emulation_rounds_every_tensor_of_the_body_once(precision: str, kind: Any) -> None:
+    import onnxruntime as ort
+
+    model, (first, second) = mlp()
+    twin = emulate(to_half(model, precision))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        twin.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    images = np.random.default_rng(1).integers(0, 256, (97, 8), dtype=np.uint8)
+    got = session.run(["logits"], {"images": images})[0]
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return values.astype(kind).astype(np.float32)
+
+    hidden = rounded(rounded(images.astype(np.float32)) @ rounded(first))
+    want = np.maximum(hidden, 0) @ second
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-3)
+    exact = np.maximum(images.astype(np.float32) @ first, 0) @ second
+    assert np.abs(got - want).max() < np.abs(exact - want).max() / 50
+
+
+def test_a_model_that_is_a_head_alone_has_nothing_to_lower(toy_model: Any) -> None:
+    data = toy_model(np.ones((60, 16), np.float32), (4, 5, 3))
+    for precision in LOWERED:
+        with pytest.raises(ConfigError, match="no layer with weights before its hash head"):
+            lower(
+                data,
+                precision,
+                bits=16,
+                image_shape=(4, 5, 3),
+                images=np.zeros((2, 4, 5, 3), np.uint8),
+            )
+
+
+def test_calibration_needs_images(fp32_model: bytes) -> None:
+    with pytest.raises(ConfigError, match="int8 needs images to calibrate on"):
+        lower(fp32_model, "int8", bits=48, image_shape=SHAPE)
+    with pytest.raises(DataError, match="calibration set is empty"):
+        quantize(load_model(fp32_model), "int8", np.zeros((0, *SHAPE), np.uint8), Calibration())
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_other_calibration_methods_work(
+    fp32_model: bytes, known: Truth, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = lower(
+        fp32_model,
+        "int8",
+        bits=48,
+        image_shape=SHAPE,
+        images=known.images[:64],
+        calibration=Calibration(method=method),
+    )
+    gate(data, "int8", known, limits=LOOSE, threads=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_calibration_on_black_images_is_caught(fp32_model: bytes, known: Truth) -> None:
+    black = np.zeros((8, *SHAPE), np.uint8)
+    data = lower(fp32_model, "int8", bits=48, image_shape=SHAPE, images=black)
+    with pytest.raises(ParityError, match="of bits flip"):
+        gate(data, "int8", known, limits=LIMITS["int8"], threads=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("precison = 'int8'", "unknown key precison"),
+        ("precision = 'int4'", "precision must be one of"),
+        ("images = true", "images must be a number"),
+        ("images = '600'", "images must be a number"),
+        ("[calibration]\nmethod = 'guess'", "calibration method must be one of"),
+        ("[calibration]\nimages = 1", "calibration images must be at least 2"),
+        ("[calibration]\nfoo = 1", "unknown key calibration.foo"),
+        ("[limits.int4]\nflip_rate = 1.0", "limits.int4"),
+        ("[limits.fp32]\nflips = 1", "unknown key limits.fp32.flips"),
+        ("[limits.fp32]\nmargin = -1.0", "limit margin must be >= 0"),
+        ("limits = 3", "expected a table"),
+        ("= 3", "is not TOML"),
+    ],
+)
+def test_configuration_files_are_strict(text: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        configs.load(tmp_path / "c.toml")
+
+
+def test_configuration_layers(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        "precision = 'int8'\nimages = 700\n[calibration]\nimages = 64\n"
+        "[limits.int8]\nflip_rate = 0.02\n[limits.fp16]\nflip_rate = 0.5\n"
+    )
+    config = configs.load(file, {"seed": 5, "images": None, "calibration_method": "entropy"})
+    assert config == BuildConfig(
+        precision="int8",
+        images=700,
+        seed=5,
+        limits=Limits(flip_rate=0.02),
+        calibration=Calibration(method="entropy", images=64),
+    )
+    assert configs.load(file, {"precision": "fp8"}).allowed == LIMITS["fp8"]
+    assert configs.load() == BuildConfig()
+    assert dataclasses.replace(config, limits=None).allowed == LIMITS["int8"]
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        configs.load(tmp_path / "none.toml")
