@@ -1,4 +1,4 @@
-"""The network of every method exports to the one bundle graph: ONNX Runtime gives the bits of PyTorch."""
+"""Every method exports to the one bundle graph, and ONNX Runtime gives the bits of PyTorch."""
 
 from typing import Any
 
