@@ -1,0 +1,402 @@
+// Exact Hamming search on the GPU: popcount and binary tensor-core scans, selection, radius search.
+//
+// A code is W words of 32 bits, W = 1, 2 or a multiple of 4; shorter codes are padded with zeros on both sides, which
+// changes no distance. Layout of the database: W = 1, 2: codes one after the other; else W/4 planes of uint4, plane p
+// holding words 4p..4p+3 of every code, `stride` codes apart. stride is a multiple of 4096, so loads need no guard.
+// A key is distance << 32 | row: keys are unique, and their order is the order (distance, row).
+// A scan appends every key <= bound to its query's segment keys[begin[q] .. begin[q + 1]) and counts all of them, those
+// that found no room too: a count above the room tells of an overflow, and nothing is lost in silence.
+//
+// The same file compiles as C++ with -DMETAH_SHIM: shim/cuda_shim.h runs it on the CPU, one fiber a CUDA thread.
+#ifdef METAH_SHIM
+#include "cuda_shim.h"
+#else
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#endif
+
+#define THREADS 256      // of every kernel
+#define WARPS 8
+#define QUERY_TILE 64    // queries in shared memory at a time
+#define MMA_TILE 16      // groups of 8 queries in shared memory at a time
+#define MAX_BINS 1025    // distances 0..1024
+#define SORT_SIZE 2048   // keys that a block sorts in shared memory
+#define RUN 32           // neighbouring codes taken together by the sample
+#define FULL 0xffffffffu
+
+// ---- distance ------------------------------------------------------------------------------------------------------
+
+// A full adder on 32 columns: a + b + c = sum + 2 carry. Two LOP3 that save one POPC, which is four times slower.
+__device__ __forceinline__ void add3(uint32_t a, uint32_t b, uint32_t c, uint32_t& sum, uint32_t& carry) {
+  sum = a ^ b ^ c;
+  carry = (a & b) | (a & c) | (b & c);
+}
+
+// Ones in W words: W POPC for W < 4, 3 a group of four, 4 a group of eight.
+template <int W>
+__device__ __forceinline__ uint32_t ones(const uint32_t (&x)[W]) {
+  uint32_t total = 0;
+  if constexpr (W < 4) {
+#pragma unroll
+    for (int i = 0; i < W; i++) total += __popc(x[i]);
+  }
+#pragma unroll
+  for (int i = 0; i + 8 <= W; i += 8) {
+    uint32_t s, t, u, c0, c1, c2, pairs, fours;
+    add3(x[i], x[i + 1], x[i + 2], s, c0);
+    add3(s, x[i + 3], x[i + 4], t, c1);
+    add3(t, x[i + 5], x[i + 6], u, c2);
+    add3(c0, c1, c2, pairs, fours);
+    total += __popc(u) + __popc(x[i + 7]) + 2 * __popc(pairs) + 4 * __popc(fours);
+  }
+  if constexpr (W % 8 == 4) {
+    uint32_t s, c;
+    add3(x[W - 4], x[W - 3], x[W - 2], s, c);
+    total += __popc(s) + __popc(x[W - 1]) + 2 * __popc(c);
+  }
+  return total;
+}
+
+__device__ __forceinline__ uint64_t key_of(uint32_t distance, uint32_t row) {
+  return (uint64_t)distance << 32 | row;
+}
+
+// ---- packing: rows of bytes -> padded words ------------------------------------------------------------------------
+
+// Word w of row i goes to target[i * row_step + (w / 4) * plane_step + w % 4]. Grid: rows / 256.
+extern "C" __global__ void __launch_bounds__(THREADS)
+pack(const unsigned char* __restrict__ source, uint32_t width, uint32_t rows, uint32_t words,
+     uint32_t* __restrict__ target, uint32_t row_step, uint64_t plane_step) {
+  uint32_t row = blockIdx.x * THREADS + threadIdx.x;
+  if (row >= rows) return;
+  const unsigned char* bytes = source + (uint64_t)row * width;
+  for (uint32_t w = 0; w < words; w++) {
+    uint32_t word = 0;
+    for (uint32_t b = 0; b < 4 && 4 * w + b < width; b++) word |= (uint32_t)bytes[4 * w + b] << (8 * b);
+    target[(uint64_t)row * row_step + (w >> 2) * plane_step + (w & 3)] = word;
+  }
+}
+
+// ---- one thread's codes --------------------------------------------------------------------------------------------
+
+// Codes that one thread of the scan keeps in registers, loaded as uint4: 16 words or more.
+template <int W>
+struct Tile {
+  static constexpr int codes = W == 1 ? 16 : W == 2 || W == 4 ? 8 : W == 8 ? 4 : 2;
+  static constexpr int packed = W < 4 ? 4 / W : 1;  // codes in a uint4
+  uint32_t words[codes][W];
+
+  __device__ __forceinline__ void load(const uint4* __restrict__ codes_in, uint64_t stride, uint32_t block) {
+    if constexpr (W < 4) {
+#pragma unroll
+      for (int v = 0; v < codes / packed; v++) {
+        uint4 x = __ldcs(codes_in + ((uint64_t)block * (codes / packed) + v) * THREADS + threadIdx.x);
+        uint32_t parts[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[v * packed + i / W][i % W] = parts[i];
+      }
+    } else {
+#pragma unroll
+      for (int c = 0; c < codes; c++) {
+#pragma unroll
+        for (int p = 0; p < W / 4; p++) {
+          uint4 x = __ldcs(codes_in + p * stride + row(block, c));
+          words[c][4 * p] = x.x, words[c][4 * p + 1] = x.y, words[c][4 * p + 2] = x.z, words[c][4 * p + 3] = x.w;
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint32_t row(uint32_t block, int c) {
+    return ((block * (codes / packed) + c / packed) * THREADS + threadIdx.x) * packed + c % packed;
+  }
+
+  __device__ __forceinline__ uint32_t distance(int c, const uint32_t (&query)[W]) const {
+    uint32_t x[W];
+#pragma unroll
+    for (int w = 0; w < W; w++) x[w] = words[c][w] ^ query[w];
+    return ones<W>(x);
+  }
+};
+
+template <int W>
+__device__ __forceinline__ void read_words(uint32_t (&out)[W], const uint32_t* shared) {
+  if constexpr (W == 1) {
+    out[0] = shared[0];
+  } else if constexpr (W == 2) {
+    uint2 x = *(const uint2*)shared;
+    out[0] = x.x, out[1] = x.y;
+  } else {
+#pragma unroll
+    for (int p = 0; p < W / 4; p++) {
+      uint4 x = ((const uint4*)shared)[p];
+      out[4 * p] = x.x, out[4 * p + 1] = x.y, out[4 * p + 2] = x.z, out[4 * p + 3] = x.w;
+    }
+  }
+}
+
+// Append the keys of the lanes that hit, one atomic for the warp. Every lane of the warp calls.
+__device__ __forceinline__ void append(bool hit, uint64_t key, uint32_t query, const uint64_t* __restrict__ begin,
+                                       uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+  uint32_t lane = threadIdx.x & 31, hits = __ballot_sync(FULL, hit), first = 0;
+  if (!hits) return;
+  if (lane == 0) first = atomicAdd(counts + query, (uint32_t)__popc(hits));
+  first = __shfl_sync(FULL, first, 0);
+  uint64_t place = begin[query] + first + __popc(hits & ((1u << lane) - 1));
+  if (hit && place < begin[query + 1]) keys[place] = key;
+}
+
+// ---- the popcount scan: top-k candidates, radius fill (COUNT false), radius count (COUNT true) ---------------------
+
+// Grid: x over the codes, y over groups of `group` queries. Each thread keeps its codes and meets all queries.
+template <int W, bool COUNT>
+__device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t stride, uint32_t rows,
+                                     const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
+                                     const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
+                                     uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+  __shared__ __align__(16) uint32_t words[QUERY_TILE * W];
+  __shared__ uint64_t limits[QUERY_TILE];
+  __shared__ uint32_t found[QUERY_TILE];
+  Tile<W> tile;
+  tile.load(codes, stride, blockIdx.x);
+  uint32_t end = min(n_queries, (blockIdx.y + 1) * group);
+  for (uint32_t first = blockIdx.y * group; first < end; first += QUERY_TILE) {
+    uint32_t n = min((uint32_t)QUERY_TILE, end - first);
+    __syncthreads();  // the tile before is no longer read
+    for (uint32_t i = threadIdx.x; i < n * W; i += THREADS) words[i] = queries[(uint64_t)first * W + i];
+    if (threadIdx.x < n) limits[threadIdx.x] = bounds[first + threadIdx.x], found[threadIdx.x] = 0;
+    __syncthreads();  // the tile is complete
+    for (uint32_t j = 0; j < n; j++) {
+      uint32_t query[W], distances[Tile<W>::codes];
+      read_words<W>(query, words + j * W);
+      uint32_t limit = (uint32_t)(limits[j] >> 32), least = MAX_BINS;
+#pragma unroll
+      for (int c = 0; c < Tile<W>::codes; c++) {
+        distances[c] = tile.distance(c, query);
+        least = min(least, distances[c]);
+      }
+      if (!__any_sync(FULL, least <= limit)) continue;
+      uint64_t bound = limits[j];
+      uint32_t total = 0;
+#pragma unroll
+      for (int c = 0; c < Tile<W>::codes; c++) {
+        uint32_t row = tile.row(blockIdx.x, c);
+        uint64_t key = key_of(distances[c], row);
+        bool hit = key <= bound && row < rows;
+        if constexpr (COUNT) {
+          total += __popc(__ballot_sync(FULL, hit));
+        } else {
+          append(hit, key, first + j, begin, counts, keys);
+        }
+      }
+      if constexpr (COUNT) {
+        if (total && (threadIdx.x & 31) == 0) atomicAdd(found + j, total);
+      }
+    }
+    if constexpr (COUNT) {
+      __syncthreads();  // all warps have counted
+      if (threadIdx.x < n && found[threadIdx.x]) atomicAdd(counts + first + threadIdx.x, found[threadIdx.x]);
+    }
+  }
+}
+
+// ---- the tensor-core scan, sm_80..sm_90 ----------------------------------------------------------------------------
+
+#ifndef METAH_SHIM
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+#define METAH_B1 1
+#endif
+// d += ones(a & b), a: 16 x 128 bits, b: 128 x 8 (PTX ISA, mma.m16n8k128 and mma.m16n8k256, .b1, .and.popc).
+__device__ __forceinline__ void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+#ifdef METAH_B1
+  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+#endif
+}
+__device__ __forceinline__ void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef METAH_B1
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+#endif
+
+// Distance without XOR: ones(x ^ q) = ones([x, ~x] & [~q, q]). Lane 4 g + t holds, of the rows g and g + 8 of a tile
+// of 16 codes, word t: for W = 2 words (x0, x1, ~x0, ~x1)[t], else x[4 p + t] and its complement for each plane p.
+template <int W>
+struct Fragments {
+  static constexpr int tiles = W == 2 ? 8 : W == 4 ? 8 : W == 8 ? 4 : W <= 16 ? 2 : 1;  // of 16 codes, a warp
+  static constexpr int planes = W == 2 ? 1 : W / 4;
+  static constexpr int half = W == 2 ? 1 : 2;  // registers a row and plane
+  uint32_t a[tiles][planes][2 * half];
+
+  static __device__ __forceinline__ uint32_t row(uint32_t tile, int half_tile) {
+    return (tile * 2 + half_tile) * 8 + ((threadIdx.x & 31) >> 2);
+  }
+
+  __device__ __forceinline__ void load(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t warp) {
+    uint32_t t = threadIdx.x & 3;
+#pragma unroll
+    for (int r = 0; r < tiles; r++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        uint64_t at = row(warp * tiles + r, h);
+        if constexpr (W == 2) {
+          uint32_t x = codes[at * 2 + (t & 1)];
+          a[r][0][h] = t < 2 ? x : ~x;
+        } else {
+#pragma unroll
+          for (int p = 0; p < planes; p++) {
+            uint32_t x = codes[(p * stride + at) * 4 + t];
+            a[r][p][h] = x, a[r][p][2 + h] = ~x;
+          }
+        }
+      }
+    }
+  }
+
+  // Distances of rows g, g, g + 8, g + 8 of tile r to queries 2 t, 2 t + 1, 2 t, 2 t + 1 of the group.
+  __device__ __forceinline__ void distances(int r, const uint32_t (&b)[planes][half], uint32_t (&d)[4]) const {
+    d[0] = d[1] = d[2] = d[3] = 0;
+#pragma unroll
+    for (int p = 0; p < planes; p++) mma_b1(d, a[r][p], b[p]);
+  }
+};
+
+// Grid as for scan; x over warps of 16 * tiles codes, 8 warps a block; `group` is a multiple of 8.
+template <int W>
+__device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
+                                         const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
+                                         const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
+                                         uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+  using F = Fragments<W>;
+  __shared__ uint32_t words[MMA_TILE][F::planes][32];
+  __shared__ uint64_t limits[MMA_TILE * 8];
+  __shared__ int nearest[MMA_TILE * 8];  // a query that is not there: -1, which no distance meets
+  uint32_t lane = threadIdx.x & 31, t = lane & 3, warp = blockIdx.x * WARPS + (threadIdx.x >> 5);
+  F fragments;
+  fragments.load(codes, stride, warp);
+  uint32_t end = min(n_queries, (blockIdx.y + 1) * group);
+  for (uint32_t first = blockIdx.y * group; first < end; first += MMA_TILE * 8) {
+    uint32_t n = min((uint32_t)MMA_TILE * 8, end - first);
+    __syncthreads();  // the tile before is no longer read
+    for (uint32_t i = threadIdx.x; i < MMA_TILE * F::planes * 32; i += THREADS) {
+      uint32_t l = i & 31, p = (i >> 5) % F::planes, j = (i >> 5) / F::planes, query = j * 8 + (l >> 2);
+      uint32_t w = W == 2 ? l & 1 : 4 * p + (l & 3);
+      uint32_t x = query < n ? queries[(uint64_t)(first + query) * W + w] : 0;
+      words[j][p][l] = W == 2 && (l & 3) >= 2 ? x : ~x;
+    }
+    if (threadIdx.x < MMA_TILE * 8) {
+      uint64_t bound = threadIdx.x < n ? bounds[first + threadIdx.x] : 0;
+      limits[threadIdx.x] = bound;
+      nearest[threadIdx.x] = threadIdx.x < n ? (int)min((uint32_t)(bound >> 32), (uint32_t)MAX_BINS) : -1;
+    }
+    __syncthreads();  // the tile is complete
+    for (uint32_t j = 0; j * 8 < n; j++) {
+      uint32_t b[F::planes][F::half];
+#pragma unroll
+      for (int p = 0; p < F::planes; p++) {
+        b[p][0] = words[j][p][lane];
+        if constexpr (W != 2) b[p][1] = ~b[p][0];
+      }
+      int even = MAX_BINS, odd = MAX_BINS, limit_even = nearest[j * 8 + 2 * t], limit_odd = nearest[j * 8 + 2 * t + 1];
+#pragma unroll
+      for (int r = 0; r < F::tiles; r++) {
+        uint32_t d[4];
+        fragments.distances(r, b, d);
+        even = min(even, min((int)d[0], (int)d[2]));
+        odd = min(odd, min((int)d[1], (int)d[3]));
+      }
+      if (!__any_sync(FULL, even <= limit_even || odd <= limit_odd)) continue;
+      for (int r = 0; r < F::tiles; r++) {  // rare: once more, now with the whole key
+        uint32_t d[4];
+        fragments.distances(r, b, d);
+        for (int i = 0; i < 4; i++) {
+          uint32_t query = j * 8 + 2 * t + (i & 1), row = F::row(warp * F::tiles + r, i >> 1);
+          uint64_t key = key_of(d[i], row);
+          if (query < n && key <= limits[query] && row < rows) {
+            uint64_t place = begin[first + query] + atomicAdd(counts + first + query, 1u);
+            if (place < begin[first + query + 1]) keys[place] = key;
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- the first bound: distances of a sample ------------------------------------------------------------------------
+
+// Histogram of the distances between each query and `runs` runs of 32 neighbouring codes, `step` codes apart.
+// Grid: x over parts of the sample, y over queries. histogram: (queries, bins), zero before.
+template <int W>
+__device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
+                                       uint32_t runs, uint32_t step, const uint32_t* __restrict__ queries,
+                                       uint32_t* __restrict__ histogram) {
+  constexpr uint32_t bins = 32 * W + 1;
+  __shared__ uint32_t local[bins];
+  for (uint32_t i = threadIdx.x; i < bins; i += THREADS) local[i] = 0;
+  uint32_t query[W], x[W];
+#pragma unroll
+  for (int w = 0; w < W; w++) query[w] = queries[(uint64_t)blockIdx.y * W + w];
+  __syncthreads();  // the bins are zero
+  for (uint32_t run = blockIdx.x * WARPS + threadIdx.x / RUN; run < runs; run += gridDim.x * WARPS) {
+    uint64_t row = (uint64_t)run * step + threadIdx.x % RUN;
+    if (row >= rows) continue;
+#pragma unroll
+    for (int w = 0; w < W; w++)
+      x[w] = query[w] ^ codes[W < 4 ? row * W + w : ((w / 4) * stride + row) * 4 + w % 4];
+    atomicAdd(local + ones<W>(x), 1u);
+  }
+  __syncthreads();  // all warps have counted
+  for (uint32_t i = threadIdx.x; i < bins; i += THREADS)
+    if (local[i]) atomicAdd(histogram + (uint64_t)blockIdx.y * bins + i, local[i]);
+}
+
+// ---- one entry a width ---------------------------------------------------------------------------------------------
+
+#define POPC_KERNELS(W)                                                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS) scan_w##W(                                                     \
+      const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
+      const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {                               \
+    scan<W, false>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                       \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(THREADS) count_w##W(                                                    \
+      const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
+      const uint64_t* bounds, uint32_t* counts) {                                                                      \
+    scan<W, true>(codes, stride, rows, queries, n_queries, group, bounds, nullptr, counts, nullptr);                   \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(THREADS) sample_w##W(                                                   \
+      const uint32_t* codes, uint64_t stride, uint32_t rows, uint32_t runs, uint32_t step, const uint32_t* queries,    \
+      uint32_t* histogram) {                                                                                           \
+    sample<W>(codes, stride, rows, runs, step, queries, histogram);                                                    \
+  }
+#define MMA_KERNELS(W)                                                                                                 \
+  extern "C" __global__ void __launch_bounds__(THREADS) mma_w##W(                                                      \
+      const uint32_t* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries,              \
+      uint32_t group, const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {               \
+    scan_mma<W>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                          \
+  }
+POPC_KERNELS(1)
+POPC_KERNELS(2)
+POPC_KERNELS(4)
+POPC_KERNELS(8)
+POPC_KERNELS(12)
+POPC_KERNELS(16)
+POPC_KERNELS(20)
+POPC_KERNELS(24)
+POPC_KERNELS(28)
+POPC_KERNELS(32)
+#if defined(METAH_SHIM) || !defined(__CUDA_ARCH__) || defined(METAH_B1)
+MMA_KERNELS(2)
+MMA_KERNELS(4)
+MMA_KERNELS(8)
+MMA_KERNELS(12)
+MMA_KERNELS(16)
+MMA_KERNELS(20)
+MMA_KERNELS(24)
+MMA_KERNELS(28)
+MMA_KERNELS(32)
+#endif
+
+#include "select.cuh"

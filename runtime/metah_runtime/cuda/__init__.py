@@ -1,0 +1,1 @@
+"""Exact Hamming search on NVIDIA GPUs; imported only when a GPU is asked for."""

@@ -1,0 +1,119 @@
+"""Chooses kernels, grids and buffer sizes from the batch, the bits and the architecture.
+
+A plan changes the time only: every plan gives the same answer.
+"""
+
+import math
+from dataclasses import dataclass
+
+WIDTHS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
+"""Words of 32 bits for which there are kernels; other widths are padded to the next."""
+
+ROW_STEP = 4096
+"""Rows are stored in multiples of this many, so that no load of a scan needs a guard."""
+
+MAX_ROWS = 1 << 31
+"""Rows of one piece, so that a row and its grid fit 32 bits."""
+
+MAX_QUERIES = 16384
+"""Queries of one launch; the y axis of a grid ends at 65535."""
+
+THREADS = 256
+_POPC_CODES = {1: 16, 2: 8, 4: 8, 8: 4}  # codes a thread, as Tile in hamming.cu; else 2
+_MMA_TILES = {2: 8, 4: 8, 8: 4, 12: 2, 16: 2}  # tiles a warp, as Fragments in hamming.cu; else 1
+_MMA_QUERIES = 48  # from here the tensor cores are the faster way
+_KEY = 8  # bytes
+
+
+def padded_words(bits: int) -> int:
+    """Words of 32 bits that a code takes on the GPU."""
+    return next(w for w in WIDTHS if 32 * w >= bits)
+
+
+def padded_rows(rows: int) -> int:
+    """Rows that the codes take on the GPU."""
+    return max(1, -(-rows // ROW_STEP)) * ROW_STEP
+
+
+def code_bytes(rows: int, bits: int) -> int:
+    """Bytes that the codes take on the GPU."""
+    return padded_rows(rows) * padded_words(bits) * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One launch of a scan: kernel name, grid, and queries that a block meets."""
+
+    kernel: str
+    grid: tuple[int, int]
+    group: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The sample of a first bound: runs of 32 rows, ``step`` apart; grid of its launch's x axis."""
+
+    runs: int
+    step: int
+    rank: int
+    blocks: int
+
+
+def plan_scan(
+    *, bits: int, rows: int, queries: int, arch: int, processors: int, count: bool = False
+) -> Scan:
+    """Plan a scan of ``rows`` codes for ``queries`` queries; count: only count, by popcount.
+
+    Tensor cores have the binary AND-popcount product from sm_80 to sm_90 only.
+    """
+    words = padded_words(bits)
+    tensor = not count and words >= 2 and 80 <= arch < 100 and queries >= _MMA_QUERIES
+    if tensor:
+        name, unit = "mma", 128
+        codes = 8 * 16 * _MMA_TILES.get(words, 1)
+    else:
+        name, unit = "count" if count else "scan", 64
+        codes = THREADS * _POPC_CODES.get(words, 2)
+    across = -(-rows // codes)
+    groups = -(-queries // unit)
+    wanted = -(-8 * processors // across)  # blocks enough for every multiprocessor
+    down = max(1, min(groups, wanted))
+    group = -(-groups // down) * unit
+    return Scan(kernel=f"{name}_w{words}", grid=(across, -(-queries // group)), group=group)
+
+
+def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> Sample:
+    """Plan the sample whose ``rank``-th distance bounds the k-th of all with near certainty.
+
+    With e = k size / rows sampled codes expected among the k nearest, rank = e + 4 sqrt(e) + 4.
+    """
+    size = min(rows, max(4096, min(65536, rows // 8)))
+    runs = max(1, size // 32)
+    expected = k * 32 * runs / rows
+    if rank is None:
+        rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
+    blocks = max(1, min(-(-runs // 8), 1024 // queries))
+    return Sample(runs=runs, step=rows // runs, rank=min(rank, (1 << 32) - 1), blocks=blocks)
+
+
+def plan_room(*, rows: int, k: int, sample: Sample | None) -> int:
+    """Keys that the buffer of one query holds: three times what the bound lets through, >= k."""
+    through = rows if sample is None else sample.rank * rows // (32 * sample.runs)
+    return min(rows, max(2048, k + 3 * through))
+
+
+def plan_queries(*, room: int, budget: int) -> int:
+    """Queries whose buffers, keys and scratch of ``room`` each, fit ``budget`` bytes."""
+    return max(1, min(MAX_QUERIES, budget // (2 * _KEY * room)))
+
+
+def plan_pieces(*, rows: int, bits: int, budget: int) -> tuple[bool, int]:
+    """Return (resident, rows of a piece): all rows at once if they fit three quarters of budget.
+
+    Otherwise pieces of half of the budget are copied to the GPU in turn at each search.
+    budget: free bytes of the GPU; the rest is left to buffers.
+    """
+    if rows <= MAX_ROWS and 4 * code_bytes(rows, bits) <= 3 * budget:
+        return True, rows
+    step = budget // 2 // (padded_words(bits) * 4) // ROW_STEP * ROW_STEP
+    return False, max(ROW_STEP, min(step, MAX_ROWS))
