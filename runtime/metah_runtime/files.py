@@ -157,10 +157,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that becomes ``path`` if the block succeeds.
 
     ``path`` must not exist when the block ends. On any error nothing is left behind.
+    ``durable=False`` leaves out the fsync of each file: for what can be made again at will.
     """
     staging = _beside(path)
     with _failing(f"create {path}"):
@@ -168,8 +169,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         disk.make_folder(staging)
     try:
         yield staging
-        with _failing(f"sync {path}", final=True):
-            _sync_tree(staging)
+        if durable:
+            with _failing(f"sync {path}", final=True):
+                _sync_tree(staging)
         with _failing(f"create {path}"):
             if path.is_symlink() or path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

@@ -323,6 +323,21 @@ def test_add_refuses_and_leaves_nothing(
     assert not path.exists()
 
 
+def test_add_takes_paths_from_a_list(tmp_path: Path, bundle: Bundle, images: list[Path]) -> None:
+    index = tmp_path / "index"
+    chosen = [images[7], images[2], images[19]]
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"images/{path.name}\n" for path in chosen))
+    good("add", index, "--bundle", bundle.path, "--list", listed)
+    store = Index.open(index)
+    assert store.paths(store.ids()) == [str(path) for path in chosen]
+    good("add", index, images[0], "--list", listed, cwd="/")
+    assert len(Index.open(index)) == 4
+    assert "missing.txt: No such file" in fails(2, "add", index, "--list", tmp_path / "missing.txt")
+    listed.write_text("images/none.png\n")
+    assert "none.png: no such file or folder" in fails(1, "add", index, "--list", listed)
+
+
 def test_add_refuses_what_holds_no_image(
     tmp_path: Path, bundle: Bundle, images: list[Path]
 ) -> None:
@@ -336,7 +351,7 @@ def test_add_refuses_what_holds_no_image(
     assert done.err.splitlines()[-1] == (
         f"metah-search: error: none of the 1 files could be used: {path} is unchanged"
     )
-    assert "Missing argument 'PATHS...'" in fails(2, "add", path)
+    assert "nothing to add; fix: name files or folders" in fails(2, "add", path)
     assert not path.exists()
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +27,13 @@ SHOWN_ERRORS = 5
 
 @click.command()
 @click.argument("index", type=click.Path(path_type=Path))
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--list",
+    "listed",
+    metavar="FILE",
+    help="take paths from FILE, one a line, relative to its folder; - for stdin",
+)
 @model_options
 @click.option("--batch", type=int, default=64, show_default=True, help="images a model run")
 @click.option("--workers", type=int, help="decoding threads [default: all cores]")
@@ -36,6 +43,7 @@ SHOWN_ERRORS = 5
 def add(
     index: Path,
     paths: Sequence[Path],
+    listed: str | None,
     bundle: Path | None,
     device: str,
     threads: int | None,
@@ -54,7 +62,10 @@ def add(
 
     \b
     metah-search add photos.index --bundle model.bundle photos/
+    find photos -newer mark | metah-search add photos.index --list -
     """
+    if not paths and listed is None:
+        raise ConfigError("nothing to add; fix: name files or folders, or give --list FILE")
     check_batch(batch)
     check_workers(workers)
     if errors is not None and not errors.absolute().parent.is_dir():
@@ -63,9 +74,11 @@ def add(
     if store is None and bundle is None:
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
     encoder = open_encoder(index, store, bundle, device, threads)
-    found = _stored_names(find_images(paths))
+    wanted = [*paths, *([] if listed is None else read_list(listed))]
+    found = _stored_names(find_images(wanted))
     if not found:
-        raise DataError(f"no image in {' '.join(map(str, paths))}; fix: name files or a folder")
+        places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
+        raise DataError(f"no image in {places}; fix: name files or a folder")
     known = set() if store is None else _known_paths(store)
     files = [path for path in found if path not in known]
     total, bad = _add_files(index, store, encoder, files, batch, workers)
@@ -95,6 +108,25 @@ def add(
         )
     if strict and bad:
         raise DataError(f"{len(bad)} of {len(files)} files could not be used (--strict)")
+
+
+def read_list(name: str) -> list[Path]:
+    """Return the paths of a list file, one a line; relative ones start at the file's folder.
+
+    ``-`` reads standard input, whose paths start at the current folder. Raises ConfigError.
+    """
+    if name == "-":
+        return [Path(os.fsdecode(line)) for line in _lines(sys.stdin.buffer.read())]
+    path = Path(name)
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--list {name}: {error.strerror}") from None
+    return [path.parent / os.fsdecode(line) for line in _lines(text)]
+
+
+def _lines(text: bytes) -> list[bytes]:
+    return [line for line in text.split(b"\n") if line]
 
 
 def _stored_names(paths: Iterable[Path]) -> list[str]:

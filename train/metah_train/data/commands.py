@@ -25,8 +25,8 @@ def data() -> None:
 def digits(out: Path, synthetic: int, seed: int) -> None:
     """Write the digits as PNG files, and the lists of queries and database images.
 
-    OUT/{syn,real}/CLASS/NUMBER.png, and OUT/split-DIRECTION/{query,database}.txt with one path
-    below OUT a line.
+    OUT/{syn,real}/CLASS/NUMBER.png, and OUT/DIRECTION-{query,database}.txt with one path below
+    OUT a line, as metah-search add --list takes it.
     """
     from metah_train.data.digits import write
     from metah_train.data.splits import SplitSizes

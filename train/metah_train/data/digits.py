@@ -106,14 +106,14 @@ def handwritten(preprocess: Preprocess = PREPROCESS) -> ArrayImages:
 def write(out: Path, *, seed: int, sizes: SplitSizes) -> int:
     """Write both domains as PNG files and the split lists into the new folder ``out``.
 
-    out/{syn,real}/{class}/{number}.png; out/split-{direction}/{query,database}.txt, one path below
+    out/{syn,real}/{class}/{number}.png; out/{direction}-{query,database}.txt, one path below
     ``out`` a line. Reading a file with ``PREPROCESS`` gives the very pixels that training sees.
     Returns the number of images; raises ConfigError if ``out`` exists.
     """
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists; fix: name a new folder, or remove it")
     domains = synthetic(sizes.synthetic), handwritten()
-    with files.new_folder(out) as folder:
+    with files.new_folder(out, durable=False) as folder:
         for images in domains:
             for row, name in enumerate(images.names):
                 path = folder / name
@@ -121,10 +121,9 @@ def write(out: Path, *, seed: int, sizes: SplitSizes) -> int:
                 Image.fromarray(images.load([row])[0, :, :, 0]).save(path)
         for direction in DIRECTIONS:
             split = load(direction, seed=seed, sizes=sizes)
-            lists = folder / f"split-{direction}"
-            lists.mkdir()
             for name, part in (("query", split.query), ("database", split.database)):
-                (lists / f"{name}.txt").write_text("".join(f"{line}\n" for line in part.names))
+                path = folder / f"{direction}-{name}.txt"
+                path.write_text("".join(f"{line}\n" for line in part.names))
     return sum(len(images) for images in domains)
 
 
