@@ -5,22 +5,18 @@
 namespace metah {
 namespace METAH_ISA {
 
-constexpr size_t kTile = 512;   // rows that stay in the first cache while the queries pass
-constexpr int kStep = 8;        // rows between two looks at the bound
-
 // kWidth: bytes of a code, or 0 for any.
-template <int kWidth>
+template <size_t kWidth>
 class RowScan {
   public:
-    explicit RowScan(const Scan& scan)
-        : scan_(scan), width_(kWidth ? kWidth : scan.width), words_((width_ + 7) / 8) {
+    explicit RowScan(const Scan& scan) : scan_(scan), words_((scan.width + 7) / 8) {
         Carve carve{scratch(scan.count * words_ * 8 + sizeof(Hit) * kTile + 128)};
         queries_ = carve.take<uint64_t>(scan.count * words_);
         hits_ = carve.take<Hit>(kTile);
-        const uint8_t* end = scan.queries + scan.count * width_;
+        const uint8_t* end = scan.queries + scan.count * width();
         for (uint32_t q = 0; q < scan.count; ++q)
             for (size_t w = 0; w < words_; ++w)
-                queries_[q * words_ + w] = load_word(scan.queries + q * width_, width_, w, end);
+                queries_[q * words_ + w] = load_word(scan.queries + q * width(), width(), w, end);
     }
 
     void run() {
@@ -31,8 +27,30 @@ class RowScan {
     }
 
   private:
+    static constexpr size_t kTile = 512;  // rows in the first cache while the queries pass
+    static constexpr int kStep = 8;       // rows between two looks at the bound
+
+    INLINE size_t width() const { return kWidth ? kWidth : scan_.width; }
+
+    // `row` may be read up to 8 bytes from its start.
     INLINE uint32_t distance(const uint8_t* row, const uint64_t* query) const {
-        return row_distance(row, query, width_, row + width_ + slack_);
+        if constexpr (kWidth == 0) {
+            return row_distance(row, query, width(), scan_.end);
+        } else if constexpr (kWidth < 8) {
+            uint64_t x;
+            std::memcpy(&x, row, 8);
+            return Simd::popcount((x ^ query[0]) << (64 - 8 * kWidth));
+        } else {
+            uint32_t sum = 0;
+#pragma GCC unroll 16
+            for (size_t w = 0; w < kWidth / 8; ++w) {
+                uint64_t x;
+                std::memcpy(&x, row + 8 * w, 8);
+                sum += Simd::popcount(x ^ query[w]);
+            }
+            static_assert(kWidth < 8 || kWidth % 8 == 0);
+            return sum;
+        }
     }
 
     INLINE void tile(size_t base, size_t stop, uint32_t q) {
@@ -40,34 +58,30 @@ class RowScan {
         std::memcpy(query, queries_ + q * words_, words_ * 8);
         const int32_t bound = scan_.bounds[q];
         uint32_t n = 0;
-        size_t row = base;
-        // Rows of less than eight bytes are read as eight, except near the end of the memory.
-        slack_ = 8;
-        size_t wide = stop;
-        while (wide > base && scan_.codes + wide * width_ + 8 > scan_.end && width_ < 8) --wide;
-        for (; row + kStep <= wide; row += kStep) {
-            const uint8_t* at = scan_.codes + row * width_;
+        size_t row = base, wide = stop;
+        while (wide > base && scan_.codes + (wide - 1) * width() + 8 > scan_.end) --wide;
+        const uint8_t* at = scan_.codes + row * width();
+        for (; row + kStep <= wide; row += kStep, at += kStep * width()) {
             int32_t below = 0;
+#pragma GCC unroll 8
             for (int i = 0; i < kStep; ++i)
-                below |= static_cast<int32_t>(distance(at + i * width_, query)) - bound - 1;
-            if (below >= 0) continue;
+                below |= static_cast<int32_t>(distance(at + i * width(), query)) - bound - 1;
+            if (__builtin_expect(below >= 0, 1)) continue;
             for (int i = 0; i < kStep; ++i) {
-                auto d = static_cast<int32_t>(distance(at + i * width_, query));
+                auto d = static_cast<int32_t>(distance(at + i * width(), query));
                 if (d <= bound)
                     hits_[n++] = {static_cast<uint32_t>(row + i), static_cast<uint32_t>(d)};
             }
         }
-        slack_ = 0;
-        for (; row < stop; ++row) {
-            auto d = static_cast<int32_t>(distance(scan_.codes + row * width_, query));
+        for (; row < stop; ++row, at += width()) {
+            auto d = static_cast<int32_t>(row_distance(at, query, width(), scan_.end));
             if (d <= bound) hits_[n++] = {static_cast<uint32_t>(row), static_cast<uint32_t>(d)};
         }
         if (n) scan_.consume(scan_.context, q, hits_, n);
     }
 
     const Scan& scan_;
-    const size_t width_, words_;
-    size_t slack_ = 0;
+    const size_t words_;
     uint64_t* queries_;
     Hit* hits_;
 };
@@ -75,12 +89,14 @@ class RowScan {
 inline void row_scan(const Scan& scan) {
     switch (scan.width) {
         case 2: return RowScan<2>(scan).run();
+        case 3: return RowScan<3>(scan).run();
         case 4: return RowScan<4>(scan).run();
         case 6: return RowScan<6>(scan).run();
         case 8: return RowScan<8>(scan).run();
         case 16: return RowScan<16>(scan).run();
         case 32: return RowScan<32>(scan).run();
         case 64: return RowScan<64>(scan).run();
+        case 128: return RowScan<128>(scan).run();
         default: return RowScan<0>(scan).run();
     }
 }
