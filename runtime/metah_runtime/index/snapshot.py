@@ -13,6 +13,7 @@ from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry
 from metah_runtime.index.segment import Ids, Mapped, RemovedRows, Segment, fingerprint_digest
+from metah_runtime.merge import merge_matches, merge_ranges
 from metah_runtime.results import Matches, RangeMatches
 from metah_runtime.search import CodeIndex
 
@@ -44,7 +45,11 @@ class Part:
     def searcher(self) -> CodeIndex:
         """The native core over the mapped codes; the first use checks their checksums."""
         self.ensure_checked()
-        return CodeIndex(self.segment.codes)
+        removed = None
+        if len(self.removed):
+            removed = np.zeros(len(self.segment), np.bool_)
+            removed[self.removed] = True
+        return CodeIndex(self.segment.codes, removed=removed)
 
     def ensure_checked(self) -> None:
         """Compare the checksums of codes and ids, unless the index was opened without checks."""
@@ -53,41 +58,17 @@ class Part:
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes that are not removed."""
-        found = self.searcher.search(queries, k + self._spare(k))
-        want = min(k, len(self))
-        if not len(self.removed):
-            return Matches(self.segment.ids_of(found.ids), found.distances)
-        rows = np.empty((len(queries), want), np.int64)
-        distances = np.empty((len(queries), want), np.int32)
-        left = np.arange(len(queries))
-        while True:
-            kept = ~self._is_removed(found.ids)
-            rank = np.cumsum(kept, axis=1)
-            done = rank[:, -1] >= want if rank.shape[1] else np.ones(len(left), np.bool_)
-            take = (kept & (rank <= want))[done]
-            rows[left[done]] = found.ids[done][take].reshape(-1, want)
-            distances[left[done]] = found.distances[done][take].reshape(-1, want)
-            left = left[~done]
-            if not len(left):
-                return Matches(self.segment.ids_of(rows), distances)
-            # Too many of the nearest were removed: ask for twice as many, at most for all.
-            found = self.searcher.search(queries[left], 2 * found.ids.shape[1])
+        found = self.searcher.search(queries, k)
+        return Matches(self.segment.ids_of(found.ids), found.distances)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return the codes within the radius that are not removed."""
         found = self.searcher.range_search(queries, radius)
-        if not len(self.removed):
-            return RangeMatches(found.lims, self.segment.ids_of(found.ids), found.distances)
-        kept = ~self._is_removed(found.ids)
-        lims = np.concatenate([[0], np.cumsum(kept)])[found.lims]
-        return RangeMatches(lims, self.segment.ids_of(found.ids[kept]), found.distances[kept])
+        return RangeMatches(found.lims, self.segment.ids_of(found.ids), found.distances)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return how many codes within the radius are not removed."""
-        within = self.searcher.count(queries, radius)
-        return (
-            within - self._removed_searcher.count(queries, radius) if len(self.removed) else within
-        )
+        return self.searcher.count(queries, radius)
 
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the row of each id, -1 where it is not here or removed."""
@@ -102,15 +83,6 @@ class Part:
         mask = np.ones(len(self.segment), np.bool_)
         mask[self.removed] = False
         return np.flatnonzero(mask)
-
-    @cached_property
-    def _removed_searcher(self) -> CodeIndex:
-        return CodeIndex(self.segment.codes[self.removed])
-
-    def _spare(self, k: int) -> int:
-        """How many more to ask for, so that k are likely left when the removed ones are gone."""
-        removed = len(self.removed)
-        return min(removed, 2 * k * removed // len(self.segment) + 8) if removed else 0
 
     def _is_removed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not len(self.removed):
@@ -155,33 +127,17 @@ class Snapshot:
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query over all parts."""
-        found = [part.search(queries, k) for part in self.parts]
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        if not self.parts:
             shape = (len(queries), 0)
             return Matches(np.empty(shape, np.int64), np.empty(shape, np.int32))
-        ids = np.concatenate([m.ids for m in found], axis=1)
-        distances = np.concatenate([m.distances for m in found], axis=1)
-        order = np.lexsort((ids, distances), axis=1)[:, :k]
-        return Matches(
-            np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
-        )
+        return merge_matches([part.search(queries, k) for part in self.parts], k)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes within the radius of each query over all parts."""
-        found = [part.range_search(queries, radius) for part in self.parts]
-        if len(found) == 1:
-            return found[0]
-        lims = np.zeros(len(queries) + 1, np.int64)
-        if not found:
+        if not self.parts:
+            lims = np.zeros(len(queries) + 1, np.int64)
             return RangeMatches(lims, np.empty(0, np.int64), np.empty(0, np.int32))
-        np.cumsum(sum(m.counts for m in found), out=lims[1:])
-        ids = np.concatenate([m.ids for m in found])
-        distances = np.concatenate([m.distances for m in found])
-        query = np.concatenate([np.repeat(np.arange(len(queries)), m.counts) for m in found])
-        order = np.lexsort((ids, distances, query))
-        return RangeMatches(lims, ids[order], distances[order])
+        return merge_ranges([part.range_search(queries, radius) for part in self.parts])
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes within the radius of each query over all parts."""
