@@ -356,12 +356,12 @@ __device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint6
 // ---- one entry a width ---------------------------------------------------------------------------------------------
 
 #define POPC_KERNELS(W)                                                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS) scan_w##W(                                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_w##W(                                                  \
       const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
       const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {                               \
     scan<W, false>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                       \
   }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(THREADS) count_w##W(                                                    \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) count_w##W(                                                 \
       const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
       const uint64_t* bounds, uint32_t* counts) {                                                                      \
     scan<W, true>(codes, stride, rows, queries, n_queries, group, bounds, nullptr, counts, nullptr);                   \
@@ -372,7 +372,7 @@ __device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint6
     sample<W>(codes, stride, rows, runs, step, queries, histogram);                                                    \
   }
 #define MMA_KERNELS(W)                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(THREADS) mma_w##W(                                                      \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) mma_w##W(                                                   \
       const uint32_t* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries,              \
       uint32_t group, const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {               \
     scan_mma<W>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                          \
