@@ -1,6 +1,6 @@
 """One committed state of an index, open for reading: its segments mapped, its answers exact."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,11 +78,19 @@ class Part:
         rows[self._is_removed(rows)] = -1
         return rows
 
-    def alive_rows(self) -> NDArray[np.int64]:
-        """Return the rows that are not removed, ascending."""
-        mask = np.ones(len(self.segment), np.bool_)
-        mask[self.removed] = False
-        return np.flatnonzero(mask)
+    def alive_rows(self, step: int = 1 << 20) -> Iterator[NDArray[np.int64]]:
+        """Yield the rows that are not removed, ascending, at most ``step`` at a time."""
+        for start in range(0, len(self.segment), step):
+            stop = min(start + step, len(self.segment))
+            mask = np.ones(stop - start, np.bool_)
+            first, last = np.searchsorted(self.removed, (start, stop))
+            mask[self.removed[first:last] - start] = False
+            yield np.flatnonzero(mask) + start
+
+    def ids(self) -> Ids:
+        """Return the ids that are not removed, ascending."""
+        self.ensure_checked()
+        return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
 
     def _is_removed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not len(self.removed):

@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,15 +16,16 @@ from metah_runtime.codes import Codes, check_bits, check_codes
 from metah_runtime.errors import (
     ConfigError,
     IndexCorrupt,
+    IndexLocked,
     IndexMismatch,
     MetahError,
     StorageError,
 )
 from metah_runtime.index.lock import writer_lock
 from metah_runtime.index.manifest import Manifest, check_metadata
-from metah_runtime.index.segment import Ids, PathName
-from metah_runtime.index.snapshot import Check, Snapshot
-from metah_runtime.index.writing import Batch, Draft, collect, duplicate, leftovers, rebuild, taken
+from metah_runtime.index.segment import Ids, PathName, ascending
+from metah_runtime.index.snapshot import Check, Part, Snapshot
+from metah_runtime.index.writing import Batch, Draft, Stream, leftovers, merge_tail, rebuild
 from metah_runtime.results import Matches, RangeMatches
 from metah_runtime.search import check_ids, check_k, check_radius
 
@@ -169,19 +170,20 @@ class Index:
 
     def ids(self) -> Ids:
         """Return all ids, ascending."""
-        parts = [part.segment.ids_of(part.alive_rows()) for part in self._checked_parts()]
-        ids: Ids = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
-        return ids
+        parts = [part.ids() for part in self._snapshot.parts]
+        ids = np.concatenate([np.empty(0, np.int64), *parts])
+        return ids if ascending(ids) else np.sort(ids)
 
     def codes(self, ids: Any) -> Codes:
         """Return the codes of ids, (n, bits / 8); raise IndexMismatch for an unknown id."""
         ids = _id_array(ids)
         out = np.empty((len(ids), self.bits // 8), np.uint8)
-        self._checked_parts()
-        missing = self._snapshot.locate(
-            ids, lambda part, at, rows: out.__setitem__(at, part.segment.codes[rows])
-        )
-        _refuse_unknown(ids, missing)
+
+        def visit(part: Part, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            part.ensure_checked()
+            out[at] = part.segment.codes[rows]
+
+        _refuse_unknown(ids, self._snapshot.locate(ids, visit))
         return out
 
     def paths(self, ids: Any) -> list[str | None]:
@@ -193,7 +195,7 @@ class Index:
         ids = _id_array(ids)
         out: list[str | None] = [None] * len(ids)
 
-        def visit(part: Any, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        def visit(part: Part, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
             for position, path in zip(at.tolist(), part.segment.path_bytes(rows), strict=True):
                 out[position] = None if path is None else os.fsdecode(path)
 
@@ -218,11 +220,10 @@ class Index:
         _check_on_duplicate(on_duplicate)
         batch = Batch(codes, ids, paths, bits=self.bits)
         with self._draft() as draft:
-            if batch.ids is not None:
-                self._make_room(draft, batch.ids, on_duplicate)
-            added = draft.add(batch)
+            added = draft.add(batch, upsert=on_duplicate == "upsert")
             if len(added):
                 self._commit(draft, draft.manifest())
+        self._merge_tail()
         return added
 
     def add_batches(
@@ -238,28 +239,18 @@ class Index:
         ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
         """
         _check_on_duplicate(on_duplicate)
-        count = 0
-        stream = (Batch(*_as_tuple(batch), bits=self.bits) for batch in batches)
         with self._draft() as draft:
-            seen: list[Ids] = []
-            for codes, ids, paths in collect(stream, buffer):
-                joined = Batch(
-                    np.concatenate(codes),
-                    None if ids is None else np.concatenate(ids),
-                    paths,
-                    bits=self.bits,
-                )
-                if joined.ids is not None:
-                    self._make_room(draft, joined.ids, on_duplicate)
-                    for earlier in seen:
-                        twice = np.intersect1d(earlier, joined.ids)
-                        if len(twice):
-                            raise taken(int(twice[0]))
-                seen.append(draft.add(joined))
-                count += len(joined)
-            if count:
+            stream = Stream(draft, upsert=on_duplicate == "upsert", limit=buffer)
+            try:
+                for batch in batches:
+                    stream.add(Batch(*_as_tuple(batch), bits=self.bits))
+                stream.finish()
+            except BaseException:
+                stream.discard()
+                raise
+            if stream.count:
                 self._commit(draft, draft.manifest())
-        return count
+        return stream.count
 
     def remove(self, ids: Any, *, missing: Literal["error", "ignore"] = "error") -> int:
         """Remove codes by id in one durable commit and return how many there were.
@@ -334,11 +325,6 @@ class Index:
             raise MetahError(f"{self.path} is closed; fix: open it again")
         return self._state
 
-    def _checked_parts(self) -> Sequence[Any]:
-        for part in self._snapshot.parts:
-            part.ensure_checked()
-        return self._snapshot.parts
-
     def _queries(self, queries: Any) -> Codes:
         return check_codes(queries, bits=self.bits, name="queries")
 
@@ -388,13 +374,15 @@ class Index:
             for path in rest:
                 files.unlink(path)
 
-    def _make_room(self, draft: Draft, ids: Ids, on_duplicate: OnDuplicate) -> None:
-        if on_duplicate == "upsert":
-            draft.base.locate(ids, lambda part, _at, rows: draft.remove(part, rows))
-        else:
-            found = duplicate(draft.base, ids)
-            if found is not None:
-                raise taken(found)
+    def _merge_tail(self) -> None:
+        """Join many small segments; not done is not a failure, for what was added is durable."""
+        if merge_tail(self._snapshot.parts):
+            with suppress(StorageError, IndexLocked), self._draft() as draft:
+                tail = merge_tail(draft.base.parts)
+                if tail:
+                    rebuild(draft, tail)
+                    keep = draft.base.parts[: -len(tail)]
+                    self._commit(draft, draft.replacement(keep))
 
 
 def _newest(folder: Path, check: Check, known: Snapshot | None = None) -> Snapshot:

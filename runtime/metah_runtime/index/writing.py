@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +18,19 @@ from metah_runtime.index.manifest import NAME, FileEntry, Manifest, SegmentEntry
 from metah_runtime.index.segment import (
     Ids,
     PathName,
+    Segment,
     SegmentWriter,
     fingerprint_digest,
     write_removed,
 )
 from metah_runtime.index.snapshot import Part, Snapshot
+from metah_runtime.search import check_ids
 
 GATHER: Final = 1 << 18
 """Rows that are copied at a time where rows change place."""
+
+TIER: Final = 8
+"""Segments of one order of size that are merged into one."""
 
 _OWN_FILE: Final = re.compile(r"(?:segment|removed)-[0-9]+\.metah|\..*\.[0-9a-f]{12}\.tmp")
 
@@ -41,11 +47,41 @@ class Batch:
         bits: int,
     ) -> None:
         self.codes: Codes = check_codes(codes, bits=bits)
-        self.ids: Ids | None = None if ids is None else _whole_numbers(ids, len(self.codes))
+        self.ids: Ids | None = None if ids is None else check_ids(ids, len(self.codes))
         self.paths = None if paths is None else _encoded(paths, len(self.codes))
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether ids and whether paths are given."""
+        return self.ids is not None, self.paths is not None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it holds."""
+        paths = sum(64 + len(path or b"") for path in self.paths or ())
+        return self.codes.nbytes + (0 if self.ids is None else self.ids.nbytes) + paths
+
+    def copy(self) -> "Batch":
+        """Return a batch that shares no array with the caller."""
+        twin = object.__new__(Batch)
+        twin.codes, twin.paths = self.codes.copy(), self.paths
+        twin.ids = None if self.ids is None else self.ids.copy()
+        return twin
+
+    @classmethod
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Return batches of one kind as one; ids are checked across them."""
+        ids = [batch.ids for batch in batches if batch.ids is not None]
+        joined = object.__new__(Batch)
+        joined.codes = np.concatenate([batch.codes for batch in batches])
+        joined.ids = check_ids(np.concatenate(ids), len(joined.codes)) if ids else None
+        joined.paths = None
+        if batches[0].paths is not None:
+            joined.paths = [path for batch in batches for path in batch.paths or ()]
+        return joined
 
 
 class Draft:
@@ -59,6 +95,7 @@ class Draft:
         self.base = base
         self.next_id = base.manifest.next_id
         self.new: list[SegmentEntry] = []
+        self._fresh: list[Segment] = []
         self._removed: dict[Part, list[NDArray[np.int64]]] = {}
         self._next_file = base.manifest.next_file
         self._written: list[Path] = []
@@ -79,12 +116,15 @@ class Draft:
         """Take a finished segment into the next state."""
         name = f"segment-{header.number:08d}.metah"
         self.new.append(SegmentEntry(codes=FileEntry.of(name, header)))
+        self._fresh.append(Segment(self.folder / name))
         self.next_id = max(self.next_id, header.last_id + 1)
 
-    def add(self, batch: Batch) -> Ids:
+    def add(self, batch: Batch, *, upsert: bool = False) -> Ids:
         """Write one batch as one segment; return its ids in the order given."""
         if not len(batch):
             return np.empty(0, np.int64)
+        if batch.ids is not None:
+            self._make_room(batch.ids, upsert)
         writer = self.segment()
         try:
             if batch.ids is None:
@@ -135,6 +175,25 @@ class Draft:
         for path in self._written:
             files.unlink(path)
 
+    def _make_room(self, ids: Ids, upsert: bool) -> None:
+        """Remove what ids will replace; without ``upsert``, and within this draft, refuse."""
+        for segment in self._fresh:
+            twice = np.flatnonzero(segment.rows_of(ids) >= 0)
+            if len(twice):
+                raise IndexMismatch(f"id {ids[twice].min()} is given twice in this stream")
+        found: list[int] = []
+
+        def visit(part: Part, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            found.append(int(ids[at].min()))
+            self.remove(part, rows)
+
+        self.base.locate(ids, visit)
+        if found and not upsert:
+            raise IndexMismatch(
+                f"id {min(found)} is in the index already; "
+                "fix: on_duplicate='upsert' to replace it, or new ids"
+            )
+
     def _following(self, kept: list[SegmentEntry]) -> Manifest:
         return self.base.manifest.following(
             segments=(*kept, *self.new), next_id=self.next_id, next_file=self._next_file
@@ -155,45 +214,94 @@ class Draft:
         return path
 
 
-def rebuild(draft: Draft, parts: Sequence[Part]) -> None:
-    """Write the rows of ``parts`` that are not removed as segments in ascending order of ids.
+class Stream:
+    """Cuts a stream of batches into segments: codes alone flow into one open segment, batches
+    with ids or paths are gathered up to ``limit`` bytes and written as one segment each time."""
 
-    Parts whose ids do not interleave are streamed; those that do are merged in memory by id.
-    """
-    for group in _overlapping(parts):
-        writer = draft.segment()
-        try:
-            header = _write_group(writer, group)
-        except BaseException:
+    def __init__(self, draft: Draft, *, upsert: bool, limit: int) -> None:
+        self.count = 0
+        self._draft = draft
+        self._upsert = upsert
+        self._limit = limit
+        self._open: SegmentWriter | None = None
+        self._held: list[Batch] = []
+        self._size = 0
+
+    def add(self, batch: Batch) -> None:
+        """Take the next batch; its arrays may be reused afterwards."""
+        self.count += len(batch)
+        if batch.ids is None and batch.paths is None:
+            self._write_held()
+            if self._open is None:
+                self._open = self._draft.segment()
+            self._open.write(batch.codes)
+            return
+        self._close_open()
+        if self._held and batch.kind != self._held[0].kind:
+            self._write_held()
+        self._held.append(batch.copy())
+        self._size += batch.size
+        if self._size >= self._limit:
+            self._write_held()
+
+    def finish(self) -> None:
+        """Write what is left."""
+        self._write_held()
+        self._close_open()
+
+    def discard(self) -> None:
+        """Remove the unfinished segment."""
+        if self._open is not None:
+            self._open.discard()
+
+    def _close_open(self) -> None:
+        writer = self._open
+        if writer is None:
+            return
+        if writer.rows:
+            self._draft.keep(writer.finish(first_id=self._draft.reserve(writer.rows)))
+        else:
             writer.discard()
-            raise
-        draft.keep(header)
+        self._open = None
+
+    def _write_held(self) -> None:
+        if self._held:
+            held, self._held, self._size = self._held, [], 0
+            self._draft.add(Batch.join(held), upsert=self._upsert)
 
 
-def collect(
-    batches: Iterable[Batch], limit: int
-) -> Iterator[tuple[list[Codes], list[Ids] | None, list[bytes | None] | None]]:
-    """Join batches into groups of at most about ``limit`` bytes, each of one kind."""
-    codes: list[Codes] = []
-    ids: list[Ids] = []
-    paths: list[bytes | None] = []
-    size, kind = 0, (False, False)
-    for batch in batches:
-        this = (batch.ids is not None, batch.paths is not None)
-        if codes and (size >= limit or this != kind):
-            yield codes, ids if kind[0] else None, paths if kind[1] else None
-            codes, ids, paths, size = [], [], [], 0
-        kind = this
-        codes.append(batch.codes)
-        size += batch.codes.nbytes
-        if batch.ids is not None:
-            ids.append(batch.ids)
-            size += batch.ids.nbytes
-        if batch.paths is not None:
-            paths += batch.paths
-            size += sum(64 + len(path or b"") for path in batch.paths)
-    if codes:
-        yield codes, ids if kind[0] else None, paths if kind[1] else None
+def merge_tail(parts: Sequence[Part]) -> Sequence[Part]:
+    """Return the last parts if they should become one: TIER of them, none larger by an order.
+
+    Sizes grow by the factor TIER from tier to tier, so n single additions leave O(log n) segments
+    and rewrite each code O(log n) times.
+    """
+    count = 0
+    for part in reversed(parts):
+        if _tier(len(part.segment)) > _tier(len(parts[-1].segment)):
+            break
+        count += 1
+    return parts[len(parts) - count :] if count >= TIER else ()
+
+
+def rebuild(draft: Draft, parts: Sequence[Part]) -> None:
+    """Write the rows of ``parts`` that are not removed as one segment, ascending by id.
+
+    Parts whose id ranges do not overlap are streamed; others are put in order in memory.
+    """
+    parts = sorted((part for part in parts if len(part)), key=lambda part: part.segment.first_id)
+    if not parts:
+        return
+    for part in parts:
+        part.ensure_checked()
+    writer = draft.segment()
+    try:
+        apart = all(a.segment.last_id < b.segment.first_id for a, b in pairwise(parts))
+        header = (_stream if apart else _sort)(writer, parts)
+    except BaseException:
+        writer.discard()
+        raise
+    draft.keep(header)
 
 
 def leftovers(folder: Path, manifest: Manifest) -> list[Path]:
@@ -204,20 +312,6 @@ def leftovers(folder: Path, manifest: Manifest) -> list[Path]:
         for path in folder.iterdir()
         if _OWN_FILE.fullmatch(path.name) and path.name not in names
     ]
-
-
-def duplicate(base: Snapshot, ids: Ids) -> int | None:
-    """Return one of ``ids`` that the index has already, or None."""
-    found: list[int] = []
-    base.locate(ids, lambda _part, at, _rows: found.append(int(ids[at].min())))
-    return min(found) if found else None
-
-
-def taken(value: int) -> IndexMismatch:
-    """Return the error for an id that is in the index already."""
-    return IndexMismatch(
-        f"id {value} is in the index already; fix: on_duplicate='upsert' to replace it, or new ids"
-    )
 
 
 def _write_sorted(
@@ -234,43 +328,39 @@ def _write_sorted(
     return writer.finish(ids=ids[order], paths=paths)
 
 
-def _overlapping(parts: Sequence[Part]) -> list[list[Part]]:
-    """Group parts into runs: all of one group if no two id ranges overlap, else merged by id."""
-    return [sorted(parts, key=lambda part: part.segment.first_id)] if parts else []
-
-
-def _write_group(writer: SegmentWriter, parts: list[Part]) -> Header:
-    alive = [part.alive_rows() for part in parts]
-    ids = np.concatenate(
-        [part.segment.ids_of(rows) for part, rows in zip(parts, alive, strict=True)]
-    )
+def _stream(writer: SegmentWriter, parts: Sequence[Part]) -> Header:
+    ids: list[Ids] = []
+    paths: list[bytes | None] | None = [] if _have_paths(parts) else None
+    whole = sum(map(len, parts)) == parts[-1].segment.last_id - parts[0].segment.first_id + 1
     for part in parts:
-        part.ensure_checked()
+        for rows in part.alive_rows(GATHER):
+            writer.write(part.segment.codes[rows])
+            if not whole:
+                ids.append(part.segment.ids_of(rows))
+            if paths is not None:
+                paths += part.segment.path_bytes(rows)
+    if whole:
+        return writer.finish(first_id=parts[0].segment.first_id, paths=paths)
+    return writer.finish(ids=np.concatenate(ids), paths=paths)
+
+
+def _sort(writer: SegmentWriter, parts: Sequence[Part]) -> Header:
+    rows = [np.concatenate(list(part.alive_rows(GATHER))) for part in parts]
+    pairs = list(zip(parts, rows, strict=True))
     paths: list[bytes | None] | None = None
-    if any(part.segment.header.path_bytes is not None for part in parts):
-        paths = []
-        for part, rows in zip(parts, alive, strict=True):
-            paths += part.segment.path_bytes(rows)
-    if bool((ids[1:] > ids[:-1]).all()):
-        for part, rows in zip(parts, alive, strict=True):
-            for start in range(0, len(rows), GATHER):
-                writer.write(part.segment.codes[rows[start : start + GATHER]])
-        return writer.finish(ids=ids, paths=paths)
-    order = np.argsort(ids, kind="stable")
-    codes = np.concatenate(
-        [part.segment.codes[rows] for part, rows in zip(parts, alive, strict=True)]
-    )
-    for start in range(0, len(order), GATHER):
-        writer.write(codes[order[start : start + GATHER]])
-    if paths is not None:
-        paths = [paths[row] for row in order.tolist()]
-    return writer.finish(ids=ids[order], paths=paths)
+    if _have_paths(parts):
+        paths = [path for part, at in pairs for path in part.segment.path_bytes(at)]
+    codes = np.concatenate([part.segment.codes[at] for part, at in pairs])
+    ids = np.concatenate([part.segment.ids_of(at) for part, at in pairs])
+    return _write_sorted(writer, codes, ids, paths)
 
 
-def _whole_numbers(ids: Any, n: int) -> Ids:
-    from metah_runtime.search import check_ids
+def _have_paths(parts: Sequence[Part]) -> bool:
+    return any(part.segment.header.path_bytes is not None for part in parts)
 
-    return check_ids(ids, n)
+
+def _tier(rows: int) -> int:
+    return (rows.bit_length() - 1) // (TIER.bit_length() - 1)
 
 
 def _encoded(paths: Sequence[PathName | None], n: int) -> list[bytes | None]:
