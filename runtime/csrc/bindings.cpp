@@ -2,15 +2,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
-#include "kernel.h"
-#include "search.h"
+#include "index.h"
 
 namespace nb = nanobind;
 
@@ -22,54 +25,66 @@ using Removed = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::c
 template <class T>
 using Array = nb::ndarray<nb::numpy, T>;
 
-template <class T>
-Array<T> array(std::vector<T> values) {
-    auto* own = new std::vector<T>(std::move(values));
-    nb::capsule owner(own, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    return Array<T>(own->data(), {own->size()}, owner);
-}
-
+// An uninitialised array; a large one on huge pages, to be filled without a fault every 4 KiB.
 template <class T>
 Array<T> empty(std::initializer_list<size_t> shape) {
-    size_t size = 1;
-    for (size_t s : shape) size *= s;
-    T* data = new T[size ? size : 1];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-    return Array<T>(data, shape, owner);
+    size_t bytes = sizeof(T);
+    for (size_t s : shape) bytes *= s;
+    constexpr size_t kHuge = size_t{2} << 20;
+    const size_t align = bytes >= kHuge ? kHuge : 64;
+    void* data = std::aligned_alloc(align, std::max(align, (bytes + align - 1) / align * align));
+    if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (bytes >= kHuge) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+    return Array<T>(static_cast<T*>(data), shape, owner);
 }
 
+metah::Database database(const Codes& codes, const Ids& ids) {
+    metah::Database db;
+    db.kernels = &metah::pick_kernels();
+    db.codes = codes.data();
+    db.rows = codes.shape(0);
+    db.width = codes.shape(1);
+    if (db.width < 1 || db.width > 128) throw std::invalid_argument("width must be 1..128");
+    if (db.rows >= UINT32_MAX) throw std::invalid_argument("at most 2^32 - 2 rows");
+    if (ids.is_valid() && ids.shape(0) != db.rows) throw std::invalid_argument("ids: one a row");
+    db.ids = ids.is_valid() ? ids.data() : nullptr;
+    return db;
+}
+
+// Keeps the borrowed arrays alive.
 class Index {
   public:
-    Index(Codes codes, Ids ids, Removed removed)
-        : codes_(codes), ids_(ids), removed_(removed) {
-        db_.kernels = &metah::pick_kernels();
-        db_.codes = codes.data();
-        db_.rows = codes.shape(0);
-        db_.width = codes.shape(1);
-        if (db_.width < 1 || db_.width > 128) throw std::invalid_argument("width must be 1..128");
-        if (db_.rows >= UINT32_MAX) throw std::invalid_argument("at most 2^32 - 2 rows");
-        if (ids.is_valid() && ids.shape(0) != db_.rows) throw std::invalid_argument("ids: one a row");
-        if (removed.is_valid() && removed.shape(0) != db_.rows)
+    Index(Codes codes, Ids ids) : codes_(codes), ids_(ids), index_(database(codes, ids)) {}
+    Index(const Index& other, Removed removed)
+        : codes_(other.codes_), ids_(other.ids_), removed_(removed),
+          index_(other.index_, reinterpret_cast<const uint8_t*>(removed.data())) {}
+
+    Index without(Removed removed) const {
+        if (removed.shape(0) != index_.db().rows)
             throw std::invalid_argument("removed: one a row");
-        db_.ids = ids.is_valid() ? ids.data() : nullptr;
-        if (removed.is_valid())
-            db_.removed = reinterpret_cast<const uint8_t*>(removed.data());
-        db_.alive = db_.rows;
-        if (removed.is_valid())
-            db_.alive -= std::count(db_.removed, db_.removed + db_.rows, uint8_t{1});
+        return {*this, removed};
     }
 
-    const char* simd() const { return db_.kernels->name; }
-    size_t alive() const { return db_.alive; }
+    const char* simd() const { return index_.db().kernels->name; }
+    size_t alive() const { return index_.db().alive; }
+    size_t table_bytes() const { return index_.tables().bytes(); }
+
+    void prepare(int radius, int threads) {
+        nb::gil_scoped_release release;
+        index_.tables().prepare(radius, threads);
+    }
 
     std::pair<Array<int64_t>, Array<int32_t>> search(Codes queries, uint64_t k, int threads) {
-        metah::Queries q = checked(queries);
-        size_t columns = std::min<uint64_t>(k, db_.alive);
+        const metah::Queries q = checked(queries);
+        const size_t columns = std::min<uint64_t>(k, alive());
         auto ids = empty<int64_t>({q.count, columns});
         auto distances = empty<int32_t>({q.count, columns});
         if (q.count && columns) {
             nb::gil_scoped_release release;
-            metah::search(db_, q, columns, threads, ids.data(), distances.data());
+            index_.search(q, columns, threads, ids.data(), distances.data());
         }
         return {ids, distances};
     }
@@ -77,34 +92,43 @@ class Index {
     std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>> range_search(Codes queries,
                                                                             int radius,
                                                                             int threads) {
-        metah::Queries q = checked(queries);
-        metah::Ranges found;
+        const metah::Queries q = checked(queries);
+        metah::RangeFound found;
         {
             nb::gil_scoped_release release;
-            found = metah::range_search(db_, q, radius, threads);
+            found = index_.find(q, radius, threads);
         }
-        return {array(std::move(found.lims)), array(std::move(found.ids)),
-                array(std::move(found.distances))};
+        auto lims = empty<int64_t>({q.count + 1});
+        std::copy(found.lims.begin(), found.lims.end(), lims.data());
+        const auto hits = static_cast<size_t>(found.lims.back());
+        auto ids = empty<int64_t>({hits});
+        auto distances = empty<int32_t>({hits});
+        if (hits) {
+            nb::gil_scoped_release release;
+            index_.write(found, threads, ids.data(), distances.data());
+        }
+        return {lims, ids, distances};
     }
 
     Array<int64_t> count(Codes queries, int radius, int threads) {
-        metah::Queries q = checked(queries);
+        const metah::Queries q = checked(queries);
         auto counts = empty<int64_t>({q.count});
         nb::gil_scoped_release release;
-        metah::count(db_, q, radius, threads, counts.data());
+        index_.count(q, radius, threads, counts.data());
         return counts;
     }
 
   private:
     metah::Queries checked(const Codes& queries) const {
-        if (queries.shape(1) != db_.width) throw std::invalid_argument("queries: other width");
+        if (queries.shape(1) != index_.db().width)
+            throw std::invalid_argument("queries: other width");
         return {queries.data(), queries.shape(0)};
     }
 
-    Codes codes_;  // keep the borrowed arrays alive
+    Codes codes_;
     Ids ids_;
     Removed removed_;
-    metah::Database db_;
+    metah::Index index_;
 };
 
 }  // namespace
@@ -112,8 +136,10 @@ class Index {
 NB_MODULE(_native, m) {
     m.doc() = "Native search core of metah_runtime.";
     nb::class_<Index>(m, "Index")
-        .def(nb::init<Codes, Ids, Removed>(), nb::arg("codes"),
-             nb::arg("ids").none(), nb::arg("removed").none())
+        .def(nb::init<Codes, Ids>(), nb::arg("codes"), nb::arg("ids").none())
+        .def("without", &Index::without)
+        .def("prepare", &Index::prepare)
+        .def_prop_ro("table_bytes", &Index::table_bytes)
         .def_prop_ro("simd", &Index::simd)
         .def_prop_ro("alive", &Index::alive)
         .def("search", &Index::search)

@@ -28,9 +28,12 @@ struct Scan {
 
 constexpr uint32_t kMaxQueries = 1024;
 
+struct Probe;  // mih.h
+
 struct Kernels {
     const char* name;
     void (*scan)(const Scan&);
+    void (*probe)(const Probe&);
 };
 
 // A buffer of this thread, 64-byte aligned, valid until its next call.

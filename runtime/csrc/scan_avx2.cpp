@@ -2,6 +2,7 @@
 #include "simd_avx2.h"
 //
 #include "bitslice.h"
+#include "mih_probe.h"
 #include "nibble.h"
 #include "rows.h"
 
@@ -13,5 +14,7 @@ void scan_avx2(const Scan& scan) {
     if (scan.count > 1) return NibbleScan(scan).run();
     row_scan(scan);
 }
+
+void probe_avx2(const Probe& probe) { avx2::MihProbe(probe).run(); }
 
 }  // namespace metah

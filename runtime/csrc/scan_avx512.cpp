@@ -2,6 +2,7 @@
 #include "simd_avx512.h"
 //
 #include "bitslice.h"
+#include "mih_probe.h"
 #include "rows.h"
 
 namespace metah {
@@ -11,5 +12,7 @@ void scan_avx512(const Scan& scan) {
     if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
     row_scan(scan);
 }
+
+void probe_avx512(const Probe& probe) { avx512::MihProbe(probe).run(); }
 
 }  // namespace metah

@@ -2,6 +2,7 @@
 #include "simd_portable.h"
 //
 #include "bitslice.h"
+#include "mih_probe.h"
 #include "rows.h"
 
 namespace metah {
@@ -11,5 +12,7 @@ void scan_portable(const Scan& scan) {
     if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
     row_scan(scan);
 }
+
+void probe_portable(const Probe& probe) { portable::MihProbe(probe).run(); }
 
 }  // namespace metah

@@ -1,5 +1,6 @@
 """Exact Hamming search over codes in memory."""
 
+import copy
 import os
 from typing import Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import _native
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
 
 
@@ -63,32 +64,64 @@ def check_threads(threads: int | None) -> int:
     return int(threads)
 
 
+def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.Index:
+    """Return the native index; BackendUnavailable if METAH_SIMD names what the CPU lacks."""
+    try:
+        return _native.Index(codes, ids)
+    except RuntimeError as error:
+        raise BackendUnavailable(str(error)) from None
+
+
 class CodeIndex:
     """Exact search over packed codes in memory or in a mapped file.
 
     codes: (n, bits / 8) uint8; ids: (n,) int64, unique, >= 0, default 0..n-1.
     removed: (n,) bool, rows that no search finds, default none. threads: default all usable cores.
     Every answer is in the order (distance, id), whatever the machine and the thread count.
-    C-contiguous codes with ascending ids are searched where they lie, read-only maps too; other
-    codes are copied once. They must not change while the index lives.
+    Searches build groups of equal codes and multi-index hashing tables beside the codes once that
+    pays (see ``prepare``). C-contiguous codes with ascending ids are searched where they lie,
+    read-only maps too; other codes are copied once. They must not change while the index lives.
     """
 
     def __init__(
         self, codes: Codes, ids: Any = None, *, threads: int | None = None, removed: Any = None
     ) -> None:
         codes = check_codes(codes)
-        rows = len(codes)
-        gone = None if removed is None else check_removed(removed, rows)
-        keys = None if ids is None else check_ids(ids, rows)
+        keys = None if ids is None else check_ids(ids, len(codes))
+        self._order: NDArray[np.int64] | None = None
         if keys is not None and not np.all(keys[1:] > keys[:-1]):
-            order = np.argsort(keys)
-            codes, keys = codes[order], keys[order]
-            gone = None if gone is None else gone[order]
+            self._order = np.argsort(keys)
+            codes, keys = codes[self._order], keys[self._order]
         self.codes = codes
         self.ids = keys
-        self.removed = gone
         self.threads = check_threads(threads)
-        self._native = _native.Index(codes, keys, gone)
+        self._native = make_native(codes, keys)
+        if removed is not None:
+            self._native = self._native.without(self._removed(removed))
+
+    def without(self, removed: Any) -> "CodeIndex":
+        """Return an index over the same memory and tables in which the rows ``removed`` are gone.
+
+        removed: (n,) bool over all rows as given to the constructor; it replaces an earlier one.
+        """
+        other = copy.copy(self)
+        other._native = self._native.without(self._removed(removed))
+        return other
+
+    def prepare(self, radius: int | None = None) -> None:
+        """Build now what searches would build once it pays: groups of equal codes and tables.
+
+        radius: that of the range searches and counts to come; None: the groups alone. Answers
+        stay the same. Memory: ``table_bytes``; with u unique codes of b bytes and m tables
+        u (b + 4) + 4 n for the groups, and for each table u (b + 4) + at most 64 MiB.
+        """
+        radius = -1 if radius is None else min(check_radius(radius), self.bits)
+        self._native.prepare(radius, self.threads)
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the groups and tables built so far, in bytes."""
+        return self._native.table_bytes
 
     @property
     def bits(self) -> int:
@@ -113,6 +146,10 @@ class CodeIndex:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
         radius = min(check_radius(radius), self.bits)
         return self._native.count(self._queries(queries), radius, self.threads)
+
+    def _removed(self, removed: Any) -> NDArray[np.bool_]:
+        array = check_removed(removed, len(self.codes))
+        return array if self._order is None else array[self._order]
 
     def _queries(self, queries: Codes) -> Codes:
         return check_codes(queries, bits=self.bits, name="queries")

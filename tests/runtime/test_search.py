@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metah_runtime import reference
-from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.search import CodeIndex
 
 SIZES = [0, 1, 3, 97, 257, 1025]
@@ -17,6 +17,8 @@ def make(rng, n, width, kind):
         return rng.integers(0, 256, (n, width), dtype=np.uint8)
     if kind == "equal":
         return np.repeat(rng.integers(0, 256, (1, width), dtype=np.uint8), n, axis=0)
+    if kind == "repeated":
+        return make(rng, max(n // 50, 1), width, "uniform")[rng.integers(0, max(n // 50, 1), n)]
     centres = rng.integers(0, 256, (4, width), dtype=np.uint8)
     codes = centres[rng.integers(0, 4, n)]
     flips = rng.random((n, width)) < 0.1
@@ -31,8 +33,10 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def check(codes, queries, k, radius, threads=1, ids=None, removed=None):
+def check(codes, queries, k, radius, threads=1, ids=None, removed=None, prepare=False):
     index = CodeIndex(codes, ids, threads=threads, removed=removed)
+    if prepare:
+        index.prepare(radius)
     keys = np.arange(len(codes)) if ids is None else ids
     if removed is not None:
         codes, keys = codes[~removed], keys[~removed]
@@ -42,6 +46,7 @@ def check(codes, queries, k, radius, threads=1, ids=None, removed=None):
     np.testing.assert_array_equal(
         index.count(queries, radius), reference.count(queries, codes, radius)
     )
+    return index
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,6 +86,96 @@ def test_worst_order_descending_distance():
     codes = rng.integers(0, 256, (5000, 8), dtype=np.uint8)
     codes = codes[np.argsort(-reference.distances(query, codes)[0])]
     check(codes, query, 100, 25)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    q=st.sampled_from([1, 3, 20, 200]),
+    width=st.sampled_from([1, 2, 3, 4, 6, 8, 9, 16, 31, 128]),
+    kind=st.sampled_from(["uniform", "equal", "clustered", "repeated"]),
+    k=st.sampled_from([1, 7, 300, 6000]),
+    radius=st.sampled_from([0, 1, 2, 3, 5]),
+    threads=st.sampled_from([1, 2, 3]),
+    with_ids=st.booleans(),
+    with_removed=st.booleans(),
+)
+def test_groups_and_tables_change_no_answer(
+    seed, q, width, kind, k, radius, threads, with_ids, with_removed
+):
+    rng = np.random.default_rng(seed)
+    n = 5000
+    codes = make(rng, n, width, kind)
+    queries = make(rng, q, width, "uniform")
+    near = codes[rng.integers(0, n, q)]
+    near[:, 0] ^= rng.integers(0, 8, q, dtype=np.uint8)
+    queries[: q // 2 + 1] = near[: q // 2 + 1]
+    ids = rng.choice(2**62, n, replace=False) if with_ids else None
+    removed = rng.random(n) < 0.3 if with_removed else None
+    check(codes, queries, k, radius, threads, ids, removed, prepare=True)
+
+
+def test_tables_are_built_when_asked_and_when_they_pay():
+    rng = np.random.default_rng(1)
+    codes = make(rng, 5000, 8, "uniform")
+    index = check(codes, codes[:5], 3, 2, prepare=True)
+    assert index.table_bytes > 3 * 5000 * 12
+    index = CodeIndex(codes, threads=1)
+    assert index.table_bytes == 0
+    for _ in range(100):
+        same(index.range_search(codes[:99], 2), reference.range_search(codes[:99], codes, 2))
+        if index.table_bytes:
+            break
+    assert index.table_bytes > 0
+    same(index.range_search(codes[:99], 2), reference.range_search(codes[:99], codes, 2))
+
+
+def test_without_replaces_the_removed_rows_and_shares_the_tables():
+    rng = np.random.default_rng(2)
+    codes = make(rng, 5000, 8, "repeated")
+    ids = rng.permutation(5000)
+    index = CodeIndex(codes, ids, threads=1)
+    index.prepare(1)
+    removed = np.zeros(5000, bool)
+    for row in (7, 4999):
+        removed[row] = True
+        fewer = index.without(removed)
+        assert len(fewer) == 5000 - removed.sum()
+        assert len(index) == 5000
+        assert fewer.table_bytes == index.table_bytes > 0
+        same(
+            fewer.search(codes[:20], 10),
+            reference.search(codes[:20], codes[~removed], 10, ids[~removed]),
+        )
+        same(
+            fewer.range_search(codes[:20], 1),
+            reference.range_search(codes[:20], codes[~removed], 1, ids[~removed]),
+        )
+
+
+@pytest.mark.parametrize("simd", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("width", [1, 6, 8, 13, 16, 32, 64, 100, 128])
+def test_every_instruction_set(monkeypatch, simd, width):
+    monkeypatch.setenv("METAH_SIMD", simd)
+    rng = np.random.default_rng(width)
+    codes = make(rng, 1025, width, "clustered")
+    try:
+        CodeIndex(codes)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    for q in (1, 2, 17, 64, 200):
+        index = check(codes, make(rng, q, width, "uniform"), 20, width * 3)
+        assert index._native.simd == simd
+    check(codes, codes[:200], 20, 3)
+    index = check(make(rng, 5000, width, "uniform"), codes[:40], 5, 2, prepare=True)
+
+
+def test_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("METAH_SIMD", "sse9")
+    with pytest.raises(
+        BackendUnavailable, match=r"METAH_SIMD must be one of .*portable, got 'sse9'"
+    ):
+        CodeIndex(np.zeros((1, 8), np.uint8))
 
 
 def test_read_only_view_is_searched_in_place():

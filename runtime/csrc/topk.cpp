@@ -1,0 +1,148 @@
+// Top-k: scans with falling bounds, then writes the nearest in order.
+#include <algorithm>
+#include <numeric>
+
+#include "index.h"
+#include "pool.h"
+#include "select.h"
+
+namespace metah {
+namespace {
+
+// Top-k of up to kMaxQueries queries over a range of rows. Queries that cannot improve any more
+// leave the batch between two scans.
+class TopKBatch {
+  public:
+    TopKBatch(const Source& source, HitKind kind, const uint8_t* queries, size_t count, uint64_t k)
+        : source_(source), width_(source.db.width), queries_(queries, queries + count * width_),
+          active_(count), bounds_(count, source.db.bits()) {
+        best_.reserve(count);
+        for (size_t i = 0; i < count; ++i) best_.emplace_back(source.db.bits(), k, kind);
+        std::iota(active_.begin(), active_.end(), 0u);
+    }
+
+    void run(size_t first, size_t last) {
+        size_t step = 4096;
+        for (size_t row = first; row < last && !active_.empty(); row += step) {
+            if (row > first) step = std::min<size_t>(2 * step, 1 << 18);
+            Scan scan = make_scan(source_.db);
+            scan.first = row;
+            scan.last = std::min(last, row + step);
+            scan.queries = queries_.data();
+            scan.count = static_cast<uint32_t>(active_.size());
+            scan.bounds = bounds_.data();
+            scan.context = this;
+            scan.consume = [](void* self, uint32_t q, const Hit* hits, uint32_t n) {
+                static_cast<TopKBatch*>(self)->consume(q, hits, n);
+            };
+            source_.db.kernels->scan(scan);
+            if (finished_) drop_finished();
+        }
+    }
+
+    const TopK& best(size_t query) const { return best_[query]; }
+
+  private:
+    void consume(uint32_t q, const Hit* hits, uint32_t n) {
+        TopK& best = best_[active_[q]];
+        if (source_.groups) {
+            for (uint32_t i = 0; i < n; ++i)
+                if (const uint32_t weight = source_.weights[hits[i].row]) best.add(hits[i], weight);
+        } else {
+            for (uint32_t i = 0; i < n; ++i)
+                if (!source_.db.gone(hits[i].row)) best.add(hits[i]);
+        }
+        bounds_[q] = std::max(best.bound(), 0);
+        finished_ |= best.bound() < 0;
+    }
+
+    void drop_finished() {
+        size_t kept = 0;
+        for (size_t i = 0; i < active_.size(); ++i) {
+            if (best_[active_[i]].bound() < 0) continue;
+            active_[kept] = active_[i];
+            bounds_[kept] = bounds_[i];
+            std::copy_n(&queries_[i * width_], width_, &queries_[kept * width_]);
+            ++kept;
+        }
+        active_.resize(kept);
+        finished_ = false;
+    }
+
+    const Source& source_;
+    const size_t width_;
+    std::vector<uint8_t> queries_;
+    std::vector<uint32_t> active_;  // place in the batch -> query
+    std::vector<int32_t> bounds_;
+    std::vector<TopK> best_;
+    bool finished_ = false;
+};
+
+// Writes the first k rows of the hits, which ascend by (distance, row or group).
+void write_first(const Source& source, const Database& rows, const std::vector<Hit>& hits,
+                 size_t k, int64_t* ids, int32_t* distances) {
+    if (!source.groups) {
+        for (size_t i = 0; i < k; ++i) {
+            ids[i] = rows.id(hits[i].row);
+            distances[i] = static_cast<int32_t>(hits[i].distance);
+        }
+        return;
+    }
+    const Groups& groups = *source.groups;
+    std::vector<uint32_t> some;
+    for (size_t i = 0, done = 0; done < k;) {
+        const uint32_t distance = hits[i].distance;
+        some.clear();
+        size_t merged = 0;
+        for (; i < hits.size() && hits[i].distance == distance; ++i, ++merged) {
+            size_t taken = 0;
+            for (uint32_t at = groups.offsets[hits[i].row];
+                 at < groups.offsets[hits[i].row + 1] && taken < k - done; ++at)
+                if (!rows.gone(groups.rows[at])) some.push_back(groups.rows[at]), ++taken;
+        }
+        const size_t n = std::min(some.size(), k - done);
+        if (merged > 1)
+            std::partial_sort(some.begin(), some.begin() + static_cast<ptrdiff_t>(n), some.end());
+        for (size_t j = 0; j < n; ++j, ++done) {
+            ids[done] = rows.id(some[j]);
+            distances[done] = static_cast<int32_t>(distance);
+        }
+    }
+}
+
+}  // namespace
+
+void Index::search(Queries queries, uint64_t k, int threads, int64_t* ids,
+                   int32_t* distances) const {
+    const Source from = source(queries.count);
+    const HitKind kind = !from.groups  ? HitKind::row
+                         : db_.removed ? HitKind::pruned_group
+                                       : HitKind::group;
+    const std::vector<Part> parts = split(from.db.rows, queries.count, threads);
+    const bool by_rows = parts.size() > 1 && parts[0].last_query == queries.count;
+    std::vector<std::vector<std::vector<Hit>>> found(by_rows ? parts.size() : 0);
+    parallel(parts.size(), [&](size_t p) {
+        const Part& part = parts[p];
+        for (size_t q = part.first_query; q < part.last_query; q += kMaxQueries) {
+            const size_t n = std::min<size_t>(kMaxQueries, part.last_query - q);
+            TopKBatch batch(from, kind, queries.codes + q * db_.width, n, k);
+            batch.run(part.first_row, part.last_row);
+            for (size_t i = 0; i < n; ++i)
+                if (by_rows)
+                    found[p].push_back(batch.best(i).sorted());
+                else
+                    write_first(from, db_, batch.best(i).sorted(), k, ids + (q + i) * k,
+                                distances + (q + i) * k);
+        }
+    });
+    for (size_t q = 0; by_rows && q < queries.count; ++q) {
+        std::vector<Hit> all;
+        for (const auto& part : found) all.insert(all.end(), part[q].begin(), part[q].end());
+        std::sort(all.begin(), all.end(), [](Hit a, Hit b) {
+            return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
+        });
+        write_first(from, db_, all, k, ids + q * k, distances + q * k);
+    }
+}
+
+}  // namespace metah
