@@ -11,11 +11,11 @@ COMMANDS = {
     "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
     "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
     "info": (f"{_INDEX}:info", "Show what an index holds."),
-    "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare checksums."),
-    "compact": (f"{_INDEX}:compact", "Merge segments and drop removed codes."),
+    "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare all checksums."),
+    "compact": (f"{_INDEX}:compact", "Merge segments and free the space of removed codes."),
     "remove": (f"{_INDEX}:remove", "Remove codes by id."),
-    "export": (f"{_INDEX}:export", "Write codes, ids and paths to a file."),
-    "import": (f"{_INDEX}:import_", "Add codes from a file."),
+    "export": (f"{_INDEX}:export", "Write all codes to a file: faiss, npy or parquet."),
+    "import": (f"{_INDEX}:import_", "Add the codes in a file: faiss, npy or parquet."),
 }
 
 
