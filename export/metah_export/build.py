@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from metah_export import truth
 from metah_export.config import MIN_IMAGES, BuildConfig
+from metah_export.engine import make_engine
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import CALIBRATED, gate, lower
 from metah_export.quantize import Calibration
+from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
 from metah_runtime import console, schema
@@ -38,11 +40,13 @@ def build(
     config: BuildConfig | None = None,
     *,
     split: "Split | None" = None,
+    engine: EngineConfig | None = None,
 ) -> tuple[Bundle, Parity]:
     """Export a run to a new bundle if its codes are those of the trained model.
 
-    split: the run's data, loaded again if None. Raises ParityError, and leaves nothing behind, if a
-    limit is broken; BundleError if ``out`` exists; RunError and DataError for unusable input.
+    split: the run's data, loaded again if None; engine: build one too. Raises ParityError, and
+    leaves nothing behind, if a limit is broken; BundleError if ``out`` exists; RunError, DataError,
+    EngineError and BackendUnavailable for what cannot be used.
     """
     config = BuildConfig() if config is None else config
     check_new(out)
@@ -70,6 +74,19 @@ def build(
             calibration=config.calibration,
         )
         result = gate(model, config.precision, known, limits=config.allowed, threads=config.threads)
+    engines = []
+    if engine is not None:
+        entry, plan, reason = make_engine(
+            model,
+            preprocess=run.preprocess,
+            precision=config.precision,
+            config=engine,
+            known=known,
+            limits=config.allowed,
+        )
+        engines.append((entry, plan))
+        if reason:
+            console.warn(f"parity of engine {entry.file} is not measured: {reason}")
     bundle = write_bundle(
         out,
         model=model,
@@ -81,6 +98,7 @@ def build(
         training=_training(run, config),
         parity=result.to_dict(),
         extra={truth.FILE: known.to_bytes()},
+        engines=engines,
     )
     return bundle, result
 

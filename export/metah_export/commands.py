@@ -5,15 +5,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metah_runtime import console
-from metah_runtime.bundle import PRECISIONS
+from metah_runtime import console, schema
+from metah_runtime.bundle import ENGINE_KINDS, PRECISIONS
 from metah_runtime.errors import MissingExtra
 
 if TYPE_CHECKING:
     from metah_export.parity import Parity
+    from metah_export.to_engine import EngineConfig
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _threads = click.option("--threads", type=int, help="CPU threads  [default: all cores]")
+_batch = click.option(
+    "--batch",
+    default="1:8:64",
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="Images a launch that the engine is built for.",
+)
+_targets = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="8.9",
+    help="Compute capability to build for, once each; tensorrt-rtx  [default: portable]",
+)
+_tf32 = click.option("--tf32", is_flag=True, help="Allow TF32, which flips bits of fp32 models.")
 
 
 @click.command()
@@ -36,9 +52,30 @@ _threads = click.option("--threads", type=int, help="CPU threads  [default: all 
     type=click.Choice(("minmax", "entropy", "percentile")),
     help="How int8 finds its ranges  [default: minmax]",
 )
+@click.option(
+    "--engine",
+    "kind",
+    type=click.Choice(("none", *ENGINE_KINDS, "auto")),
+    default="none",
+    show_default=True,
+    help="TensorRT engine to build into the bundle.",
+)
+@_batch
+@_targets
+@_tf32
 @_threads
 @_json
-def build(run: Path, out: Path, file: Path | None, as_json: bool, **options: Any) -> None:
+def build(
+    run: Path,
+    out: Path,
+    file: Path | None,
+    kind: str,
+    batch: str,
+    targets: tuple[str, ...],
+    tf32: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Export the training run RUN to a new bundle.
 
     The codes of the exported model are compared with those of the trained one on real images of
@@ -50,7 +87,8 @@ def build(run: Path, out: Path, file: Path | None, as_json: bool, **options: Any
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "export") from error
     config = configs.load(file, options)
-    bundle, parity = stage.build(run, out, config)
+    engine = None if kind == "none" else _engine_config(kind, batch, targets, tf32)
+    bundle, parity = stage.build(run, out, config, engine=engine)
     if as_json:
         console.print_json(
             {"bundle": out, "fingerprint": bundle.fingerprint, "parity": parity.to_dict()}
@@ -91,6 +129,53 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
         console.warn("the bundle holds no truth.npz: codes were not compared")
     else:
         _print_parity(found.parity)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    "kind",
+    type=click.Choice((*ENGINE_KINDS, "auto")),
+    default="auto",
+    show_default=True,
+    help="Builder; auto: tensorrt where it and a GPU are, else tensorrt-rtx.",
+)
+@_batch
+@_targets
+@_tf32
+@_json
+def engine(
+    bundle: Path, kind: str, batch: str, targets: tuple[str, ...], tf32: bool, as_json: bool
+) -> None:
+    """Build a TensorRT engine from BUNDLE and add it, on the machine that will run it.
+
+    Where a GPU can run it, its codes are compared with the stored truth; over the limit, the
+    bundle stays as it was and the exit code is 1.
+    """
+    try:
+        from metah_export import engine as stage
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "export") from error
+    opened, entry, reason = stage.engine(bundle, _engine_config(kind, batch, targets, tf32))
+    size = opened.manifest.files[entry.file].size
+    if as_json:
+        console.print_json({"bundle": bundle, "size": size, **schema.to_json(entry)})
+    else:
+        click.echo(
+            f"{bundle}: {entry.file}, {size / 1e6:.2f} MB, {entry.kind} {entry.builder}, "
+            f"for {', '.join(entry.targets)}, batch {':'.join(map(str, entry.batch))}"
+        )
+    if reason:
+        console.warn(f"parity of the engine is not measured: {reason}")
+
+
+def _engine_config(kind: str, batch: str, targets: tuple[str, ...], tf32: bool) -> "EngineConfig":
+    from metah_export.to_engine import EngineConfig, choose_kind, parse_batch
+
+    sizes = parse_batch(batch)
+    chosen = choose_kind(kind)
+    return EngineConfig(kind=chosen, batch=sizes, targets=targets, tf32=tf32)
 
 
 def _print_parity(parity: "Parity") -> None:

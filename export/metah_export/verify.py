@@ -52,7 +52,7 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
     for label, runner in found:
         _check_batch(runner, name)
         if known is not None:
-            limits = _limits(bundle)
+            limits = limits_of(bundle)
             reports.append(
                 parity.measure(
                     runner, known, precision=precision, limits=limits, label=label
@@ -71,7 +71,7 @@ def load_truth(bundle: Bundle) -> Truth | None:
     )
 
 
-def _limits(bundle: Bundle) -> parity.Limits:
+def limits_of(bundle: Bundle) -> parity.Limits:
     """Return the limits that the bundle was built with, else those of its precision."""
     if not bundle.manifest.parity:
         return LIMITS[bundle.manifest.precision]

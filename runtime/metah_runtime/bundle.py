@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Engine:
 
     kind: builder family; file: its name in the bundle; builder: exact version of the builder;
     targets: compute capabilities such as '8.9', or ('portable',); platform: such as 'linux-x86_64';
-    batch: (min, opt, max) images; flags: builder flags; model_sha256: the ONNX it was built from.
+    batch: (min, opt, max) images; flags: builder flags; model_sha256: the ONNX it was built from;
+    parity: its comparison with the truth, None if it was built where it cannot run.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Engine:
     batch: tuple[int, int, int]
     flags: tuple[str, ...]
     model_sha256: str
+    parity: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,14 +184,15 @@ def write_bundle(
     training: Mapping[str, Any],
     parity: Mapping[str, Any],
     extra: Mapping[str, bytes] | None = None,
+    engines: Sequence[tuple[Engine, bytes]] = (),
 ) -> Bundle:
     """Write a new bundle: built beside, fsynced, renamed to ``path``; on error nothing is left.
 
-    extra: further files of the bundle's folder, by name. Raises BundleError if ``path`` exists: a
-    bundle is never overwritten; StorageError if the disk refuses.
+    extra: further files of the bundle's folder, by name; engines: with their plans. Raises
+    BundleError if ``path`` exists: a bundle is never overwritten; StorageError if the disk refuses.
     """
     folder = check_new(path)
-    contents = {MODEL: model, **(extra or {})}
+    contents = {MODEL: model, **(extra or {}), **{e.file: plan for e, plan in engines}}
     listed = {
         name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         for name, data in contents.items()
@@ -205,7 +208,7 @@ def write_bundle(
         opset=opset,
         fingerprint=fingerprint(model_sha256=digest, preprocess=preprocess, bits=bits),
         files=listed,
-        engines=(),
+        engines=tuple(engine for engine, _ in engines),
         versions=versions,
         training=training,
         parity=parity,
@@ -214,6 +217,7 @@ def write_bundle(
     _from_dict(value, folder / MANIFEST)
     with files.new_folder(folder) as staging:
         for name, data in contents.items():
+            (staging / name).parent.mkdir(exist_ok=True)
             files.write_bytes(staging / name, data)
         files.write_json(staging / MANIFEST, value)
         Bundle.open(staging)

@@ -33,6 +33,10 @@ class ParityError(MetahError):
     """An exported artefact does not give the codes of the model it was made from."""
 
 
+class EngineError(MetahError):
+    """An engine cannot be built from a model, or is not one that may be loaded here."""
+
+
 class IndexCorrupt(MetahError):  # noqa: N818 - the name states the fact, as zipfile.BadZipFile does
     """An index on disk is missing, damaged or of an unknown version."""
 

@@ -34,6 +34,7 @@ def engine(bundle: Bundle, **changes: Any) -> Engine:
         "batch": (1, 8, 64),
         "flags": (),
         "model_sha256": bundle.manifest.files["model.onnx"].sha256,
+        "parity": None,
     }
     return Engine(**(values | changes))
 

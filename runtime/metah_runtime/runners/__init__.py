@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime import console
 from metah_runtime.bundle import Bundle
 from metah_runtime.codes import Codes
-from metah_runtime.errors import BackendUnavailable, ConfigError
+from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 
 DEVICES = ("cpu", "cuda", "tensorrt", "auto")
 
@@ -40,15 +41,21 @@ class Runner(Protocol):
 def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> Runner:  # noqa: A001
     """Load a bundle's model on a device; what was asked for is what runs, or an error says why.
 
-    device: 'cpu' or 'cuda' (ONNX Runtime); threads: CPU threads, None = all cores. Raises
-    BackendUnavailable (MissingExtra if a package is absent) and BundleError for a bad model.
+    device: 'cpu' or 'cuda' (ONNX Runtime), 'tensorrt' (an engine of the bundle), or 'auto': the
+    first of tensorrt, cuda, cpu that works, with a warning that says why the others do not.
+    threads: CPU threads, None = all cores. Raises BackendUnavailable (MissingExtra if a package is
+    absent), EngineError for a foreign engine and BundleError for a bad model.
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if threads is not None and (isinstance(threads, bool) or threads < 1):
         raise ConfigError(f"threads must be at least 1, got {threads!r}")
-    if device not in ("cpu", "cuda"):
-        raise BackendUnavailable(f"device {device!r}: no engine can be run yet; fix: device 'cpu'")
+    if device == "auto":
+        return _open_any(bundle, threads)
+    if device == "tensorrt":
+        from metah_runtime.runners.trt import open_trt
+
+        return open_trt(bundle)
     if device == "cpu" and bundle.manifest.precision == "bf16":
         raise BackendUnavailable(
             f"{bundle.path}: ONNX Runtime has no bf16 kernels for the CPU; fix: device 'cuda' or "
@@ -65,3 +72,21 @@ def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> 
         threads=threads,
         name=str(bundle.model_path),
     )
+
+
+def _open_any(bundle: Bundle, threads: int | None) -> Runner:
+    """Open the first device that works; the fallback is said once, in one warning."""
+    order = ["cuda", "cpu"]
+    if bundle.manifest.engines:
+        order.insert(0, "tensorrt")
+    reasons = []
+    for device in order:
+        try:
+            runner = open(bundle, device, threads=threads)
+        except (BackendUnavailable, EngineError) as error:
+            reasons.append(f"{device}: {error}")
+            continue
+        if reasons:
+            console.warn(f"device 'auto' runs on {device} ({'; '.join(reasons)})")
+        return runner
+    raise BackendUnavailable(f"no device can run {bundle.path}: {'; '.join(reasons)}")

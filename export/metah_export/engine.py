@@ -1,0 +1,85 @@
+"""Add an engine to a finished bundle, on a machine without PyTorch."""
+
+import dataclasses
+from pathlib import Path
+
+from metah_export import parity
+from metah_export.onnx_rules import check_model, load_model
+from metah_export.parity import Limits, Parity
+from metah_export.to_engine import EngineConfig, build_engine
+from metah_export.truth import Truth
+from metah_runtime.bundle import Bundle, Engine, add_engine
+from metah_runtime.cuda import driver
+from metah_runtime.errors import BackendUnavailable
+from metah_runtime.images import Preprocess
+from metah_runtime.runners.tensorrt import check_engine, import_trt
+
+
+def make_engine(
+    model: bytes,
+    *,
+    preprocess: Preprocess,
+    precision: str,
+    config: EngineConfig,
+    known: Truth | None,
+    limits: Limits,
+) -> tuple[Engine, bytes, str | None]:
+    """Build an engine and, if this machine can run it, hold its codes against the truth.
+
+    Returns (manifest entry, plan, why parity was not measured or None). Raises ParityError if the
+    engine breaks a limit.
+    """
+    entry, plan = build_engine(model, image_shape=preprocess.shape, config=config)
+    if known is None:
+        return entry, plan, "the bundle holds no truth.npz"
+    try:
+        found = _run_here(entry, plan, preprocess, precision, known, limits)
+    except BackendUnavailable as error:
+        return entry, plan, str(error)
+    return dataclasses.replace(entry, parity=found.check().to_dict()), plan, None
+
+
+def engine(path: str | Path, config: EngineConfig) -> tuple[Bundle, Engine, str | None]:
+    """Add an engine to the bundle at ``path``; see ``make_engine``.
+
+    Raises BundleError for a damaged bundle, EngineError, ParityError or BackendUnavailable; the
+    bundle is then what it was.
+    """
+    from metah_export.verify import limits_of, load_truth
+
+    bundle = Bundle.open(path)
+    model, name = bundle.read(), str(bundle.model_path)
+    check_model(
+        load_model(model, name), bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name
+    )
+    entry, plan, reason = make_engine(
+        model,
+        preprocess=bundle.preprocess,
+        precision=bundle.manifest.precision,
+        config=config,
+        known=load_truth(bundle),
+        limits=limits_of(bundle),
+    )
+    return add_engine(bundle, entry, plan), entry, reason
+
+
+def _run_here(
+    entry: Engine,
+    plan: bytes,
+    preprocess: Preprocess,
+    precision: str,
+    known: Truth,
+    limits: Limits,
+) -> Parity:
+    """Run the engine on this machine's GPU; raise BackendUnavailable if there is none."""
+    gpu = driver.open_devices()[0]
+    trt = import_trt(entry.kind)
+    arch = f"{gpu.arch // 10}.{gpu.arch % 10}"
+    if entry.targets and entry.targets[0][0].isdigit() and arch not in entry.targets:
+        raise BackendUnavailable(f"the engine is for {', '.join(entry.targets)}, this is {arch}")
+    check_engine(entry, builder=str(trt.__version__), arch=arch)
+    from metah_runtime.runners.trt import TrtRunner
+
+    runner = TrtRunner(plan, entry, bits=known.bits, image_shape=preprocess.shape, trt=trt, gpu=gpu)
+    label = f"{entry.kind} {entry.builder}, {gpu.name}"
+    return parity.measure(runner, known, precision=precision, limits=limits, label=label)
