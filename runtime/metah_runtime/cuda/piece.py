@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.driver import Device
+from metah_runtime.cuda.driver import Device, DeviceMemoryError
 
 Keys = NDArray[np.uint64]
 """distance << 32 | row: the order of keys is the order (distance, row)."""
@@ -341,11 +341,22 @@ class Piece:
         self.device.read(counts, hits)
         return hits.astype(np.int64)
 
+    def _check_room(self, total: int, n: int, radius: int) -> None:
+        self.workspace.drop("keys")
+        self.workspace.drop("scratch")
+        needed, (free, _) = 2 * KEY_BYTES * total, self.device.memory()
+        if needed > free:
+            raise DeviceMemoryError(
+                f"{n} queries find {total} codes within radius {radius}, which takes {needed} "
+                f"bytes of the GPU's memory, and {free} are free; fix: a smaller radius, or the CPU"
+            )
+
     def _fill(self, packed: int, hits: NDArray[np.int64], radius: int) -> Keys:
         """Return the keys within the radius, with the room that a count has found."""
         n, total, get = len(hits), int(hits.sum()), self.workspace.get
         if total == 0:
             return np.empty(0, np.uint64)
+        self._check_room(total, n, radius)
         bounds = self._radius_bounds(n, radius)
         begin = np.zeros(n + 1, np.uint64)
         np.cumsum(hits, out=begin[1:], dtype=np.uint64)
