@@ -14,6 +14,8 @@ from metah_runtime.bundle import Bundle
 from metah_runtime.cli import cli
 from metah_runtime.commands import add as command
 from metah_runtime.encoder import EncodedFiles
+from metah_runtime.errors import IndexCorrupt, IndexLocked
+from metah_runtime.index.lock import writer_lock
 
 
 @pytest.fixture
@@ -80,3 +82,35 @@ def test_what_an_index_says_of_its_model(
     store = Index.open(tmp_path / "index", expect=bundle.fingerprint)
     assert (store.bits, store.model) == (16, "bundle")
     assert store.metadata == {"bundle": str(bundle.path)}
+
+
+def test_a_second_writer_is_told_and_readers_go_on(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], images: list[Path]
+) -> None:
+    bundle = make_bundle()
+    assert add(tmp_path, bundle) == 0
+    path = tmp_path / "index"
+    images[11].write_bytes(images[10].read_bytes())
+    with writer_lock(path):
+        result = CliRunner().invoke(cli, ["add", str(path), str(tmp_path / "images")])
+        assert isinstance(result.exception, IndexLocked)
+        asked = ["query", str(path), str(images[3]), "--threads", "1", "-k", "1", "--json"]
+        assert str(images[3]) in CliRunner().invoke(cli, asked).output
+    assert len(Index.open(path)) == 29
+    assert add(tmp_path, bundle) == 0
+    assert len(Index.open(path)) == 30
+
+
+def test_a_damaged_index_gives_no_answer(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], images: list[Path]
+) -> None:
+    assert add(tmp_path, make_bundle()) == 0
+    path = tmp_path / "index"
+    (segment,) = path.glob("segment-*")
+    data = bytearray(segment.read_bytes())
+    data[256] ^= 1  # the first code
+    segment.write_bytes(data)
+    result = CliRunner().invoke(cli, ["query", str(path), "--code", "0f0f"])
+    assert isinstance(result.exception, IndexCorrupt)
+    assert segment.name in str(result.exception)
+    assert result.output == ""
