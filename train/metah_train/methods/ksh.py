@@ -8,7 +8,6 @@ Liu et al., Supervised Hashing with Kernels, CVPR 2012, algorithm 1. Greedy over
 residual R_0 = r S: spectral start, smooth refinement, then R <- R - y y^T.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,44 +92,54 @@ def spectral_start(K: Array, residual: Residual, gram: Array) -> Array:
     return a
 
 
-def smooth_cost(a: Array, K: Array, residual: Residual) -> tuple[float, Array]:
-    """g(a) = -p^T R p with p = phi(K a), phi(x) = 2 / (1 + e^-x) - 1, and its gradient.
+def smooth_cost(x: Array, residual: Residual) -> tuple[float, Array]:
+    """g = -p^T R p with p = phi(x), phi(x) = 2 / (1 + e^-x) - 1, and R p.
 
-    grad = -K^T [(R p) * (1 - p^2)]; a: (m,) -> (scalar, (m,)).
+    x = K a: (l,) -> (scalar, (l,)).
     """
-    p = np.tanh(K @ a / 2)
+    p = np.tanh(x / 2)
     product = residual.product(p)
-    gradient: Array = -K.T @ (product * (1 - p * p))
-    return float(-p @ product), gradient
+    return float(-p @ product), product
 
 
-def refine(
-    cost: Callable[[Array], tuple[float, Array]], a: Array, *, iterations: int, tolerance: float
-) -> Array:
-    """Nesterov's accelerated gradient descent with backtracking (the step is halved on failure).
+def smooth_gradient(x: Array, product: Array, K: Array) -> Array:
+    """dg/da = -K^T [(R p) * (1 - p^2)]: x = K a (l,), product = R p (l,) -> (m,)."""
+    gradient: Array = -K.T @ (product * (1 - np.tanh(x / 2) ** 2))
+    return gradient
 
-    Stops after ``iterations`` or when the cost changes by at most ``tolerance``; returns the best a
-    that was seen.
+
+def refine(K: Array, residual: Residual, a: Array, *, iterations: int, tolerance: float) -> Array:
+    """Lower g(a) by Nesterov's accelerated gradient descent; the step is halved while too long.
+
+    Stops after ``iterations`` or when g changes by at most ``tolerance``; returns the best a (m,)
+    that was seen. x = K a follows a by linearity, so an iteration multiplies by K and K^T once.
     """
-    best, lowest = a, cost(a)[0]
-    current, last = a, lowest
-    ahead, momentum, lipschitz = a, 1.0, 1.0
+    x = K @ a
+    last = smooth_cost(x, residual)[0]
+    best, lowest = a, last
+    ahead, ahead_x = a, x
+    momentum, lipschitz = 1.0, 1.0
     for _ in range(iterations):
-        value, gradient = cost(ahead)
+        value, product = smooth_cost(ahead_x, residual)
+        gradient = smooth_gradient(ahead_x, product, K)
+        moved_x = K @ gradient
         square = float(gradient @ gradient)
         while True:
-            following = ahead - gradient / lipschitz
-            reached = cost(following)[0]
+            following_x = ahead_x - moved_x / lipschitz
+            reached = smooth_cost(following_x, residual)[0]
             if reached <= value - square / (2 * lipschitz) or lipschitz > 1e30:
                 break
             lipschitz *= 2
+        following = ahead - gradient / lipschitz
         if reached < lowest:
             best, lowest = following, reached
         if abs(last - reached) <= tolerance:
             break
         grown = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = following + (momentum - 1) / grown * (following - current)
-        current, last, momentum = following, reached, grown
+        weight = (momentum - 1) / grown
+        ahead = following + weight * (following - a)
+        ahead_x = following_x + weight * (following_x - x)
+        a, x, last, momentum = following, following_x, reached, grown
     return best
 
 
@@ -177,7 +186,8 @@ class KSH(ShallowMethod[KSHOptions]):
         for _ in range(bits):
             start = spectral_start(K, residual, gram)
             a = refine(
-                lambda a: smooth_cost(a, K, residual),
+                K,
+                residual,
                 start,
                 iterations=options.iterations,
                 tolerance=options.tolerance * len(K),
