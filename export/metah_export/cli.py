@@ -9,6 +9,7 @@ from metah_runtime import console
     cls=console.Group,
     lazy={
         "build": ("metah_export.commands:build", "Export a training run to a bundle."),
+        "compare": ("metah_export.commands:compare", "Compare bundles: size, bits, MAP, speed."),
         "engine": ("metah_export.commands:engine", "Add a TensorRT engine to a bundle."),
         "verify": ("metah_export.commands:verify", "Check a finished bundle on this machine."),
     },

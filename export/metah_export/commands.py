@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metah_runtime import console, schema
+from metah_runtime import console, files, schema
 from metah_runtime.bundle import ENGINE_KINDS, PRECISIONS
-from metah_runtime.errors import MissingExtra
+from metah_runtime.errors import ConfigError, MissingExtra, ParityError
 
 if TYPE_CHECKING:
     from metah_export.parity import Parity
@@ -123,8 +123,8 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
             }
         )
         return
-    files = len(found.bundle.manifest.files)
-    click.echo(f"{bundle}: {files} files match, operator set {found.opset}, runs on {found.device}")
+    count = len(found.bundle.manifest.files)
+    click.echo(f"{bundle}: {count} files match, operator set {found.opset}, runs on {found.device}")
     if found.parity is None:
         console.warn("the bundle holds no truth.npz: codes were not compared")
     else:
@@ -168,6 +168,59 @@ def engine(
         )
     if reason:
         console.warn(f"parity of the engine is not measured: {reason}")
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--device", default="cpu", show_default=True, help="For ONNX files: cpu or cuda.")
+@click.option("--batches", default="1,8,64", show_default=True, help="Batch sizes to time.")
+@click.option("--seconds", default=1.0, show_default=True, help="Measuring time of each size.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write a page with plots.")
+@_threads
+@_json
+def compare(
+    bundles: tuple[Path, ...],
+    device: str,
+    batches: str,
+    seconds: float,
+    page: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare BUNDLES on this machine: size, flipped bits, MAP and speed of each artefact.
+
+    Codes are compared with the truth stored in each bundle. The exit code is 1 if a limit is
+    broken.
+    """
+    try:
+        from metah_export import compare as stage
+        from metah_export.compare_page import page as make_page
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "export") from error
+    sizes = batches.split(",")
+    if not all(size.strip().isdigit() for size in sizes):
+        raise ConfigError(f"batches must be whole numbers like 1,8,64, got {batches!r}")
+    found = stage.compare(
+        bundles,
+        device=device,
+        batches=sorted({int(size) for size in sizes}),
+        seconds=seconds,
+        threads=threads,
+    )
+    if found.runs > 1:
+        console.warn(f"the bundles come from {found.runs} training runs")
+    if page is not None:
+        files.write_bytes(page, make_page(found).encode())
+    if as_json:
+        console.print_json(schema.to_json(found))
+    else:
+        console.print_table(*stage.table(found))
+        for row in found.rows:
+            if row.note:
+                click.echo(f"{row.bundle} {row.artefact}: {row.note}")
+    broken = [f"{row.bundle} {row.artefact}: {row.problem}" for row in found.rows if row.problem]
+    if broken:
+        raise ParityError("; ".join(broken))
 
 
 def _engine_config(kind: str, batch: str, targets: tuple[str, ...], tf32: bool) -> "EngineConfig":

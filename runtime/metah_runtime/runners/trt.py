@@ -156,13 +156,13 @@ class TrtRunner:
         return buffers
 
 
-def open_trt(bundle: Bundle, *, cuda_graph: bool = False) -> TrtRunner:
-    """Load the bundle's engine that fits this machine.
+def open_trt(bundle: Bundle, *, only: Engine | None = None, cuda_graph: bool = False) -> TrtRunner:
+    """Load the first of the bundle's engines that fits this machine, or ``only`` the one given.
 
     Raises EngineError if it has none or none may be loaded here, and says why for each;
     BackendUnavailable without a GPU, a driver or the library.
     """
-    engines = bundle.manifest.engines
+    engines = bundle.manifest.engines if only is None else (only,)
     if not engines:
         raise EngineError(
             f"{bundle.path} has no engine; fix: metah-export engine {bundle.path} on this machine"

@@ -1,0 +1,312 @@
+"""Bundles side by side: size, flipped bits, MAP and speed of every artefact that runs here."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_export import parity
+from metah_export.parity import Parity
+from metah_export.precision import forms
+from metah_export.truth import Truth
+from metah_export.verify import limits_of, load_truth
+from metah_runtime import runners
+from metah_runtime.bundle import MODEL, Bundle, Engine
+from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
+from metah_runtime.runners import Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall-clock time of one batch size, from uint8 images in memory to codes in memory.
+
+    calls: measured calls after warm-up; p50, p99: milliseconds an image; rate: images a second.
+    """
+
+    batch: int
+    calls: int
+    p50: float
+    p99: float
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One artefact of one bundle.
+
+    artefact: 'onnx' or the engine's kind and targets; runs_on: what ran it, None if nothing here
+    can; note: why not, or what is special; parity: against the stored truth, on this machine;
+    problem: the limit that is broken, None if none is; timings: by batch size.
+    """
+
+    bundle: str
+    artefact: str
+    precision: str
+    megabytes: float
+    runs_on: str | None
+    note: str | None
+    parity: Parity | None
+    problem: str | None
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All rows, and the machine that they were measured on. runs: distinct training runs."""
+
+    rows: tuple[Row, ...]
+    machine: str
+    versions: dict[str, str]
+    threads: int
+    runs: int
+
+
+def compare(
+    paths: Sequence[str | Path],
+    *,
+    device: str = "cpu",
+    batches: Sequence[int] = (1, 8, 64),
+    seconds: float = 1.0,
+    threads: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
+    """Measure every artefact of the bundles at ``paths`` on this machine.
+
+    device: what runs the ONNX files, 'cpu' or 'cuda'; engines run on 'tensorrt' where they can;
+    batches: sizes to time; seconds: measuring time of each. A broken parity limit is noted in its
+    row. Raises BundleError for a damaged bundle and ConfigError for options out of range.
+    """
+    if not paths:
+        raise ConfigError("compare needs at least one bundle")
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"batches must be whole numbers >= 1, got {list(batches)}")
+    if not 0 < seconds <= 3600:
+        raise ConfigError(f"seconds must be in (0, 3600], got {seconds}")
+    bundles = [Bundle.open(path) for path in paths]
+    names = _names(bundles)
+    rows: list[Row] = []
+    for bundle, name in zip(bundles, names, strict=True):
+        known = load_truth(bundle)
+        images = _images(bundle, known, max(batches))
+
+        def time_it(runner: Runner, images: NDArray[np.uint8] = images) -> tuple[Timing, ...]:
+            return tuple(measure(runner, images, n, seconds, clock) for n in batches)
+
+        rows.append(_onnx_row(bundle, name, known, device, threads, time_it))
+        rows.extend(_engine_row(bundle, name, e, known, time_it) for e in bundle.manifest.engines)
+    runs = {str(bundle.manifest.training.get("run")) for bundle in bundles}
+    return Comparison(
+        rows=tuple(rows),
+        machine=machine(),
+        versions=_versions(),
+        threads=threads or len(os.sched_getaffinity(0)),
+        runs=len(runs),
+    )
+
+
+def measure(
+    runner: Runner,
+    images: NDArray[np.uint8],
+    batch: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time calls of ``batch`` images for about ``seconds`` after a warm-up of three calls."""
+    part = np.ascontiguousarray(images[np.arange(batch) % len(images)])
+    for _ in range(3):
+        runner.run(part)
+    times: list[float] = []
+    end = clock() + seconds
+    while len(times) < 5 or (clock() < end and len(times) < 100_000):
+        start = clock()
+        runner.run(part)
+        times.append(clock() - start)
+    ms = np.array(times) * 1000 / batch
+    return Timing(
+        batch=batch,
+        calls=len(times),
+        p50=float(np.percentile(ms, 50)),
+        p99=float(np.percentile(ms, 99)),
+        rate=float(batch * len(times) / max(sum(times), 1e-9)),
+    )
+
+
+def machine() -> str:
+    """Name the processor and the number of its cores that may be used."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+
+
+def _onnx_row(
+    bundle: Bundle,
+    name: str,
+    known: Truth | None,
+    device: str,
+    threads: int | None,
+    time_it: Callable[[Runner], tuple[Timing, ...]],
+) -> Row:
+    """Measure the ONNX file; where the CPU lacks kernels its rounding is emulated, not timed."""
+    precision, note = bundle.manifest.precision, None
+    timings: tuple[Timing, ...] = ()
+    try:
+        runner = runners.open(bundle, device, threads=threads)
+        timings, runs_on = time_it(runner), str(runner.device)
+    except BackendUnavailable as error:
+        if device != "cpu":
+            raise
+        runs_on, note = None, str(error)
+    found: list[tuple[str, Runner]]
+    if device == "cpu":
+        found = list(
+            forms(
+                bundle.read(),
+                precision,
+                bits=bundle.bits,
+                image_shape=bundle.preprocess.shape,
+                threads=threads,
+            )
+        )
+    else:
+        found = [(device, runner)]
+    report, problem = _parity(bundle, known, found)
+    return Row(
+        bundle=name,
+        artefact="onnx",
+        precision=precision,
+        megabytes=bundle.manifest.files[MODEL].size / 1e6,
+        runs_on=runs_on,
+        note=note,
+        parity=report,
+        problem=problem,
+        timings=timings,
+    )
+
+
+def _engine_row(
+    bundle: Bundle,
+    name: str,
+    engine: Engine,
+    known: Truth | None,
+    time_it: Callable[[Runner], tuple[Timing, ...]],
+) -> Row:
+    from metah_runtime.runners.trt import open_trt
+
+    note, runs_on, report, problem = None, None, None, None
+    timings: tuple[Timing, ...] = ()
+    try:
+        runner = open_trt(bundle, only=engine)
+    except (BackendUnavailable, EngineError) as error:
+        note = str(error)
+        if engine.parity is not None:
+            report = Parity.from_dict(engine.parity)
+    else:
+        timings, runs_on = time_it(runner), "tensorrt"
+        report, problem = _parity(bundle, known, [(f"{engine.kind} {engine.builder}", runner)])
+        runner.close()
+    return Row(
+        bundle=name,
+        artefact=f"{engine.kind} {', '.join(engine.targets)}",
+        precision=bundle.manifest.precision,
+        megabytes=bundle.manifest.files[engine.file].size / 1e6,
+        runs_on=runs_on,
+        note=note,
+        parity=report,
+        problem=problem,
+        timings=timings,
+    )
+
+
+def _parity(
+    bundle: Bundle, known: Truth | None, found: Sequence[tuple[str, Runner]]
+) -> tuple[Parity | None, str | None]:
+    """Return the report with the most flips, and the first broken rule in words."""
+    if known is None:
+        return None, None
+    precision, limits = bundle.manifest.precision, limits_of(bundle)
+    reports: list[Parity] = []
+    for label, runner in found:
+        try:
+            reports.append(
+                parity.measure(runner, known, precision=precision, limits=limits, label=label)
+            )
+        except ParityError as error:
+            return None, str(error)
+    worst = max(reports, key=lambda report: report.flips)
+    broken = [text for report in reports for text in report.violations]
+    return worst, "; ".join(broken) or None
+
+
+def _images(bundle: Bundle, known: Truth | None, count: int) -> NDArray[np.uint8]:
+    if known is not None:
+        return known.images
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, *bundle.preprocess.shape), dtype=np.uint8)
+
+
+def _names(bundles: Sequence[Bundle]) -> list[str]:
+    """Name bundles by their folder; by their path where folders share a name."""
+    short = [bundle.path.resolve().name for bundle in bundles]
+    return [
+        name if short.count(name) == 1 else str(bundle.path)
+        for name, bundle in zip(short, bundles, strict=True)
+    ]
+
+
+def _versions() -> dict[str, str]:
+    def each() -> Iterator[tuple[str, str]]:
+        for name in ("metah", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13"):
+            try:
+                yield name, importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+
+    return dict(each())
+
+
+def table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return the columns and rows of the table that ``metah-export compare`` prints."""
+    columns = (
+        "bundle", "artefact", "precision", "MB", "runs on", "flipped bits", "worst |logit|",
+        "MAP@H2", "change", "top-10 kept", "ms/image p50", "p99", "images/s", "limits",
+    )  # fmt: skip
+    return columns, [_cells(row) for row in comparison.rows]
+
+
+def _cells(row: Row) -> tuple[Any, ...]:
+    report = row.parity
+    bits: tuple[str, ...] = ("-",) * 5
+    if report is not None:
+        score = "-" if report.map_h2 is None else f"{report.map_h2:.4f}"
+        delta = "-" if report.map_delta is None else f"{report.map_delta:+.4f}"
+        kept = "-" if report.top10_overlap is None else f"{report.top10_overlap:.2%}"
+        bits = (f"{report.flip_rate:.4%}", f"{report.worst_flip:.2g}", score, delta, kept)
+    speed: tuple[str, ...] = ("-",) * 3
+    if row.timings:
+        first = min(row.timings, key=lambda timing: timing.batch)
+        best = max(row.timings, key=lambda timing: timing.rate)
+        speed = (f"{first.p50:.3f}", f"{first.p99:.3f}", f"{best.rate:,.0f} (batch {best.batch})")
+    verdict = "not measured" if report is None and row.problem is None else "kept"
+    return (
+        row.bundle,
+        row.artefact,
+        row.precision,
+        f"{row.megabytes:.2f}",
+        row.runs_on or "not here",
+        *bits,
+        *speed,
+        "BROKEN" if row.problem else verdict,
+    )
