@@ -1,0 +1,190 @@
+"""metah-search info, verify, compact, remove, export, import: the index on disk, no model."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metah_runtime import console
+from metah_runtime.errors import ConfigError, DataError, IndexMismatch
+from metah_runtime.index.store import Index
+
+_INDEX = click.argument("index", type=click.Path(path_type=Path))
+_FORMAT = click.option(
+    "--format", "kind", help="faiss, npy or parquet [default: by the suffix of FILE]"
+)
+
+
+@click.command()
+@_INDEX
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def info(index: Path, as_json: bool) -> None:
+    """Show what INDEX holds. Reads headers only; `verify` reads everything."""
+    with Index.open(index) as store:
+        facts = store.info()
+    if as_json:
+        console.print_json(facts)
+        return
+    segments = facts.pop("segments")
+    rows = [(key.replace("_", " "), _shown(key, value)) for key, value in facts.items()]
+    console.print_table(["", ""], [*rows, ("segments", f"{len(segments):,}")])
+    if segments:
+        console.print_table(
+            ["segment", "codes", "removed", "bytes", "ids", "paths"],
+            [
+                (
+                    s["file"],
+                    s["codes"],
+                    s["removed"],
+                    s["bytes"],
+                    f"{s['ids'][0]}..{s['ids'][1]}",
+                    "yes" if s["paths"] else "no",
+                )
+                for s in segments
+            ],
+        )
+
+
+@click.command()
+@_INDEX
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def verify(index: Path, as_json: bool) -> None:
+    """Read every byte of INDEX and compare all checksums; exit 1 if anything is damaged."""
+    with Index.open(index) as store:
+        blocks = store.verify()
+        facts = {"index": index, "codes": len(store), "blocks": blocks, "ok": True}
+    if as_json:
+        console.print_json(facts)
+    else:
+        click.echo(
+            f"{console.printable(index)}: {facts['codes']:,} codes in {blocks:,} blocks, "
+            "all checksums match"
+        )
+
+
+@click.command()
+@_INDEX
+def compact(index: Path) -> None:
+    """Merge the segments of INDEX into one and free the space of removed codes."""
+    with Index.open(index) as store:
+        before = store.info()
+        store.compact()
+        after = store.info()
+    click.echo(
+        f"{console.printable(index)}: {len(before['segments'])} segments, {before['bytes']:,} "
+        f"bytes -> {len(after['segments'])} segments, {after['bytes']:,} bytes"
+    )
+
+
+@click.command()
+@_INDEX
+@click.argument("ids", nargs=-1, type=int)
+@click.option("--ids-file", type=click.Path(path_type=Path), help="take ids from FILE, one a line")
+@click.option("--missing", default="error", help="ids that are not there: error or ignore")
+def remove(index: Path, ids: Sequence[int], ids_file: Path | None, missing: str) -> None:
+    """Remove the codes with the given IDS from INDEX."""
+    wanted = [*ids, *([] if ids_file is None else _read_ids(ids_file))]
+    if not wanted:
+        raise ConfigError("nothing to remove; fix: give ids or --ids-file FILE")
+    with Index.open(index) as store:
+        count = store.remove(wanted, missing=missing)  # type: ignore[arg-type]
+        left = len(store)
+    click.echo(f"removed {count:,} codes from {console.printable(index)}: {left:,} left")
+
+
+@click.command()
+@_INDEX
+@click.argument("file", type=click.Path(path_type=Path))
+@_FORMAT
+@click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
+def export(index: Path, file: Path, kind: str | None, overwrite: bool) -> None:
+    """Write all codes of INDEX to FILE, in ascending order of ids.
+
+    \b
+    faiss    IndexBinaryFlat, in an IndexBinaryIDMap unless the ids are 0..n-1
+    npy      codes uint8 (n, bits/8); the ids go to FILE.ids.npy
+    parquet  columns id, code, path (needs pyarrow)
+    """
+    from metah_runtime.index import interchange
+
+    chosen = interchange.format_of(file, kind)
+    if os.path.lexists(file) and not overwrite:
+        raise ConfigError(f"{file} exists already; fix: --overwrite, or another name")
+    with Index.open(index) as store:
+        interchange.export(store, file, chosen)
+        click.echo(f"wrote {len(store):,} codes to {console.printable(file)}")
+
+
+@click.command("import")
+@_INDEX
+@click.argument("file", type=click.Path(path_type=Path))
+@_FORMAT
+@click.option("--ids", type=click.Path(path_type=Path), help="the ids of npy codes, a .npy file")
+@click.option("--fingerprint", help="state that the codes are of the model with this fingerprint")
+@click.option("--on-duplicate", default="error", help="an id that is there: error or upsert")
+def import_(
+    index: Path,
+    file: Path,
+    kind: str | None,
+    ids: Path | None,
+    fingerprint: str | None,
+    on_duplicate: str,
+) -> None:
+    """Add the codes in FILE to INDEX, which is created if it does not exist.
+
+    Reads what `export` writes, and arrays of packed codes such as the `ubinary` embeddings of
+    sentence-transformers. Codes without ids get the next free ones.
+    """
+    from metah_runtime.index import interchange
+
+    rows = interchange.read(file, interchange.format_of(file, kind), ids)
+    if None not in (fingerprint, rows.fingerprint) and fingerprint != rows.fingerprint:
+        raise IndexMismatch(
+            f"{file} says that its model is {rows.fingerprint}, --fingerprint {fingerprint}"
+        )
+    model = fingerprint or rows.fingerprint
+    store = _open_or_create(index, rows, model)
+    with store:
+        count = store.add_batches(_counted(rows.batches()), on_duplicate=on_duplicate)  # type: ignore[arg-type]
+        total = len(store)
+    click.echo(
+        f"added {count:,} codes to {console.printable(index)}: {total:,} codes of {rows.bits} bits"
+    )
+
+
+def _open_or_create(index: Path, rows: Any, fingerprint: str | None) -> Index:
+    if not os.path.lexists(index):
+        return Index.create(index, bits=rows.bits, fingerprint=fingerprint, model=rows.model)
+    store = Index.open(index)
+    if store.fingerprint != fingerprint:
+        raise IndexMismatch(
+            f"{index} holds codes of model {store.fingerprint or '(none)'}, the file is of "
+            f"{fingerprint or '(unknown)'}; fix: --fingerprint if you know that it is the same"
+        )
+    return store
+
+
+def _counted(batches: Iterator[Any]) -> Iterator[Any]:
+    with console.progress_bar("importing", unit="codes") as advance:
+        for batch in batches:
+            yield batch
+            advance(len(batch[0]))
+
+
+def _read_ids(path: Path) -> list[int]:
+    try:
+        lines = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--ids-file {path}: {error}") from None
+    try:
+        return [int(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"{path}: not a whole number: {error}") from None
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, int) and key not in ("version", "bits", "generation"):
+        return f"{value:,}"
+    return "-" if value is None else str(value)
