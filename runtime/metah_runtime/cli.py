@@ -16,6 +16,7 @@ COMMANDS = {
     "remove": (f"{_INDEX}:remove", "Remove codes by id."),
     "export": (f"{_INDEX}:export", "Write all codes to a file: faiss, npy or parquet."),
     "import": (f"{_INDEX}:import_", "Add the codes in a file: faiss, npy or parquet."),
+    "doctor": ("metah_runtime.doctor:doctor", "Show what runs on this machine and what to fix."),
 }
 
 

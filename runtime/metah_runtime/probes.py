@@ -1,0 +1,56 @@
+"""The small programs that `metah-search doctor` runs, each in a process of its own.
+
+Each fills the dictionary ``found``. Nothing here is executed by importing this module.
+"""
+
+DRIVER = """
+import ctypes
+cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+number = ctypes.c_int()
+cuda.cuDriverGetVersion(ctypes.byref(number))
+found["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+found["status"] = cuda.cuInit(0)
+found["gpus"] = []
+if found["status"] == 0:
+    cuda.cuDeviceGetCount(ctypes.byref(number))
+    for i in range(number.value):
+        name, device, size = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_size_t()
+        cuda.cuDeviceGet(ctypes.byref(device), i)
+        cuda.cuDeviceGetName(name, 128, device)
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        found["gpus"].append({
+            "name": name.value.decode(),
+            "sm": f"{major.value}.{minor.value}",
+            "bytes": size.value,
+        })
+"""
+
+ONNXRUNTIME = """
+import onnxruntime as ort
+found["version"] = ort.__version__
+found["compiled_in"] = ort.get_available_providers()
+found["loads"] = []
+model = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a"
+    "0a08080112040a020801620f0a0179120a0a08080112040a02080142040a0010"
+    "12"
+)
+options = ort.SessionOptions()
+options.log_severity_level = 4
+for provider in found["compiled_in"]:
+    try:
+        session = ort.InferenceSession(model, options, providers=[provider])
+    except Exception:
+        continue
+    if session.get_providers()[0] == provider:
+        found["loads"].append(provider)
+"""
+"""Which providers a session really gets: the list of compiled-in ones says nothing."""
+
+LIBRARY = """
+import MODULE as module
+found["version"] = str(getattr(module, "__version__", getattr(module, "VERSION_TEXT", "")))
+"""
