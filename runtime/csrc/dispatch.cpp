@@ -32,7 +32,7 @@ const Choice kChoices[] = {
 #else
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg");
+                __builtin_cpu_supports("avx512vpopcntdq");
 #endif
      }},
     {{"avx2", scan_avx2, probe_avx2},

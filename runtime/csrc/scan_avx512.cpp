@@ -2,6 +2,7 @@
 #include "simd_avx512.h"
 //
 #include "bitslice.h"
+#include "lanes.h"
 #include "mih_probe.h"
 #include "rows.h"
 
@@ -10,7 +11,7 @@ namespace metah {
 void scan_avx512(const Scan& scan) {
     using namespace avx512;
     if (scan.count >= Simd::kSliceFrom) return slice_scan(scan);
-    row_scan(scan);
+    if (!lane_scan(scan)) row_scan(scan);
 }
 
 void probe_avx512(const Probe& probe) { avx512::MihProbe(probe).run(); }

@@ -25,7 +25,7 @@ struct Simd {
         return static_cast<uint32_t>(__builtin_popcountll(x));
     }
     static INLINE bool all_ones(V v) {
-        return _mm512_cmpneq_epi64_mask(reinterpret_cast<__m512i>(v), _mm512_set1_epi32(-1)) == 0;
+        return _mm512_cmpeq_epi64_mask(reinterpret_cast<__m512i>(v), _mm512_set1_epi32(-1)) == 0xff;
     }
 
     template <int kTable>

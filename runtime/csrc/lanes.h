@@ -1,0 +1,139 @@
+// Scan by vector popcount for small and middling batches, AVX-512 VPOPCNTDQ.
+//
+// A tile of codes stays in sixteen registers, one code a lane and word, while the queries pass:
+// exclusive or, popcount, minimum over the tile, one compare with the query's bound. The few
+// queries with a hit are noted and looked at after the loop.
+#pragma once
+#include "words.h"
+
+namespace metah {
+namespace METAH_ISA {
+
+struct Lane64 {
+    using Word = uint64_t;
+    static INLINE __m512i popcount(__m512i x) { return _mm512_popcnt_epi64(x); }
+    static INLINE __m512i broadcast(uint64_t x) {
+        return _mm512_set1_epi64(static_cast<long long>(x));
+    }
+    static INLINE uint32_t at_most(__m512i a, __m512i b) { return _mm512_cmple_epu64_mask(a, b); }
+};
+
+struct Lane32 {
+    using Word = uint32_t;
+    static INLINE __m512i popcount(__m512i x) { return _mm512_popcnt_epi32(x); }
+    static INLINE __m512i broadcast(uint64_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+    static INLINE uint32_t at_most(__m512i a, __m512i b) { return _mm512_cmple_epu32_mask(a, b); }
+};
+
+template <class Lane, int kWordsOfCode>
+class LaneScan {
+  public:
+    explicit LaneScan(const Scan& scan) : scan_(scan) {
+        Carve carve{scratch(scan.count * (8 * kWordsOfCode + 4) + sizeof(Hit) * kTile + 64 * 20)};
+        tile_ = carve.take<__m512i>(16);
+        queries_ = carve.take<uint64_t>(scan.count * kWordsOfCode);
+        near_ = carve.take<uint32_t>(scan.count);
+        hits_ = carve.take<Hit>(kTile);
+        const uint8_t* end = scan.queries + scan.count * scan.width;
+        for (uint32_t q = 0; q < scan.count; ++q)
+            for (int w = 0; w < kWordsOfCode; ++w)
+                queries_[q * kWordsOfCode + w] =
+                    load_word(scan.queries + q * scan.width, scan.width, w, end);
+    }
+
+    void run() {
+        for (size_t base = scan_.first; base < scan_.last; base += kTile) {
+            load_tile(base);
+            __m512i code[kWordsOfCode][kVectors];
+            for (int w = 0; w < kWordsOfCode; ++w)
+                for (int v = 0; v < kVectors; ++v) code[w][v] = tile_[w * kVectors + v];
+            uint32_t n = 0;
+            for (uint32_t q = 0; q < scan_.count; ++q) {
+                __m512i least = distances(code, q, 0);
+#pragma GCC unroll 16
+                for (int v = 1; v < kVectors; ++v)
+                    least = _mm512_min_epu32(least, distances(code, q, v));
+                near_[n] = q;
+                n += Lane::at_most(least, bound(q)) != 0;
+            }
+            for (uint32_t i = 0; i < n; ++i) report(base, near_[i], code);
+        }
+    }
+
+  private:
+    static constexpr int kVectors = 16 / kWordsOfCode;
+    static constexpr size_t kLanesOf = 64 / sizeof(typename Lane::Word);
+    static constexpr size_t kTile = kVectors * kLanesOf;
+    using Codes = __m512i[kWordsOfCode][kVectors];
+
+    // tile_[w * kVectors + v]: word w of codes v * kLanesOf ..
+    void load_tile(size_t base) {
+        auto* out = reinterpret_cast<unsigned char*>(tile_);
+        const uint8_t* row = scan_.codes + base * scan_.width;
+        if (scan_.width == sizeof(typename Lane::Word) && base + kTile <= scan_.last) {
+            std::memcpy(out, row, 64 * 16);
+            return;
+        }
+        for (size_t i = 0; i < kTile; ++i, row += scan_.width)
+            for (size_t w = 0; w < kWordsOfCode; ++w) {
+                const auto x = static_cast<typename Lane::Word>(
+                    base + i < scan_.last ? load_word(row, scan_.width, w, scan_.end) : 0);
+                std::memcpy(out + (w * kTile + i) * sizeof x, &x, sizeof x);
+            }
+    }
+
+    INLINE __m512i bound(uint32_t q) const {
+        return Lane::broadcast(static_cast<uint64_t>(scan_.bounds[q]));
+    }
+
+    INLINE __m512i distances(const Codes& code, uint32_t q, int v) const {
+        const uint64_t* query = queries_ + q * kWordsOfCode;
+        __m512i sum = Lane::popcount(_mm512_xor_si512(code[0][v], Lane::broadcast(query[0])));
+        for (int w = 1; w < kWordsOfCode; ++w)
+            sum = _mm512_add_epi32(
+                sum, Lane::popcount(_mm512_xor_si512(code[w][v], Lane::broadcast(query[w]))));
+        return sum;
+    }
+
+    void report(size_t base, uint32_t q, const Codes& code) {
+        uint32_t n = 0;
+        for (int v = 0; v < kVectors; ++v) {
+            const __m512i d = distances(code, q, v);
+            typename Lane::Word distance[kLanesOf];
+            std::memcpy(distance, &d, 64);
+            for (uint32_t mask = Lane::at_most(d, bound(q)); mask; mask &= mask - 1) {
+                const auto lane = static_cast<size_t>(__builtin_ctz(mask));
+                const size_t row = base + v * kLanesOf + lane;
+                if (row >= scan_.last) break;
+                hits_[n++] = {static_cast<uint32_t>(row), static_cast<uint32_t>(distance[lane])};
+            }
+        }
+        if (n) scan_.consume(scan_.context, q, hits_, n);
+    }
+
+    const Scan& scan_;
+    __m512i* tile_;
+    uint64_t* queries_;
+    uint32_t* near_;
+    Hit* hits_;
+};
+
+// False: no kernel for this width.
+inline bool lane_scan(const Scan& scan) {
+    if (scan.width <= 4)
+        LaneScan<Lane32, 1>(scan).run();
+    else if (scan.width <= 8)
+        LaneScan<Lane64, 1>(scan).run();
+    else if (scan.width <= 16)
+        LaneScan<Lane64, 2>(scan).run();
+    else if (scan.width > 24 && scan.width <= 32)
+        LaneScan<Lane64, 4>(scan).run();
+    else if (scan.width > 56 && scan.width <= 64)
+        LaneScan<Lane64, 8>(scan).run();
+    else
+        return false;
+    return true;
+}
+
+}  // namespace METAH_ISA
+}  // namespace metah
