@@ -52,13 +52,13 @@ __device__ __forceinline__ void sort_shared(uint64_t* keys, uint32_t size) {
   __syncthreads();  // the last step is complete
 }
 
-// One stable pass of a radix sort by `digit` (8 bits). All threads of the block call; tallies: (WARPS, 256), base: 256.
+// One stable pass of a radix sort by 8 bits from `shift`, n > 0, ends with a barrier. All threads of the block call; tallies: (WARPS, 256), base: 256.
 __device__ __forceinline__ void sort_pass(const uint64_t* source, uint64_t* target, uint32_t n, uint32_t shift,
                                           uint32_t (*tallies)[256], uint32_t* base) {
   uint32_t lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   __syncthreads();  // the pass before is complete
   base[threadIdx.x] = 0;
-  __syncthreads();
+  __syncthreads();  // the counts are zero
   for (uint32_t i = threadIdx.x; i < n; i += THREADS) atomicAdd(base + (uint32_t)(source[i] >> shift & 255), 1u);
   __syncthreads();  // the digits are counted
   if (warp == 0) {
@@ -139,7 +139,6 @@ first_keys(uint64_t* keys, uint64_t* scratch, const uint64_t* __restrict__ begin
       uint64_t* swap = from;
       from = to, to = swap;
     }
-    __syncthreads();
     result = from;
   }
   for (uint32_t i = threadIdx.x; i < wanted; i += THREADS) out[out_begin[query] + i] = result[i];

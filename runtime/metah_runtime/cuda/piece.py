@@ -65,6 +65,10 @@ class Workspace:
             self._buffers[name] = address, size
         return address
 
+    def room(self, name: str) -> int:
+        """Return the bytes that a buffer holds."""
+        return self._buffers.get(name, (0, 0))[1]
+
     def drop(self, name: str) -> None:
         """Free one buffer, if it is there."""
         address, _ = self._buffers.pop(name, (0, 0))
@@ -342,9 +346,8 @@ class Piece:
         return hits.astype(np.int64)
 
     def _check_room(self, total: int, n: int, radius: int) -> None:
-        self.workspace.drop("keys")
-        self.workspace.drop("scratch")
         needed, (free, _) = 2 * KEY_BYTES * total, self.device.memory()
+        free += self.workspace.room("keys") + self.workspace.room("scratch")
         if needed > free:
             raise DeviceMemoryError(
                 f"{n} queries find {total} codes within radius {radius}, which takes {needed} "

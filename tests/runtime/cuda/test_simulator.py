@@ -1,0 +1,178 @@
+"""The simulator finds what it is for: missing and divergent barriers, deadlocks, bad addresses."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
+from metah_runtime.cuda.image import SOURCES, source_folder
+from metah_runtime.cuda.simulator import SimulatedDevice, build, kernel_names
+
+sys.path.insert(0, str(Path(__file__).parent))
+import mutants
+
+sys.path.pop(0)
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+TOYS = """
+#include "cuda_shim.h"
+extern "C" __global__ void __launch_bounds__(64) divergent(uint32_t* out) {
+  if (threadIdx.x < 32) { __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[0] = 1;
+}
+extern "C" __global__ void __launch_bounds__(64) deadlock(uint32_t* out) {
+  if (threadIdx.x == 3) __syncthreads();
+  out[0] = __shfl_sync(0xffffffffu, threadIdx.x, 0);
+}
+extern "C" __global__ void __launch_bounds__(64) exited(uint32_t* out) {
+  if (threadIdx.x == 3) return;
+  out[0] = __ballot_sync(0xffffffffu, 1);
+}
+extern "C" __global__ void __launch_bounds__(64) left_out(uint32_t* out) {
+  out[0] = __ballot_sync(0xfffffffeu, 1);
+}
+extern "C" __global__ void __launch_bounds__(64) mixed(uint32_t* out) {
+  if (threadIdx.x & 1) { out[0] = __ballot_sync(0xffffffffu, 1);
+  } else {
+    out[0] = __ballot_sync(0xffffffffu, 1);
+  }
+}
+extern "C" __global__ void __launch_bounds__(64) order(uint32_t* out) {
+  out[blockIdx.x * 64 + threadIdx.x] = atomicAdd(out + 256, 1u);
+}
+"""
+
+
+@pytest.fixture(scope="module", params=["switch", "ucontext"])
+def toys(request, cache):
+    flags = ("-DMETAH_SHIM_UCONTEXT",) if request.param == "ucontext" else ()
+    return build({"hamming.cu": TOYS, "select.cuh": ""}, flags)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        ("divergent", "divergent __syncthreads: threads of one block wait at different barriers"),
+        ("deadlock", "deadlock: some threads wait at a barrier, others in a warp collective"),
+        ("exited", "a lane named in the mask of a warp collective has exited"),
+        ("left_out", "a lane calls a warp collective whose mask leaves it out"),
+        ("mixed", "lanes of one warp meet in different collectives"),
+    ],
+)
+def test_reports_by_name(toys, kernel, reason):
+    device = SimulatedDevice(toys)
+    with device:
+        out = np.uint64(device.alloc(4))
+        with pytest.raises(DeviceError, match=rf"kernel {kernel}: {re.escape(reason)} \(block 0"):
+            device.launch(kernel, (1, 1), 64, [out])
+
+
+def test_a_seed_changes_the_order(toys):
+    orders = []
+    for seed in (0, 1, 1, 2):
+        device = SimulatedDevice(toys, seed=seed)
+        with device:
+            address = device.alloc(4 * 257)
+            device.fill(address, 0, 4 * 257)
+            device.launch("order", (4, 1), 64, [np.uint64(address)])
+            out = np.empty(257, np.uint32)
+            device.read(address, out)
+        assert sorted(out[:256]) == list(range(256))
+        orders.append(out[:256].tolist())
+    assert orders[0] == list(range(256))
+    assert orders[1] == orders[2]
+    assert orders[0] != orders[1] != orders[3]
+
+
+def test_memory_is_checked(toys):
+    device = SimulatedDevice(toys, room=1000)
+    with pytest.raises(DeviceError, match="not current"):
+        device.alloc(4)
+    with device:
+        address = device.alloc(900)
+        with pytest.raises(DeviceMemoryError, match="out of memory"):
+            device.alloc(101)
+        with pytest.raises(DeviceError, match=r"901 bytes at .* are outside"):
+            device.fill(address, 0, 901)
+        device.free(address)
+        assert device.memory() == (1000, 1000)
+
+
+def test_every_kernel_has_an_entry():
+    names = [n for s in SOURCES for n in kernel_names((source_folder() / s).read_text())]
+    assert len(names) == len(set(names)) == 3 * 10 + 9 + 3
+    assert {"pack", "first_bound", "first_keys", "scan_w1", "count_w32", "mma_w2"} < set(names)
+
+
+@pytest.mark.parametrize("arch", [mutants.POPC, mutants.TENSOR])
+def test_the_small_build_is_exact(cache, arch):
+    assert mutants.exact(build(mutants.sources()), arch, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "arch"),
+    [
+        ("hamming.cu", 0, mutants.POPC),  # scan: the tile before is still read
+        ("hamming.cu", 1, mutants.POPC),  # scan: the tile is not complete
+        ("hamming.cu", 4, mutants.TENSOR),  # the same in the tensor-core scan
+        ("select.cuh", 0, mutants.POPC),  # a step of the sort in shared memory
+        ("select.cuh", 8, mutants.POPC),  # the bins of the selection are not zero
+    ],
+)
+def test_a_missing_barrier_is_noticed(cache, name, number, arch):
+    library = build(mutants.replace(name, mutants.BARRIER, "", number))
+    assert not all(mutants.exact(library, arch, seed) for seed in (1, 2, 3, 4))
+
+
+ASAN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mutants
+from metah_runtime.cuda.simulator import build
+flags = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+good = mutants.sources()
+bad = mutants.replace("hamming.cu", "if (hit && place < begin[query + 1]) keys", "if (hit) keys")
+print("built", flush=True)
+for arch in (mutants.POPC, mutants.TENSOR):
+    assert mutants.exact(build(good, flags), arch, 1, q=50)
+print("exact", flush=True)
+from metah_runtime.cuda import planner
+planner.plan_room = lambda k, **_: k
+mutants.exact(build(bad, flags), mutants.POPC, 1, q=2)
+print("not noticed", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_under_the_address_sanitizer(cache):
+    """The kernels touch no memory that is not theirs; without the check for room, they would."""
+    found = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    runtime = Path(found.stdout.strip())
+    if not runtime.is_file():
+        pytest.skip("g++ has no address sanitizer here")
+    done = subprocess.run(
+        [sys.executable, "-c", ASAN, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {
+            "LD_PRELOAD": str(runtime.resolve()),
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        },
+    )
+    assert done.stdout.splitlines() == ["built", "exact"], done.stdout + done.stderr[-3000:]
+    assert "heap-buffer-overflow" in done.stderr
+    assert "append" in done.stderr
