@@ -376,13 +376,14 @@ class Index:
 
     def _merge_tail(self) -> None:
         """Join many small segments; not done is not a failure, for what was added is durable."""
-        if merge_tail(self._snapshot.parts):
-            with suppress(StorageError, IndexLocked), self._draft() as draft:
-                tail = merge_tail(draft.base.parts)
-                if tail:
-                    rebuild(draft, tail)
-                    keep = draft.base.parts[: -len(tail)]
-                    self._commit(draft, draft.replacement(keep))
+        with suppress(StorageError, IndexLocked):
+            while merge_tail(self._snapshot.parts):
+                with self._draft() as draft:
+                    tail = merge_tail(draft.base.parts)
+                    if tail:
+                        rebuild(draft, tail)
+                        keep = draft.base.parts[: -len(tail)]
+                        self._commit(draft, draft.replacement(keep))
 
 
 def _newest(folder: Path, check: Check, known: Snapshot | None = None) -> Snapshot:
