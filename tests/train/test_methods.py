@@ -13,7 +13,7 @@ from metah_train.config import Config, load
 from metah_train.evaluate import encode
 from metah_train.loop import fit
 from metah_train.methods import METHODS, method_class
-from metah_train.methods.base import Batch, Progress, Task, augment
+from metah_train.methods.base import Batch, Progress, Task, augment, elastic
 from metah_train.methods.lsh import LSH, LSHOptions
 from metah_train.methods.metah import METAH, TAH, METAHe, ObjectiveOptions, Source
 
@@ -265,3 +265,21 @@ def test_augment_adds_noise_and_moves_whole_images() -> None:
     rows = moved.amax((1, 3)).argmax(1)
     columns = moved.amax((1, 2)).argmax(1)
     assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
+
+
+def test_elastic_moves_points_smoothly_and_by_its_strength() -> None:
+    torch.manual_seed(0)
+    ramp = torch.arange(32.0).expand(2, 32, 32).clone()
+    ramp[0] = ramp[0].T  # channel 0 holds the row, channel 1 the column of each pixel
+    pixels = ramp.expand(200, 2, 32, 32)
+    torch.testing.assert_close(elastic(pixels, 0.0), pixels, rtol=0, atol=1e-4)
+    moved = (elastic(pixels, 1.0) - pixels)[:, :, 8:24, 8:24]
+    for channel in (0, 1):
+        assert float(moved[:, channel].mean()) == pytest.approx(0, abs=0.15)
+        assert 0.5 < float(moved[:, channel].std()) < 1.0  # bicubic averages control points
+    steps = (moved[:, :, 1:] - moved[:, :, :-1]).abs()
+    assert float(steps.mean()) < 0.25
+    assert float((moved[:, 0] * moved[:, 1]).mean()) == pytest.approx(0, abs=0.1)
+    flat = torch.full((3, 1, 16, 24), 0.25)
+    torch.testing.assert_close(elastic(flat, 2.0), flat)  # edges are repeated, not black
+    assert torch.equal(augment(flat, noise=0, warp=0), flat)

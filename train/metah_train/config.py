@@ -47,7 +47,8 @@ class Config:
     ``batch`` images come from the source and as many from the target at each step. ``lr`` is that
     of the backbone; heads train at ``lr * head_lr``, biases at ``bias_lr`` times their layer.
     ``noise`` is the standard deviation of pixel noise for pixels in 0..1, ``shift`` the largest
-    random move in pixels. ``statistics``: batch norm's at the end, re-estimated on ``target``
+    random move and ``warp`` the strength of random elastic distortion, in pixels.
+    ``statistics``: batch norm's at the end, re-estimated on ``target``
     training images or those of ``training``. ``domains``: one forward pass each (``separate``) or
     one for both (``joint``). ``data_seed`` divides the data, ``seed`` does all the rest.
     ``preprocess`` None: the data set's own. ``threads`` counts as a setting, for the order of
@@ -67,6 +68,7 @@ class Config:
     dropout: float = 0.3
     noise: float = 0.1
     shift: int = 0
+    warp: float = 0.0
     statistics: str = "target"
     domains: str = "separate"
     batch: int = 64
@@ -105,7 +107,7 @@ class Config:
         within(self, "batch", 2)
         if self.steps is not None:
             within(self, "steps", 1)
-        for name in ("shift", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
+        for name in ("shift", "warp", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
             within(self, name, 0)
         within(self, "seed", 0, 2**32 - 1)
         within(self, "data_seed", 0, 2**32 - 1)

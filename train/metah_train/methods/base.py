@@ -184,7 +184,12 @@ class DeepMethod(Method[OptionsT]):
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
         pixels = self.model.pixels(images)
         return self.model.features(
-            augment(pixels, noise=self.config.noise, shift=self.config.shift)
+            augment(
+                pixels,
+                noise=self.config.noise,
+                shift=self.config.shift,
+                warp=self.config.warp,
+            )
         )
 
 
@@ -206,10 +211,13 @@ class ShallowMethod(Method[OptionsT]):
         """
 
 
-def augment(pixels: torch.Tensor, *, noise: float, shift: int) -> torch.Tensor:
-    """Shift each image by up to ``shift`` pixels (edges repeated), then add Gaussian noise.
+def augment(
+    pixels: torch.Tensor, *, noise: float, shift: int = 0, warp: float = 0.0
+) -> torch.Tensor:
+    """Shift each image by up to ``shift`` pixels (edges repeated), warp it, add Gaussian noise.
 
-    pixels: (n, C, H, W) in 0..1; noise: standard deviation. Uses the global generator.
+    pixels: (n, C, H, W) in 0..1; warp: see ``elastic``; noise: standard deviation. Uses the global
+    generator.
     """
     if shift:
         n, _, height, width = pixels.shape
@@ -220,6 +228,27 @@ def augment(pixels: torch.Tensor, *, noise: float, shift: int) -> torch.Tensor:
         columns = columns + torch.arange(width, device=pixels.device)
         image = torch.arange(n, device=pixels.device)[:, None, None]
         pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if warp:
+        pixels = elastic(pixels, warp)
     if noise:
         pixels = pixels + noise * torch.randn_like(pixels)
     return pixels
+
+
+def elastic(pixels: torch.Tensor, std: float, controls: int = 4) -> torch.Tensor:
+    """Warp each image by a smooth random field (Simard et al., ICDAR 2003), edges repeated.
+
+    pixels: (n, C, H, W). ``controls`` x ``controls`` points move by N(0, std^2) pixels in both
+    directions; the field between them is bicubic. Uses the global generator.
+    """
+    n, _, height, width = pixels.shape
+    field = std * torch.randn(n, 2, controls, controls, device=pixels.device)
+    flow = nn.functional.interpolate(
+        field, size=(height, width), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1)
+    still = torch.eye(2, 3, device=pixels.device).expand(n, 2, 3)
+    grid = nn.functional.affine_grid(still, list(pixels.shape), align_corners=False)
+    scale = torch.tensor([2 / width, 2 / height], device=pixels.device)
+    return nn.functional.grid_sample(
+        pixels, grid + flow * scale, padding_mode="border", align_corners=False
+    )
