@@ -10,6 +10,10 @@ from metah_runtime import console
     lazy={
         "fit": ("metah_train.commands:fit", "Train a method and score it."),
         "evaluate": ("metah_train.commands:evaluate", "Score a trained run on its data."),
+        "compare": (
+            "metah_train.compare.commands:compare",
+            "Train and score a grid of methods; write tables and pictures.",
+        ),
         "data": (
             "metah_train.data.commands:data",
             "Write data sets as image files, or show what is in them.",

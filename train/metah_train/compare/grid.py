@@ -1,0 +1,173 @@
+"""Which cells a comparison has: methods x code lengths x seeds, each with its full Config."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metah_runtime.errors import ConfigError
+from metah_train.config import Config, load, parse_assignment
+from metah_train.methods import METHODS, method_class
+
+PAPER = tuple(name for name in METHODS if name != "source")
+"""The methods of the tables of Zhuo et al. 2020."""
+
+_AXES = {"method": "--methods", "bits": "--bits", "seed": "--seeds"}
+_ALSO = {"data": "--data", "direction": "--direction"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run of the grid; ``key``: SHA-256 of everything that decides its result."""
+
+    config: Config
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, METHOD-BITS-sSEED-KEY."""
+        config = self.config
+        return f"{config.method}-{config.bits}-s{config.seed}-{self.key[:12]}"
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        config = self.config
+        return f"{config.method}, {config.bits} bits, seed {config.seed}"
+
+
+def plan(
+    recipe: str | Path,
+    *,
+    data: str | None,
+    direction: str | None,
+    methods: Sequence[str],
+    bits: Sequence[int],
+    seeds: Mapping[str, Sequence[int]],
+    assignments: Iterable[str] = (),
+) -> list[Cell]:
+    """Return the cells, seed by seed, so that an early table already has every method.
+
+    seeds: of each method in ``methods``. assignments: ``KEY=VALUE`` for all methods (an option of
+    a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. Raises ConfigError.
+    """
+    known = ", ".join(METHODS)
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"methods must be of {known}; got {name!r}")
+    _check_once("methods", methods)
+    _check_once("bits", bits)
+    common: dict[str, Any] = {"threads": 1}
+    if data is not None:
+        common["data"] = data
+    if direction is not None:
+        common["direction"] = direction
+    own = _assignments(assignments, methods)
+    cells = []
+    longest = max((len(seeds[name]) for name in methods), default=0)
+    for turn in range(longest):
+        for width in bits:
+            for name in methods:
+                if turn >= len(seeds[name]):
+                    continue
+                settings = {**common, "method": name, "bits": width, "seed": seeds[name][turn]}
+                if any(text.partition("=")[0].strip() == "threads" for text in own[name]):
+                    del settings["threads"]
+                config = load(recipe, settings, own[name])
+                cells.append(Cell(config=config, key=cell_key(config)))
+    return cells
+
+
+def cell_key(config: Config) -> str:
+    """Return the SHA-256 (64 hex digits) of a configuration, as canonical JSON."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def parse_seeds(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse ``--seeds``: a number of seeds (``5``: 0..4) or a list (``0,1,7``), for all methods.
+
+    ``METHOD=SPEC`` overrides it for one method. Raises ConfigError.
+    """
+    common: tuple[int, ...] | None = None
+    own: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, spec = text.rpartition("=")
+        values = _seeds(spec)
+        if not equals:
+            if common is not None:
+                raise ConfigError(f"--seeds is given twice for all methods: {text!r} is the second")
+            common = values
+        elif name not in methods:
+            raise ConfigError(f"--seeds {text}: {name!r} is not one of the methods compared")
+        elif name in own:
+            raise ConfigError(f"--seeds is given twice for {name}")
+        else:
+            own[name] = values
+    shared = (0, 1, 2) if common is None else common
+    return {name: own.get(name, shared) for name in methods}
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Parse whole numbers separated by commas."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"{option} must be whole numbers separated by commas, got {text!r}"
+        ) from None
+    _check_once(option, values)
+    return values
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    values = parse_numbers(text.rstrip(","), "--seeds")
+    if "," in text:
+        return values
+    if not 1 <= values[0] <= 1000:
+        raise ConfigError(
+            f"--seeds N asks for N seeds, N in 1..1000, got {text}; one seed: --seeds {text},"
+        )
+    return tuple(range(values[0]))
+
+
+def _assignments(texts: Iterable[str], methods: Sequence[str]) -> dict[str, list[str]]:
+    """Sort ``[METHOD:]KEY=VALUE`` by method; refuse what the grid itself sets or nothing reads."""
+    own: dict[str, list[str]] = {name: [] for name in methods}
+    single: dict[str, list[str]] = {name: [] for name in methods}
+    for text in texts:
+        prefix, colon, _ = text.partition("=")[0].partition(":")
+        if colon:
+            if prefix not in methods:
+                raise ConfigError(f"--set {text}: {prefix!r} is not one of the methods compared")
+            body = text.partition(":")[2]
+            single[prefix].append(body)
+        else:
+            body = text
+        key = parse_assignment(body)[0]
+        option = (_AXES | _ALSO).get(key)
+        if option:
+            raise ConfigError(f"--set {text}: the grid sets {key}; fix: {option}")
+        if colon:
+            continue
+        section, dot, _ = key.partition(".")
+        readers = [
+            name
+            for name in methods
+            if not dot
+            or section in ("split", "preprocess", method_class(name).options_type.section)
+        ]
+        if not readers:
+            raise ConfigError(f"--set {text}: no method compared reads the table [{section}]")
+        for name in readers:
+            own[name].append(body)
+    return {name: own[name] + single[name] for name in methods}
+
+
+def _check_once(what: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise ConfigError(f"{what} must name at least one, got none")
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{what} names {value} twice")

@@ -1,0 +1,155 @@
+"""Worker processes that train cells: one fails or dies alone, all end with their parent."""
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from metah_runtime.errors import MetahError
+from metah_train.compare.grid import Cell
+from metah_train.compare.store import Store
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+NOTICE = 0.5
+"""Seconds between two messages of a worker about its steps."""
+
+Update = Callable[[Cell, str, float], None]
+"""Called with (cell, "step" | "done" | "failed", fraction of the training that is done)."""
+
+
+def run_cells(
+    cells: Sequence[Cell], store: Store, *, workers: int, update: Update | None = None
+) -> None:
+    """Run cells in up to ``workers`` processes; a failure is recorded in the store.
+
+    A worker that dies (out of memory, killed) fails its cell, and another takes its place.
+    """
+    waiting = list(cells)
+    staff: list[_Worker] = []
+    tell = update or (lambda cell, event, fraction: None)  # noqa: ARG005
+    try:
+        while waiting or any(worker.cell for worker in staff):
+            for worker in staff:
+                if waiting and worker.cell is None:
+                    worker.give(waiting.pop(0))
+            while waiting and len(staff) < workers:
+                staff.append(_Worker(store))
+                staff[-1].give(waiting.pop(0))
+            for ready in wait([worker.pipe for worker in staff if worker.cell]):
+                worker = next(worker for worker in staff if worker.pipe is ready)
+                cell = worker.cell
+                assert cell is not None
+                event, fraction = worker.hear()
+                if event != "step":
+                    worker.cell = None
+                if event == "died":
+                    staff.remove(worker)
+                    event = "failed"
+                tell(cell, event, fraction)
+    finally:
+        for worker in staff:
+            worker.stop()
+
+
+class _Worker:
+    """A process that trains the cells it is given, one after the other."""
+
+    def __init__(self, store: Store) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.store = store
+        self.cell: Cell | None = None
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, store.out), daemon=True)
+        with _one_thread():
+            self.process.start()
+        theirs.close()
+
+    def give(self, cell: Cell) -> None:
+        self.cell = cell
+        self.pipe.send(cell)
+
+    def hear(self) -> tuple[str, float]:
+        """Return the next message; record the failure of a cell."""
+        assert self.cell is not None
+        try:
+            event, value, trace = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode or 0
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            self.store.save_error(self.cell, f"its process {how}", "")
+            return "died", 0.0
+        if event == "failed":
+            self.store.save_error(self.cell, value, trace)
+            return event, 0.0
+        return event, float(value)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _work(pipe: Connection, out: Path) -> None:
+    """Body of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+    last = 0.0
+
+    def report(done: int, total: int, terms: Mapping[str, float]) -> None:  # noqa: ARG001
+        nonlocal last
+        if os.getppid() != parent:
+            os._exit(1)  # nobody waits for this cell; its state is on disk
+        if time.monotonic() - last > NOTICE:
+            last = time.monotonic()
+            _send(pipe, ("step", done / total, ""))
+
+    store = Store(out)
+    while True:
+        try:
+            cell = pipe.recv()
+        except EOFError:
+            return
+        _send(pipe, _outcome(cell, store, report))
+
+
+def _send(pipe: Connection, message: Any) -> None:
+    try:
+        pipe.send(message)
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _outcome(cell: Cell, store: Store, report: Any) -> tuple[str, float | str, str]:
+    """Run a cell and return the message about its end."""
+    from metah_train.compare.cell import run_cell
+
+    try:
+        run_cell(cell, store, report)
+    except (MetahError, OSError) as error:
+        return "failed", str(error), ""
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}", traceback.format_exc()
+    return "done", 1.0, ""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Start processes whose numerical libraries use one thread each."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

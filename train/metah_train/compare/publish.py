@@ -1,0 +1,168 @@
+"""Write what a comparison found: results, tables, curves, galleries and maps of codes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime import files
+from metah_runtime.codes import Codes
+from metah_train import report
+from metah_train.compare import curves
+from metah_train.compare.grid import Cell
+from metah_train.compare.store import Store
+from metah_train.compare.table import Document, markdown, page
+from metah_train.data import Split
+from metah_train.methods import method_class
+
+GALLERY = ("tah", "metah-e", "metah")
+"""The rows of Fig. 2 and 3 of Zhuo et al. 2020."""
+
+MAP_POINTS = 600
+"""Codes of each domain in a map."""
+
+
+def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
+    """Rebuild results.jsonl and collect what the tables show."""
+    records = store.write_results(cells)
+    done = {record["key"] for record in records}
+    names = list(dict.fromkeys(cell.config.method for cell in cells))
+    first = cells[0].config
+    facts = [
+        ("data", f"{split.name} {split.direction}, data seed {first.data_seed}"),
+        ("source training", f"{len(split.source_train):,} labelled images"),
+        ("target training", f"{len(split.target_train):,} images without labels"),
+        ("queries", f"{len(split.query):,} of the target"),
+        ("database", f"{len(split.database):,} images of the target"),
+        ("backbone", f"{first.backbone}, {first.features} features"),
+        ("cells", f"{len(records)} of {len(cells)} finished"),
+    ]
+    return Document(
+        title=f"{split.name} {split.direction}: {len(names)} methods",
+        records=records,
+        methods=[(name, method_class(name).title) for name in names],
+        bits=sorted({cell.config.bits for cell in cells}),
+        facts=facts,
+        missing=[
+            (cell.label, store.error(cell) or "not run yet")
+            for cell in cells
+            if cell.key not in done
+        ],
+    )
+
+
+def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) -> list[Path]:
+    """Write tables and pictures of the finished cells into the store's folder; return the paths."""
+    out = store.out
+    done = [cell for cell in cells if store.result(cell) is not None]
+    pictures: list[tuple[str, str, bytes]] = []
+    links: list[tuple[str, str]] = []
+    paths: list[Path] = []
+    if done:
+        lines = mean_curves(done, store)
+        titles, bits = found.methods, found.bits
+        pictures += [
+            ("map_recall.png", "MAP@H≤2 against recall@H≤2", b""),
+            ("pr_curve.png", "Precision and recall by Hamming radius", b""),
+            ("precision_at_n.png", "Precision among the first N", b""),
+        ]
+        drawn = (
+            curves.map_recall(found.records, titles, bits),
+            curves.pr_curves(lines, titles, bits),
+            curves.precision_at_n(lines, titles, bits),
+        )
+        pictures = [(a, b, data) for (a, b, _), data in zip(pictures, drawn, strict=True)]
+    for width in found.bits:
+        shown = gallery_cells(done, width)
+        if not shown:
+            continue
+        seed = shown[0].config.seed
+        title = f"{split.name} {split.direction}, {width} bits, seed {seed}"
+        codes = {method_class(c.config.method).title: store.codes(c) for c in shown}
+        folder = out / f"gallery-{width}"
+        paths += report.write(
+            report.compare(
+                {name: (part["query"], part["database"]) for name, part in codes.items()},
+                split.query,
+                split.database,
+                title=title,
+                class_names=split.class_names,
+            ),
+            folder,
+        )
+        links.append((f"{width} bits, seed {seed}", f"{folder.name}/report.html"))
+        data = draw_maps(codes, split)
+        pictures.append(
+            (f"codes-{width}.png", f"Codes in the plane (t-SNE), {width} bits, seed {seed}", data)
+        )
+    for name, _, data in pictures:
+        files.write_bytes(out / name, data)
+        paths.append(out / name)
+    texts = {
+        "table.md": markdown(found),
+        "table.html": page(found, [(caption, data) for _, caption, data in pictures], links),
+    }
+    for name, text in texts.items():
+        files.write_bytes(out / name, text.encode())
+        paths.append(out / name)
+    return paths
+
+
+def mean_curves(cells: Sequence[Cell], store: Store) -> dict[tuple[str, int], curves.Line]:
+    """Average the curves of finished cells over seeds."""
+    seeds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        seeds.setdefault((cell.config.method, cell.config.bits), []).append(store.curves(cell))
+    return {key: curves.Line.mean(found) for key, found in seeds.items()}
+
+
+def gallery_cells(done: Sequence[Cell], bits: int) -> list[Cell]:
+    """Return one finished cell a method, of one seed: TAH, METAH-e, METAH, or else the last three.
+
+    The seed is the first that most of these methods have.
+    """
+    of_length = [cell for cell in done if cell.config.bits == bits]
+    present = list(dict.fromkeys(cell.config.method for cell in of_length))
+    wanted = [name for name in GALLERY if name in present] or present[-3:]
+    chosen = [cell for cell in of_length if cell.config.method in wanted]
+    if not chosen:
+        return []
+    seeds = [cell.config.seed for cell in chosen]
+    seed = max(dict.fromkeys(seeds), key=seeds.count)
+    by_method = {cell.config.method: cell for cell in chosen if cell.config.seed == seed}
+    return [by_method[name] for name in wanted if name in by_method]
+
+
+def draw_maps(codes: Mapping[str, Mapping[str, Codes]], split: Split) -> bytes:
+    """Draw a t-SNE map of held-out source and database codes for each method."""
+    sets = (split.source_valid, split.database)
+    rows = [_spread(len(images), MAP_POINTS) for images in sets]
+    labels = np.concatenate(
+        [_one_label(images.labels, part) for images, part in zip(sets, rows, strict=True)]
+    )
+    domain = np.repeat([0, 1], [len(part) for part in rows])
+    maps = [
+        (
+            title,
+            curves.embed(
+                np.concatenate([part["source_valid"][rows[0]], part["database"][rows[1]]])
+            ),
+        )
+        for title, part in codes.items()
+    ]
+    return curves.code_maps(maps, labels, domain, split.class_names)
+
+
+def _spread(n: int, count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
+
+
+def _one_label(labels: NDArray[Any] | None, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class of each row; of several labels the first, -1 for none."""
+    assert labels is not None
+    chosen = labels[rows]
+    if chosen.ndim == 1:
+        return chosen.astype(np.int64)
+    return np.where(chosen.any(1), chosen.argmax(1), -1)

@@ -1,0 +1,128 @@
+"""The cells on disk: results that are never half written, locks, codes for curves and pictures."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from metah_runtime import files, schema
+from metah_runtime.codes import Codes
+from metah_runtime.errors import RunError
+from metah_train.compare.grid import Cell
+
+FORMAT = 1
+RUN = "run"
+RESULT = "result.json"
+ERROR = "error.json"
+CODES = "codes.safetensors"
+CURVES = "curves.json"
+ELAPSED = "elapsed.json"
+RESULTS = "results.jsonl"
+MAX_BYTES = 1 << 30
+
+
+class Store:
+    """The folder of a comparison."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def folder(self, cell: Cell) -> Path:
+        """Return the folder of a cell."""
+        return self.out / "cells" / cell.name
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the record of a finished cell, None for another; raises RunError if damaged."""
+        path = self.folder(cell) / RESULT
+        if not path.exists():
+            return None
+        value = _read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise RunError(f"{path} is not of format {FORMAT}; fix: delete {path.parent}")
+        if value.get("key") != cell.key:
+            raise RunError(f"{path} belongs to another cell; fix: delete {path.parent}")
+        return value
+
+    def error(self, cell: Cell) -> str | None:
+        """Return the message of a cell that failed."""
+        path = self.folder(cell) / ERROR
+        return str(_read_json(path)["message"]) if path.exists() else None
+
+    def codes(self, cell: Cell) -> dict[str, Codes]:
+        """Return the packed codes of a finished cell: query, database, source_valid."""
+        path = self.folder(cell) / CODES
+        try:
+            return safetensors.numpy.load(files.read_regular(path, MAX_BYTES))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}); fix: delete {path.parent} and run again"
+            ) from None
+
+    def curves(self, cell: Cell) -> dict[str, NDArray[np.float64]]:
+        """Return precision and recall by radius, and precision at each N, of a finished cell."""
+        found = _read_json(self.folder(cell) / CURVES)
+        return {name: np.asarray(values, np.float64) for name, values in found.items()}
+
+    def save(
+        self,
+        cell: Cell,
+        result: Mapping[str, Any],
+        codes: Mapping[str, Codes],
+        curves: Mapping[str, list[float]],
+    ) -> None:
+        """Write a finished cell; its result comes last and makes it finished."""
+        folder = self.folder(cell)
+        files.write_bytes(folder / CODES, safetensors.numpy.save(dict(codes)))
+        files.write_json(folder / CURVES, dict(curves))
+        record = {"format": FORMAT, "key": cell.key, **result}
+        files.write_json(folder / RESULT, record)
+        for name in (ERROR, ELAPSED):
+            files.unlink(folder / name)
+
+    def save_error(self, cell: Cell, message: str, trace: str) -> None:
+        """Record why a cell failed; it is tried again at the next call."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / ERROR, {"message": message, "trace": trace})
+
+    def write_results(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        """Rebuild results.jsonl from the finished cells of the grid, and return its records."""
+        found = [record for cell in cells if (record := self.result(cell)) is not None]
+        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in found)
+        files.write_bytes(self.out / RESULTS, lines.encode())
+        return found
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file ``path``; raises RunError if another process does, unless ``wait``.
+
+    The lock ends with the process that holds it, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise RunError(f"another metah-train compare is at work in {path.parent}") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return schema.parse_json(files.read_regular(path, MAX_BYTES))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); fix: delete {path.parent} and run again"
+        ) from None

@@ -1,0 +1,236 @@
+"""Tables of a comparison as Tables 2-4 of Zhuo et al. 2020: methods down, bits across."""
+
+import base64
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One table: where its number is in a record, and which end is the better one.
+
+    best: ``high``, ``low`` or None, where no cell is marked.
+    """
+
+    title: str
+    section: str
+    name: str
+    best: str | None = "high"
+    digits: int = 3
+    note: str = ""
+
+
+MEASURES = (
+    Measure(title="MAP@H≤2", section="metrics", name="map_h2"),
+    Measure(title="recall@H≤2", section="metrics", name="recall_h2"),
+    Measure(
+        title="empty balls",
+        section="metrics",
+        name="empty_balls",
+        best="low",
+        note="fraction of the queries that find nothing within Hamming radius 2",
+    ),
+    Measure(title="precision@H≤2", section="metrics", name="precision_h2"),
+    Measure(title="MAP, full ranking", section="metrics", name="map_full"),
+    Measure(
+        title="training time in seconds",
+        section="training",
+        name="seconds",
+        best=None,
+        digits=1,
+        note="wall time of one process with one thread; other work on the machine adds to it",
+    ),
+    Measure(
+        title="source domain: MAP@H≤2",
+        section="source_metrics",
+        name="map_h2",
+        note="held-out source images search the source training set: no domain gap",
+    ),
+    Measure(title="source domain: MAP, full ranking", section="source_metrics", name="map_full"),
+)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (nan for one value) over n seeds."""
+
+    mean: float
+    deviation: float
+    n: int
+
+
+Grid = Mapping[tuple[str, int], Stat]
+"""(method, bits) -> Stat."""
+
+
+def aggregate(records: Sequence[Mapping[str, Any]], measure: Measure) -> dict[Any, Stat]:
+    """Return mean and deviation of a measure for each (method, bits) that has a record."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for record in records:
+        key = record["method"], record["bits"]
+        values.setdefault(key, []).append(float(record[measure.section][measure.name]))
+    return {
+        key: Stat(
+            float(np.mean(found)),
+            float(np.std(found, ddof=1)) if len(found) > 1 else math.nan,
+            len(found),
+        )
+        for key, found in values.items()
+    }
+
+
+def places(stats: Grid, methods: Sequence[str], bits: int, best: str | None) -> dict[str, int]:
+    """Return the methods of one column that come first (1) and second (2); equal means share."""
+    if best is None:
+        return {}
+    means = {name: stats[name, bits].mean for name in methods if (name, bits) in stats}
+    order = sorted(set(means.values()), reverse=best == "high")[:2]
+    return {name: order.index(mean) + 1 for name, mean in means.items() if mean in order}
+
+
+def cell_text(stat: Stat | None, digits: int) -> str:
+    """Return ``0.853 ± 0.012``, without a deviation for one seed, ``-`` for none."""
+    if stat is None:
+        return "-"
+    text = f"{stat.mean:.{digits}f}"
+    return text if math.isnan(stat.deviation) else f"{text} ± {stat.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """What the tables are made from.
+
+    records: those of results.jsonl; methods: (name, title) in the order of the rows; missing:
+    (cell, reason) of each cell that has no record; facts: (name, value) for the head.
+    """
+
+    title: str
+    records: Sequence[Mapping[str, Any]]
+    methods: Sequence[tuple[str, str]]
+    bits: Sequence[int]
+    facts: Sequence[tuple[str, str]] = ()
+    missing: Sequence[tuple[str, str]] = ()
+
+    def seeds(self, name: str) -> str:
+        """Return how many seeds each length of a method has: ``5``, or ``5/5/3``."""
+        counts = [
+            sum(1 for r in self.records if (r["method"], r["bits"]) == (name, width))
+            for width in self.bits
+        ]
+        return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
+
+
+def markdown(document: Document) -> str:
+    """Return the tables as Markdown: the best of a column bold, the second underlined."""
+    lines = [f"# {document.title}", ""]
+    lines += [f"- {name}: {value}" for name, value in document.facts]
+    names = [name for name, _ in document.methods]
+    for measure in MEASURES:
+        stats = aggregate(document.records, measure)
+        lines += ["", f"## {measure.title}", ""]
+        lines += [measure.note[:1].upper() + measure.note[1:] + ".", ""] if measure.note else []
+        head = ["method", *(f"{width} bits" for width in document.bits), "seeds"]
+        lines.append(f"| {' | '.join(head)} |")
+        lines.append("|---|" + "---:|" * (len(head) - 1))
+        marks = {width: places(stats, names, width, measure.best) for width in document.bits}
+        for name, title in document.methods:
+            cells = []
+            for width in document.bits:
+                text = cell_text(stats.get((name, width)), measure.digits)
+                place = marks[width].get(name)
+                cells.append({1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place or 0, text))
+            lines.append(f"| {' | '.join([title, *cells, document.seeds(name)])} |")
+    if document.missing:
+        lines += ["", "## Cells without a result", ""]
+        lines += [f"- {cell}: {' '.join(reason.split())}" for cell, reason in document.missing]
+    return "\n".join(lines) + "\n"
+
+
+def page(
+    document: Document,
+    pictures: Sequence[tuple[str, bytes]],
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return tables and pictures as one self-contained HTML page; links: (text, relative path)."""
+    facts = "".join(f"<dt>{_text(a)}</dt><dd>{_text(b)}</dd>" for a, b in document.facts)
+    tables = "".join(_table(document, measure) for measure in MEASURES)
+    shown = "".join(
+        f"<figure><figcaption>{_text(caption)}</figcaption>"
+        f'<img alt="{_text(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(data).decode()}"></figure>'
+        for caption, data in pictures
+    )
+    named = "".join(f'<li><a href="{_text(path)}">{_text(text)}</a></li>' for text, path in links)
+    more = f"<h2>What they find</h2><ul>{named}</ul>" if named else ""
+    missing = ""
+    if document.missing:
+        items = "".join(f"<li>{_text(c)}: {_text(r)}</li>" for c, r in document.missing)
+        missing = f"<section><h2>Cells without a result</h2><ul>{items}</ul></section>"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(document.title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{_text(document.title)}</h1>
+<dl>{facts}</dl>
+<p>Mean ± standard deviation over seeds. <b>Best</b> and <u>second</u> of each column.</p>
+{missing}{tables}{more}{shown}
+</body>
+</html>
+"""
+
+
+def _table(document: Document, measure: Measure) -> str:
+    stats = aggregate(document.records, measure)
+    names = [name for name, _ in document.methods]
+    marks = {width: places(stats, names, width, measure.best) for width in document.bits}
+    head = "".join(f'<th scope="col">{width} bits</th>' for width in document.bits)
+    rows = []
+    for name, title in document.methods:
+        cells = []
+        for width in document.bits:
+            text = _text(cell_text(stats.get((name, width)), measure.digits))
+            tag = {1: "b", 2: "u"}.get(marks[width].get(name, 0))
+            cells.append(f"<td>{f'<{tag}>{text}</{tag}>' if tag else text}</td>")
+        rows.append(
+            f'<tr><th scope="row">{_text(title)}</th>{"".join(cells)}'
+            f"<td>{document.seeds(name)}</td></tr>"
+        )
+    note = f"<p>{_text(measure.note)}</p>" if measure.note else ""
+    return (
+        f"<section><h2>{_text(measure.title)}</h2>{note}<table><thead><tr>"
+        f'<th scope="col">method</th>{head}<th scope="col">seeds</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></section>\n"
+    )
+
+
+def _text(value: str) -> str:
+    return html.escape(value.encode("utf-8", "backslashreplace").decode())
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { margin: 2rem auto 4rem; padding: 0 1rem; max-width: 72rem; }
+body { font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.05rem; margin: 1.8rem 0 .3rem; }
+p, dt { color: GrayText; margin: .2rem 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; } dd { margin: 0; }
+p b, p u { color: CanvasText; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem 1.4rem .28rem 0; border-bottom: 1px solid #8884; text-align: right; }
+th:first-child { text-align: left; } thead th { font-weight: 400; color: GrayText; }
+td u { text-underline-offset: 3px; }
+figure { margin: 2rem 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
+img { max-width: 100%; background: #fff; border-radius: 8px; }
+"""
