@@ -269,9 +269,8 @@ def test_augment_adds_noise_and_moves_whole_images() -> None:
 
 def test_elastic_moves_points_smoothly_and_by_its_strength() -> None:
     torch.manual_seed(0)
-    ramp = torch.arange(32.0).expand(2, 32, 32).clone()
-    ramp[0] = ramp[0].T  # channel 0 holds the row, channel 1 the column of each pixel
-    pixels = ramp.expand(200, 2, 32, 32)
+    column = torch.arange(32.0).expand(32, 32)
+    pixels = torch.stack([column.T, column]).expand(200, 2, 32, 32)
     torch.testing.assert_close(elastic(pixels, 0.0), pixels, rtol=0, atol=1e-4)
     moved = (elastic(pixels, 1.0) - pixels)[:, :, 8:24, 8:24]
     for channel in (0, 1):
