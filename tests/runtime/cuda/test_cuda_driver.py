@@ -1,0 +1,195 @@
+"""The driver layer: the choice of a library, the reasons for none, and one search through each."""
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from metah_runtime import reference
+from metah_runtime.cuda import choice, driver
+from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.errors import BackendUnavailable, ConfigError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_libraries
+
+sys.path.pop(0)
+
+CODES = np.arange(4096, dtype=np.uint8).reshape(-1, 8)
+
+
+def fake_libcuda(monkeypatch, *, init=0, count=1):
+    def set_count(pointer):
+        pointer._obj.value = count
+        return 0
+
+    library = SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=set_count)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+
+
+def no_libcuda(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+
+
+def test_without_a_driver(monkeypatch):
+    no_libcuda(monkeypatch)
+    with pytest.raises(BackendUnavailable, match="the NVIDIA driver is not installed"):
+        driver.open_devices()
+
+
+def test_a_driver_that_does_not_start(monkeypatch):
+    fake_libcuda(monkeypatch, init=803)
+    with pytest.raises(BackendUnavailable, match=r"does not start \(cuInit gives error 803\)"):
+        driver.open_devices()
+
+
+def test_a_driver_without_a_gpu(monkeypatch):
+    fake_libcuda(monkeypatch, count=0)
+    with pytest.raises(BackendUnavailable, match="the NVIDIA driver finds no GPU"):
+        driver.open_devices()
+
+
+def test_without_a_library(monkeypatch):
+    fake_libcuda(monkeypatch)
+    monkeypatch.setattr(driver, "_importable", lambda module: False)
+    with pytest.raises(BackendUnavailable, match=r"any of pycuda, cuda-bindings, cupy will do"):
+        driver.open_devices()
+
+
+def test_an_unknown_library(monkeypatch):
+    fake_libcuda(monkeypatch)
+    monkeypatch.setattr(driver, "_importable", lambda module: True)
+    with pytest.raises(BackendUnavailable, match="library must be one of pycuda, cuda-bindings"):
+        driver.open_devices("opencl")
+
+
+def test_every_library_fails(monkeypatch):
+    fake_libcuda(monkeypatch)
+    monkeypatch.setattr(driver, "_importable", lambda module: module == "cupy")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "metah_runtime.cuda.via_cupy", raising=False)
+    with pytest.raises(BackendUnavailable, match=r"CUDA cannot be used here: cupy: "):
+        driver.open_devices()
+
+
+LIBRARIES = {
+    "pycuda": ("pycuda", "driver", fake_libraries.fake_pycuda, "via_pycuda"),
+    "cuda-bindings": ("cuda.bindings", "driver", fake_libraries.fake_bindings, "via_bindings"),
+    "cupy": ("cupy", None, fake_libraries.fake_cupy, "via_cupy"),
+}
+
+
+@pytest.fixture(params=LIBRARIES)
+def opened(request, simulate, monkeypatch):
+    """(library, its stand-in, the simulated device, the opened devices), on a caller's stream."""
+    package, child, fake, back_end = LIBRARIES[request.param]
+    device = simulate(arch=90, room=1 << 26)
+    stand_in = fake(device)
+    fake_libcuda(monkeypatch)
+    monkeypatch.setattr(driver, "_importable", lambda module: module == package)
+    for name in ("cuda", "cuda.bindings", "pycuda", "cupy"):
+        monkeypatch.setitem(sys.modules, name, fake_libraries.module(name))
+    monkeypatch.setitem(sys.modules, f"{package}.{child}" if child else package, stand_in)
+    if child:
+        setattr(sys.modules[package], child, stand_in)
+    monkeypatch.delitem(sys.modules, f"metah_runtime.cuda.{back_end}", raising=False)
+    stream = SimpleNamespace(synchronize=list) if package == "pycuda" else 5
+    yield request.param, stand_in, device, driver.open_devices(stream=stream)
+    sys.modules.pop(f"metah_runtime.cuda.{back_end}", None)
+
+
+def test_a_search_through_each_library(opened, monkeypatch):
+    library, stand_in, simulated, devices = opened
+    (device,) = devices
+    assert (device.library, device.name, device.arch) == (library, "NVIDIA Simulated", 90)
+    assert device.processors == 132
+    monkeypatch.setattr("metah_runtime.cuda.index.load_image", lambda: b"image")
+    index = CudaIndex(CODES, devices=devices)
+    for queries in (CODES[:3], CODES[:50]):
+        found, truth = index.search(queries, 9), reference.search(queries, CODES, 9)
+        np.testing.assert_array_equal(found.ids, truth.ids)
+        np.testing.assert_array_equal(found.distances, truth.distances)
+    assert "mma_w2" in simulated.launches
+    assert all(stream == device._stream or stream == 5 for stream in stand_in.log)
+    assert len(stand_in.log) == len(simulated.launches), "every launch is on the caller's stream"
+    index.close()
+    assert simulated.memory()[0] == simulated.memory()[1]
+    with device:
+        device.synchronise()
+        assert device.elapsed(device.mark(), device.mark()) == 1.5
+        with pytest.raises(driver.DeviceMemoryError, match="the GPU is out of memory"):
+            device.alloc(1 << 27)
+
+
+def test_errors_of_the_driver_are_reported(opened):
+    library, stand_in, _, (device,) = opened
+    if library == "cuda-bindings":
+        stand_in.cuMemsetD8Async = lambda *a: (fake_libraries.CUresult.CUDA_ERROR_INVALID_VALUE,)
+        wanted = "the CUDA driver answers CUDA_ERROR_INVALID_VALUE"
+    elif library == "pycuda":
+
+        def fail(*args):
+            raise stand_in.Error("invalid value")
+
+        stand_in.memset_d8_async = fail
+        wanted = "the CUDA driver answers: invalid value"
+    else:
+
+        def fail(*args):
+            raise stand_in.cuda.runtime.CUDARuntimeError("cudaErrorInvalidValue")
+
+        stand_in.cuda.runtime.memsetAsync = fail
+        wanted = "the CUDA runtime answers: cudaErrorInvalidValue"
+    with device, pytest.raises(driver.DeviceError, match=wanted):
+        device.fill(0, 0, 4)
+
+
+def test_bindings_have_what_the_back_end_calls():
+    """Names and parameters of the real package, where it is installed; it needs no GPU for this."""
+    if (
+        importlib.util.find_spec("cuda") is None
+        or importlib.util.find_spec("cuda.bindings") is None
+    ):
+        pytest.skip("cuda-bindings is not installed")
+    from cuda.bindings import driver as real
+
+    fake = fake_libraries.fake_bindings(None)
+    assert {n for n in vars(fake) if n.startswith(("cu", "CU"))} <= set(dir(real))
+    assert set(fake_libraries.CUattribute.__members__) <= set(real.CUdevice_attribute.__members__)
+    assert set(fake_libraries.CUresult.__members__) <= set(real.CUresult.__members__)
+
+
+def test_auto_takes_the_cpu_and_says_so_once(monkeypatch):
+    no_libcuda(monkeypatch)
+    monkeypatch.setattr(choice, "_said", set())
+    with pytest.warns(UserWarning, match="searching on the CPU: CUDA cannot be used here: the NV"):
+        assert choice.open_cuda(CODES, None, "auto") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choice.open_cuda(CODES, None, "auto") is None
+
+
+def test_cuda_is_not_replaced_silently(monkeypatch):
+    no_libcuda(monkeypatch)
+    with pytest.raises(BackendUnavailable, match="the NVIDIA driver is not installed"):
+        choice.open_cuda(CODES, None, "cuda")
+    with pytest.raises(ConfigError, match="device must be one of cpu, cuda, auto, got 'gpu'"):
+        choice.open_cuda(CODES, None, "gpu")
+    assert choice.open_cuda(CODES, None, "cpu") is None
+
+
+def test_no_cuda_library_is_imported_before_it_is_needed():
+    text = (
+        "import sys, metah_runtime.search, metah_runtime.cuda.index\n"
+        "assert not {'pycuda', 'cupy', 'cuda'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True)
