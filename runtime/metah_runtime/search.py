@@ -2,7 +2,7 @@
 
 import copy
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from metah_runtime import _native
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.index import CudaIndex
 
 
 def check_k(k: int) -> int:
@@ -77,6 +80,8 @@ class CodeIndex:
 
     codes: (n, bits / 8) uint8; ids: (n,) int64, unique, >= 0, default 0..n-1.
     removed: (n,) bool, rows that no search finds, default none. threads: default all usable cores.
+    device: "cpu"; "cuda" for all NVIDIA GPUs here, else BackendUnavailable; "auto" for those or,
+    with one warning, the CPU. On a GPU queries may be any array with __cuda_array_interface__.
     Every answer is in the order (distance, id), whatever the machine and the thread count.
     Searches build groups of equal codes and multi-index hashing tables beside the codes once that
     pays (see ``prepare``). C-contiguous codes with ascending ids are searched where they lie,
@@ -84,7 +89,13 @@ class CodeIndex:
     """
 
     def __init__(
-        self, codes: Codes, ids: Any = None, *, threads: int | None = None, removed: Any = None
+        self,
+        codes: Codes,
+        ids: Any = None,
+        *,
+        threads: int | None = None,
+        removed: Any = None,
+        device: str = "cpu",
     ) -> None:
         codes = check_codes(codes)
         keys = None if ids is None else check_ids(ids, len(codes))
@@ -95,9 +106,12 @@ class CodeIndex:
         self.codes = codes
         self.ids = keys
         self.threads = check_threads(threads)
+        self.device = device
         self._native = make_native(codes, keys)
-        if removed is not None:
-            self._native = self._native.without(self._removed(removed))
+        gone = None if removed is None else self._removed(removed)
+        if gone is not None:
+            self._native = self._native.without(gone)
+        self._gpu = self._open_gpu(gone)
 
     def without(self, removed: Any) -> "CodeIndex":
         """Return an index over the same memory and tables in which the rows ``removed`` are gone.
@@ -105,8 +119,23 @@ class CodeIndex:
         removed: (n,) bool over all rows as given to the constructor; it replaces an earlier one.
         """
         other = copy.copy(self)
-        other._native = self._native.without(self._removed(removed))
+        gone = self._removed(removed)
+        other._native = self._native.without(gone)
+        other._gpu = other._open_gpu(gone)
         return other
+
+    def _open_gpu(self, gone: NDArray[np.bool_] | None) -> "CudaIndex | None":
+        """Return the index on the GPUs over the rows that are there, None for the CPU."""
+        if self.device == "cpu":
+            return None
+        from metah_runtime.cuda.choice import open_cuda
+
+        if gone is None:
+            return open_cuda(self.codes, self.ids, self.device)
+        rows = np.flatnonzero(~gone)
+        return open_cuda(
+            self.codes[rows], rows if self.ids is None else self.ids[rows], self.device
+        )
 
     def prepare(self, radius: int | None = None) -> None:
         """Build now what searches would build once it pays: groups of equal codes and tables.
@@ -133,11 +162,15 @@ class CodeIndex:
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        if self._gpu is not None:
+            return self._gpu.search(self._queries(queries), check_k(k))
         return Matches(*self._native.search(self._queries(queries), check_k(k), self.threads))
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius (in bits) of each query."""
         radius = min(check_radius(radius), self.bits)
+        if self._gpu is not None:
+            return self._gpu.range_search(self._queries(queries), radius)
         return RangeMatches(
             *self._native.range_search(self._queries(queries), radius, self.threads)
         )
@@ -145,11 +178,15 @@ class CodeIndex:
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
         radius = min(check_radius(radius), self.bits)
+        if self._gpu is not None:
+            return self._gpu.count(self._queries(queries), radius)
         return self._native.count(self._queries(queries), radius, self.threads)
 
     def _removed(self, removed: Any) -> NDArray[np.bool_]:
         array = check_removed(removed, len(self.codes))
         return array if self._order is None else array[self._order]
 
-    def _queries(self, queries: Codes) -> Codes:
+    def _queries(self, queries: Any) -> Any:
+        if self._gpu is not None and hasattr(queries, "__cuda_array_interface__"):
+            return queries
         return check_codes(queries, bits=self.bits, name="queries")

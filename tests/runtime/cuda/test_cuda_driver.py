@@ -15,6 +15,7 @@ from metah_runtime import reference
 from metah_runtime.cuda import choice, driver
 from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.errors import BackendUnavailable, ConfigError
+from metah_runtime.search import CodeIndex
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_libraries
@@ -185,6 +186,31 @@ def test_cuda_is_not_replaced_silently(monkeypatch):
     with pytest.raises(ConfigError, match="device must be one of cpu, cuda, auto, got 'gpu'"):
         choice.open_cuda(CODES, None, "gpu")
     assert choice.open_cuda(CODES, None, "cpu") is None
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_code_index_on_a_gpu(simulate, monkeypatch, with_ids):
+    """CodeIndex checks, orders ids and takes out rows; the search is the GPU's."""
+    device = simulate()
+    monkeypatch.setattr("metah_runtime.cuda.index.open_devices", lambda stream=None: [device])
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(len(CODES)) if with_ids else None
+    removed = rng.random(len(CODES)) < 0.4
+    for gone in (None, removed):
+        cpu = CodeIndex(CODES, ids, removed=gone)
+        gpu = CodeIndex(CODES, ids, removed=gone, device="cuda")
+        for one, other in (
+            (gpu.search(CODES[:5], 20), cpu.search(CODES[:5], 20)),
+            (gpu.range_search(CODES[:5], 30), cpu.range_search(CODES[:5], 30)),
+            (gpu.without(removed).search(CODES[:5], 9), cpu.without(removed).search(CODES[:5], 9)),
+        ):
+            for name in one.__slots__:
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(gpu.count(CODES[:5], 20), cpu.count(CODES[:5], 20))
+        assert len(gpu) == len(cpu)
+    assert "scan_w2" in device.launches
+    with pytest.raises(ConfigError, match="device must be one of"):
+        CodeIndex(CODES, device="tpu")
 
 
 def test_no_cuda_library_is_imported_before_it_is_needed():
