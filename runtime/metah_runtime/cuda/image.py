@@ -12,12 +12,8 @@ from metah_runtime.errors import BackendUnavailable
 
 SOURCES = ("hamming.cu", "select.cuh")
 ARCHS = (80, 90, 100, 120)
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
-    "-gencode=arch=compute_80,code=compute_80",  # PTX, for cards of other architectures
-)
+OPTIONS = ("-std=c++17", "-O3")
+PTX = "-gencode=arch=compute_80,code=compute_80"  # for cards of other architectures
 _INSTALLED = Path(_native.__file__).parent / "cuda"
 _TREE = Path(__file__).resolve().parents[2] / "kernels"
 
@@ -49,7 +45,14 @@ def load_image() -> bytes:
     shipped, stamp = _INSTALLED / "hamming.fatbin", _INSTALLED / "hamming.sha256"
     if shipped.is_file() and stamp.is_file() and stamp.read_text().strip() == wanted:
         return shipped.read_bytes()
-    return compile_image(folder, FLAGS)
+    return compile_image(folder, fatbin_flags())
+
+
+def fatbin_flags() -> tuple[str, ...]:
+    """Options of the fatbin: code for those of ARCHS that nvcc knows, and PTX for all others."""
+    known = _run([_nvcc(), "--list-gpu-code"]).split()
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS if f"sm_{a}" in known]
+    return (*OPTIONS, *codes, PTX)
 
 
 def compile_image(folder: Path, flags: tuple[str, ...]) -> bytes:
@@ -57,12 +60,7 @@ def compile_image(folder: Path, flags: tuple[str, ...]) -> bytes:
 
     The cache's key covers the sources, the flags and nvcc's version.
     """
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        raise BackendUnavailable(
-            "no compiled CUDA kernels of this version are installed and nvcc is not on PATH; "
-            "fix: install a wheel with CUDA kernels, or the CUDA toolkit"
-        )
+    nvcc = _nvcc()
     version = _run([nvcc, "--version"])
     key = hashlib.sha256("\n".join([source_hash(folder), *flags, version]).encode()).hexdigest()
     path = cache_folder() / "cuda" / f"{key}.fatbin"
@@ -81,6 +79,16 @@ def cache_folder() -> Path:
     """Return METAH_CACHE, by default ~/.cache/metah."""
     chosen = os.environ.get("METAH_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "metah"
+
+
+def _nvcc() -> str:
+    found = shutil.which("nvcc")
+    if found is None:
+        raise BackendUnavailable(
+            "no compiled CUDA kernels of this version are installed and nvcc is not on PATH; "
+            "fix: install a wheel with CUDA kernels, or the CUDA toolkit"
+        )
+    return found
 
 
 def _run(command: list[str]) -> str:

@@ -1,5 +1,6 @@
 """The compiled kernels: where they come from, and what their machine code must look like."""
 
+import re
 import shutil
 
 import pytest
@@ -8,7 +9,6 @@ from metah_runtime.cuda import image, sass
 from metah_runtime.cuda.planner import WIDTHS
 from metah_runtime.errors import BackendUnavailable
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 # POPC instructions for the codes of a thread: W < 4 one a word, then 3 of 4 words, 4 of 8.
 POPC = {1: 16, 2: 16, 4: 24, 8: 16, 12: 14, 16: 16, 20: 22, 24: 24, 28: 30, 32: 32}
@@ -97,9 +97,9 @@ def test_hot_loop_leaves_out_the_rare_path():
     }  # fmt: skip
 
 
-@needs_nvcc
 def test_the_shipped_image_is_used_only_for_its_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(image, "_INSTALLED", tmp_path)
+    monkeypatch.setattr(image, "fatbin_flags", tuple)
     monkeypatch.setattr(image, "compile_image", lambda folder, flags: b"compiled")
     assert image.load_image() == b"compiled", "nothing is shipped"
     (tmp_path / "hamming.fatbin").write_bytes(b"shipped")
@@ -108,6 +108,26 @@ def test_the_shipped_image_is_used_only_for_its_sources(tmp_path, monkeypatch):
     digest = image.source_hash(image.source_folder())
     (tmp_path / "hamming.sha256").write_text(digest + "\n")
     assert image.load_image() == b"shipped"
+
+
+def test_cmake_builds_the_same_image():
+    """The shipped fatbin and the one compiled at first use have the same options."""
+    text = (image.source_folder().parent / "CMakeLists.txt").read_text()
+    archs = re.search(r"set\(METAH_CUDA_ARCHS ([\d ]+)\)", text)[1]
+    assert tuple(map(int, archs.split())) == image.ARCHS
+    for option in (*image.OPTIONS, image.PTX):
+        assert option in text
+    for name in image.SOURCES:
+        assert f"kernels/{name}" in text
+
+
+def test_code_for_the_architectures_that_nvcc_knows(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake_nvcc(tmp_path, "echo sm_80; echo sm_90; echo sm_90a")
+    assert image.fatbin_flags() == (
+        "-std=c++17", "-O3", "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90", "-gencode=arch=compute_80,code=compute_80",
+    )  # fmt: skip
 
 
 def test_without_a_compiler(tmp_path, monkeypatch):
