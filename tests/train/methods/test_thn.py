@@ -99,7 +99,7 @@ def test_without_discrepancy_it_is_dhn(make_method: Callable[..., Any]) -> None:
     for method in (dhn, thn):
         torch.manual_seed(4)
         terms = method.terms(batch, Progress(step=3, total=10))
-        found.append({name: float(term) for name, term in terms.items()})
+        found.append({name: float(term.detach()) for name, term in terms.items()})
     assert found[0] == found[1]
     assert dhn.weights == {name: thn.weights[name] for name in dhn.weights}
 
@@ -113,7 +113,7 @@ def test_the_discrepancy_is_between_the_domains_and_rises(
     batch = batch_of(8, 8)
     assert batch.target is not None
     h, o = (torch.tanh(thn.model(images)) for images in (batch.source, batch.target))
-    plain = float(mmd.multi_kernel_mmd(h, o))
+    plain = float(mmd.multi_kernel_mmd(h, o).detach())
     for step in (0, 3, 10):
-        found = float(thn.terms(batch, Progress(step=step, total=10))["mmd"])
+        found = float(thn.terms(batch, Progress(step=step, total=10))["mmd"].detach())
         assert found == pytest.approx(adversarial.ramp(step / 10) * plain, abs=1e-6)

@@ -92,8 +92,9 @@ def descend(
                 a += d * links[place]
         x[part] = values
         moved = x[part] - old
-        inner += own.T @ moved
-        similar += groups.signs[:, group] @ moved
+        changed = moved.nonzero()[0]
+        inner += moved[changed] @ own[changed]
+        similar += moved[changed] @ groups.signs[group[changed]]
     H[:, column] = x
 
 
