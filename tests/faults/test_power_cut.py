@@ -1,0 +1,259 @@
+"""Power cuts at every call: the index opens as it was before or after, and is never damaged.
+
+The oracle is SQLite's: the old state or the new one, nothing else; and once a call has returned,
+the new one.
+"""
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metah_runtime import files
+from metah_runtime.errors import IndexCorrupt
+from metah_runtime.index import Index, writing
+
+spec = importlib.util.spec_from_file_location(
+    "disk_model", Path(__file__).with_name("disk_model.py")
+)
+disk_model = importlib.util.module_from_spec(spec)
+sys.modules["disk_model"] = disk_model
+spec.loader.exec_module(disk_model)
+
+Step = Callable[[Path], None]
+
+
+def codes(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 8), dtype=np.uint8)
+
+
+def create(path: Path) -> None:
+    Index.create(path, bits=64, fingerprint="abc")
+
+
+STEPS: list[Step] = [
+    create,
+    lambda path: Index.open(path).add(codes(5, 0), paths=list("abcde")),
+    lambda path: Index.open(path).add(codes(120, 1), ids=range(300, 60, -2)),
+    lambda path: Index.open(path).remove([1, 100, 102]),
+    lambda path: Index.open(path).add(codes(2, 2), ids=[0, 500], on_duplicate="upsert"),
+    lambda path: Index.open(path).set_metadata({"a": 1}),
+    lambda path: Index.open(path).remove([3, 104]),
+    lambda path: Index.open(path).add_batches([codes(70, 3), (codes(3, 4), [9, 7, 8], None)]),
+    lambda path: Index.open(path).compact(),
+    lambda path: Index.open(path).add(codes(1, 5)),
+]
+
+
+def state(path: Path) -> object:
+    """All that a reader can see, or None where there is no index."""
+    if not path.exists():
+        return None
+    with Index.open(path, check="open") as index:
+        ids = index.ids()
+        rows = zip(ids.tolist(), index.codes(ids).tolist(), index.paths(ids), strict=True)
+        return [*rows], index.metadata
+
+
+@pytest.fixture
+def record(ram: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    def start(stop: int | None = None) -> object:
+        root = ram / "disk"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        recorder = disk_model.Recorder(root, stop=stop)
+        monkeypatch.setattr(files, "disk", recorder)
+        return recorder
+
+    return start
+
+
+def run(recorder: object, steps: list[Step]) -> tuple[list[int], list[object]]:
+    """Do the steps; return how many calls there were after each, and the states."""
+    path = recorder.root / "index"
+    marks, states = [0], [None]
+    for step in steps:
+        step(path)
+        marks.append(len(recorder.calls))
+        states.append(state(path))
+    return marks, states
+
+
+def check(
+    calls: list, allowed: list[object], names: list[bool], data: list[bool], folder: Path
+) -> None:
+    """One state after a power cut: it is allowed, and the next writer can go on from it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    disk_model.crash_state(calls, lambda _: names, lambda _: data, folder)
+    path = folder / "index"
+    try:
+        found = state(path)
+    except IndexCorrupt as error:
+        raise AssertionError(f"after {calls[-1] if calls else None}: {error}") from error
+    assert found in allowed
+
+
+def allowed_at(cut: int, marks: list[int], states: list[object]) -> list[object]:
+    done = max(i for i, mark in enumerate(marks) if mark <= cut)
+    return [states[done], *states[done + 1 : done + 2]] if cut > marks[done] else [states[done]]
+
+
+def check_all(
+    calls: list, marks: list[int], states: list[object], folder: Path, *, every_pair: bool
+) -> int:
+    """Check the states after every call; return how many there were.
+
+    every_pair: each way to lose names with each way to lose data, else with none and with all.
+    """
+    tried = 0
+    for cut in range(len(calls) + 1):
+        allowed = allowed_at(cut, marks, states)
+        names, data = disk_model.unsynced(calls[:cut])
+        ways = [*disk_model.choices(names, 5)], [*disk_model.choices(data, 3)]
+        few = [[False] * names, [True] * names], [[False] * data, [True] * data]
+        pairs = (
+            product(*ways) if every_pair else [*product(ways[0], few[1]), *product(few[0], ways[1])]
+        )
+        for kept_names, kept_data in pairs:
+            check(calls[:cut], allowed, kept_names, kept_data, folder)
+            tried += 1
+    return tried
+
+
+def test_every_cut_leaves_the_old_or_the_new_state(
+    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    recorder = record()
+    marks, states = run(recorder, STEPS)
+    monkeypatch.setattr(files, "disk", files.Disk())
+    assert len({repr(s) for s in states}) == len(states) - 1  # compact changes nothing to see
+    assert check_all(recorder.calls, marks, states, ram / "after", every_pair=full) > 2000
+
+
+def test_a_writer_goes_on_from_every_cut(
+    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = record()
+    marks, states = run(recorder, STEPS[:6])
+    monkeypatch.setattr(files, "disk", files.Disk())
+    for cut in range(marks[1], len(recorder.calls) + 1):
+        calls = recorder.calls[:cut]
+        pending = disk_model.unsynced(calls)
+        for kept in (False, True):
+            names, data = ([kept] * n for n in pending)
+            check(calls, allowed_at(cut, marks, states), names, data, ram / "after")
+            index = Index.open(ram / "after" / "index")
+            before, generation = index.ids().tolist(), index.generation
+            new = index.add(codes(4, 9)).tolist()
+            assert index.ids().tolist() == before + new
+            assert index.generation == generation + 1
+            index.verify()
+            known = index._snapshot.manifest.names() | {"MANIFEST", "LOCK"}
+            assert {p.name for p in index.path.iterdir()} == known
+
+
+def test_a_killed_writer_then_another_one_then_a_power_cut(
+    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """The killed writer's names are in memory only, and the next writer must make them durable
+    before it removes what they replaced."""
+    whole = record()
+    run(whole, STEPS[:4])
+    start = len(whole.calls)
+    STEPS[8](whole.root / "index")
+    for stop in range(start, len(whole.calls) + 1):
+        recorder = record(stop)
+        marks, states = run(recorder, STEPS[:4])
+        with suppress(disk_model.PowerCutError):
+            STEPS[8](recorder.root / "index")
+        recorder.stop = None
+        marks, states = marks[-1:], states[-1:]
+        STEPS[9](recorder.root / "index")
+        after = state(recorder.root / "index")
+        monkeypatch.setattr(files, "disk", files.Disk())
+        for cut in range(stop, len(recorder.calls) + 1):
+            calls = recorder.calls[:cut]
+            pending_names, pending_data = disk_model.unsynced(calls)
+            allowed = [after] if cut == len(recorder.calls) else [states[0], after]
+            for names in disk_model.choices(pending_names, 4 if full else 2):
+                for kept in (False, True) if full else (True,):
+                    check(calls, allowed, names, [kept] * pending_data, ram / "after")
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    root = tmp_path_factory.mktemp("disk")
+    recorder = disk_model.Recorder(root)
+    true = files.disk
+    files.disk = recorder
+    try:
+        yield recorder.calls, *run(recorder, STEPS)
+    finally:
+        files.disk = true
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
+)
+@given(draw=st.data())
+def test_writes_torn_at_random(ram: Path, history: tuple, draw: st.DataObject) -> None:
+    calls, marks, states = history
+    cut = draw.draw(st.integers(0, len(calls)))
+    flags = [
+        draw.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+        for n in disk_model.unsynced(calls[:cut])
+    ]
+    check(calls[:cut], allowed_at(cut, marks, states), *flags, ram / "after")
+
+
+class Careless(disk_model.Recorder):
+    """Leaves out one kind of call, as careless software does."""
+
+    leave_out = ""
+
+    def sync(self, handle: int) -> None:
+        if self.leave_out != "sync":
+            super().sync(handle)
+
+    def sync_folder(self, path: Path) -> None:
+        if self.leave_out != "sync_folder":
+            super().sync_folder(path)
+
+
+@pytest.mark.parametrize("leave_out", ["sync", "sync_folder"])
+def test_the_model_finds_a_missing_sync(
+    ram: Path, monkeypatch: pytest.MonkeyPatch, leave_out: str
+) -> None:
+    """Without either kind of fsync a power cut does harm: the tests above can fail."""
+    (ram / "disk").mkdir()
+    recorder = Careless(ram / "disk")
+    recorder.leave_out = leave_out
+    monkeypatch.setattr(files, "disk", recorder)
+    marks, states = run(recorder, STEPS)
+    monkeypatch.setattr(files, "disk", files.Disk())
+    with pytest.raises(AssertionError):
+        check_all(recorder.calls, marks, states, ram / "after", every_pair=False)
+
+
+def test_old_files_stay_until_the_manifest_without_them_is_durable(
+    ram: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[..., object]
+) -> None:
+    """The next writer syncs the folder before it clears leftovers: without that, files that the
+    durable manifest needs are gone."""
+
+    def careless(self: Index) -> None:
+        for path in writing.leftovers(self.path, self._snapshot.manifest):
+            files.unlink(path)
+
+    monkeypatch.setattr(Index, "_clear", careless)
+    with pytest.raises(AssertionError, match=r"the file is missing"):
+        test_a_killed_writer_then_another_one_then_a_power_cut(ram, record, monkeypatch, False)
