@@ -7,11 +7,12 @@ NATIVE := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-triton check format clean
 
 help:
 	@echo "make demo    train, export, index and search real images; writes demo/report.html"
 	@echo "make test    all tests"
+	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
 	@echo "make check   ruff, ruff format, mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove everything that make made"
@@ -29,6 +30,16 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-triton: setup $(VENV)-triton/.installed
+	$(BIN)/python -m pytest tests/export/test_triton.py
+
+# The server's Python back end needs numpy 1; it lives apart from everything else.
+$(VENV)-triton/.installed:
+	$(PYTHON) -m venv $(VENV)-triton
+	PIP_CONSTRAINT= $(VENV)-triton/bin/pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	PIP_CONSTRAINT= $(VENV)-triton/bin/pip install --quiet 'numpy<2' onnxruntime==1.32.0
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +50,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-triton build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

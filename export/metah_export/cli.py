@@ -11,6 +11,7 @@ from metah_runtime import console
         "build": ("metah_export.commands:build", "Export a training run to a bundle."),
         "compare": ("metah_export.commands:compare", "Compare bundles: size, bits, MAP, speed."),
         "engine": ("metah_export.commands:engine", "Add a TensorRT engine to a bundle."),
+        "triton": ("metah_export.commands:triton", "Write a Triton model repository."),
         "verify": ("metah_export.commands:verify", "Check a finished bundle on this machine."),
     },
 )

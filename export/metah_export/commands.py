@@ -197,13 +197,10 @@ def compare(
         from metah_export.compare_page import page as make_page
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "onnx", "export") from error
-    sizes = batches.split(",")
-    if not all(size.strip().isdigit() for size in sizes):
-        raise ConfigError(f"batches must be whole numbers like 1,8,64, got {batches!r}")
     found = stage.compare(
         bundles,
         device=device,
-        batches=sorted({int(size) for size in sizes}),
+        batches=_sizes("batches", batches),
         seconds=seconds,
         threads=threads,
     )
@@ -221,6 +218,64 @@ def compare(
     broken = [f"{row.bundle} {row.artefact}: {row.problem}" for row in found.rows if row.problem]
     if broken:
         raise ParityError("; ".join(broken))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--repo", required=True, type=click.Path(path_type=Path), help="Model repository.")
+@click.option("--name", default="metah", show_default=True, help="Name of the model.")
+@click.option(
+    "--backend",
+    type=click.Choice(("onnxruntime", "tensorrt")),
+    default="onnxruntime",
+    show_default=True,
+    help="tensorrt serves the bundle's engines of kind tensorrt.",
+)
+@click.option(
+    "--instances",
+    type=click.Choice(("cpu", "gpu")),
+    default="gpu",
+    show_default=True,
+    help="Where the server runs it.",
+)
+@click.option("--count", default=1, show_default=True, help="Instances.")
+@click.option("--max-batch", default=64, show_default=True, help="Largest batch of a launch.")
+@click.option("--preferred", default="8,64", show_default=True, help="Batch sizes to gather.")
+@click.option("--delay-us", default=500, show_default=True, help="How long to gather them.")
+def triton(
+    bundle: Path,
+    repo: Path,
+    name: str,
+    backend: str,
+    instances: str,
+    count: int,
+    max_batch: int,
+    preferred: str,
+    delay_us: int,
+) -> None:
+    """Write BUNDLE as a model of a Triton Inference Server's model repository."""
+    try:
+        from metah_export import triton as stage
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "export") from error
+    config = stage.TritonConfig(
+        name=name,
+        backend=backend,
+        instances=instances,
+        count=count,
+        max_batch=max_batch,
+        preferred=_sizes("preferred", preferred),
+        delay_us=delay_us,
+    )
+    click.echo(stage.triton(bundle, repo, config))
+
+
+def _sizes(name: str, text: str) -> tuple[int, ...]:
+    """Parse whole numbers like 1,8,64."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"{name} must be whole numbers like 1,8,64, got {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _engine_config(kind: str, batch: str, targets: tuple[str, ...], tf32: bool) -> "EngineConfig":
