@@ -2,17 +2,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <utility>
 
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
+#include "buffer.h"
 #include "index.h"
 
 namespace nb = nanobind;
@@ -25,18 +23,11 @@ using Removed = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::c
 template <class T>
 using Array = nb::ndarray<nb::numpy, T>;
 
-// An uninitialised array; a large one on huge pages, to be filled without a fault every 4 KiB.
 template <class T>
 Array<T> empty(std::initializer_list<size_t> shape) {
     size_t bytes = sizeof(T);
     for (size_t s : shape) bytes *= s;
-    constexpr size_t kHuge = size_t{2} << 20;
-    const size_t align = bytes >= kHuge ? kHuge : 64;
-    void* data = std::aligned_alloc(align, std::max(align, (bytes + align - 1) / align * align));
-    if (!data) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kHuge) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+    void* data = metah::allocate(bytes);
     nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
     return Array<T>(static_cast<T*>(data), shape, owner);
 }

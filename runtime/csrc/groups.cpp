@@ -59,7 +59,7 @@ class Numbering {
 
 Groups make_groups(const Database& db) {
     Groups out;
-    std::vector<uint32_t> group(db.rows);
+    const Buffer<uint32_t> group(db.rows);
     {
         Numbering numbering(out.codes, db.width);
         for (size_t row = 0; row < db.rows; ++row)
@@ -67,9 +67,9 @@ Groups make_groups(const Database& db) {
     }
     out.codes.shrink_to_fit();
     out.offsets.assign(out.codes.size() / db.width + 1, 0);
-    for (uint32_t g : group) ++out.offsets[g + 1];
+    for (size_t row = 0; row < db.rows; ++row) ++out.offsets[group[row] + 1];
     for (size_t g = 1; g < out.offsets.size(); ++g) out.offsets[g] += out.offsets[g - 1];
-    out.rows.resize(db.rows);
+    out.rows = Buffer<uint32_t>(db.rows);
     std::vector<uint32_t> next(out.offsets.begin(), out.offsets.end() - 1);
     for (size_t row = 0; row < db.rows; ++row)
         out.rows[next[group[row]]++] = static_cast<uint32_t>(row);

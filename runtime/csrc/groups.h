@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer.h"
 #include "database.h"
 
 namespace metah {
@@ -11,7 +12,7 @@ namespace metah {
 struct Groups {
     std::vector<uint8_t> codes;      // (size, width), in the order of the first row
     std::vector<uint32_t> offsets;   // (size + 1,)
-    std::vector<uint32_t> rows;      // rows of group g: rows[offsets[g]..offsets[g + 1]), ascending
+    Buffer<uint32_t> rows;           // rows of group g: rows[offsets[g]..offsets[g + 1]), ascending
     size_t size() const { return offsets.size() - 1; }
     uint32_t count(size_t group) const { return offsets[group + 1] - offsets[group]; }
     size_t bytes() const { return codes.size() + 4 * (offsets.size() + rows.size()); }

@@ -24,7 +24,7 @@ uint32_t substring(const uint8_t* code, size_t width, int first, int length) {
 
 size_t Mih::bytes() const {
     size_t sum = 0;
-    for (const Table& t : tables) sum += 4 * (t.offsets.size() + t.items.size()) + t.codes.size();
+    for (const Table& t : tables) sum += t.offsets.bytes() + t.items.bytes() + t.codes.bytes();
     return sum;
 }
 
@@ -67,13 +67,16 @@ Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, in
             auto key = [&](size_t row) {
                 return substring(codes + row * width, width, first, shape.length);
             };
-            table.offsets.assign((size_t{1} << shape.length) + 1, 0);
-            for (size_t row = 0; row < rows; ++row) ++table.offsets[key(row) + 1];
-            for (size_t i = 1; i < table.offsets.size(); ++i)
-                table.offsets[i] += table.offsets[i - 1];
-            table.items.resize(rows);
-            table.codes.resize(rows * width);
-            std::vector<uint32_t> next(table.offsets.begin(), table.offsets.end() - 1);
+            // The offsets move up by one bucket while the rows are placed.
+            const size_t buckets = size_t{1} << shape.length;
+            table.offsets = Buffer<uint32_t>(buckets + 1);
+            uint32_t* next = table.offsets.data() + 1;
+            std::fill_n(table.offsets.data(), buckets + 1, 0);
+            for (size_t row = 0; row < rows; ++row) ++next[key(row)];
+            uint32_t sum = 0;
+            for (size_t i = 0; i < buckets; ++i) sum += std::exchange(next[i], sum);
+            table.items = Buffer<uint32_t>(rows);
+            table.codes = Buffer<uint8_t>(rows * width);
             for (size_t row = 0; row < rows; ++row) {
                 const uint32_t at = next[key(row)]++;
                 table.items[at] = static_cast<uint32_t>(row);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer.h"
 #include "kernel.h"
 
 namespace metah {
@@ -16,9 +17,9 @@ inline int substring_radius(int r, int m, int j) { return j <= r % m ? r / m : r
 
 struct Mih {
     struct Table {
-        std::vector<uint32_t> offsets;  // (2^length + 1,)
-        std::vector<uint32_t> items;    // row numbers, bucket by bucket, ascending in a bucket
-        std::vector<uint8_t> codes;     // their codes
+        Buffer<uint32_t> offsets;  // (2^length + 1,)
+        Buffer<uint32_t> items;    // row numbers, bucket by bucket, ascending in a bucket
+        Buffer<uint8_t> codes;     // their codes
     };
     int length = 0;  // bits of a substring; table j takes bits j length .. (j + 1) length - 1
     size_t width = 0;
