@@ -77,3 +77,5 @@ def test_a_rank_below_the_bits_is_refused(make_method: Callable[..., Any]) -> No
     method = make_method("itq")
     with pytest.raises(DataError, match="span 5 dimensions, 16 bits need 16; fix: fewer bits"):
         method.fit(torch.randn(100, 5) @ torch.randn(5, 24), None)
+    with pytest.raises(DataError, match="the 9 training features span 8 dimensions"):
+        method.fit(torch.randn(9, 24), None)

@@ -82,14 +82,14 @@ class ITQ(ShallowMethod[ITQOptions]):
 
         bits = self.config.bits
         X = features.double().cpu().numpy()
+        pca = PCA(n_components=min(bits, *X.shape), svd_solver="covariance_eigh").fit(X)
         noise = max(X.shape) * np.finfo(np.float32).eps
-        rank = int(np.linalg.matrix_rank(X - X.mean(0), rtol=noise))
+        rank = int((pca.singular_values_ > noise * pca.singular_values_[0]).sum())
         if rank < bits:
             raise DataError(
                 f"itq: the {len(X)} training features span {rank} dimensions, {bits} bits need "
                 f"{bits}; fix: fewer bits, or more images"
             )
-        pca = PCA(n_components=bits, svd_solver="full").fit(X)
         V = pca.transform(X)
         R = np.linalg.svd(torch.randn(bits, bits, dtype=torch.float64).numpy())[0]
         for _ in range(self.options.iterations):

@@ -84,7 +84,8 @@ class SH(ShallowMethod[SHOptions]):
         from sklearn.decomposition import PCA
 
         X = features.double().cpu().numpy()
-        pca = PCA(n_components=min(self.config.bits, *X.shape), svd_solver="full").fit(X)
+        components = min(self.config.bits, *X.shape)
+        pca = PCA(n_components=components, svd_solver="covariance_eigh").fit(X)
         V = pca.transform(X)
         low = V.min(0) - np.finfo(np.float64).eps
         ranges = V.max(0) + np.finfo(np.float64).eps - low
