@@ -357,8 +357,9 @@ class Index:
         files.sync_folder(self.path)
         manifest.write(self.path)
         self._state = following
-        for name in draft.base.manifest.names() - manifest.names():
-            files.unlink(self.path / name)
+        with suppress(StorageError):  # the commit is done; the next writer clears what stays
+            for name in draft.base.manifest.names() - manifest.names():
+                files.unlink(self.path / name)
 
     def _is_committed(self, draft: Draft) -> bool:
         try:
@@ -371,8 +372,9 @@ class Index:
         rest = leftovers(self.path, self._snapshot.manifest)
         if rest:
             files.sync_folder(self.path)
-            for path in rest:
-                files.unlink(path)
+            with suppress(StorageError):
+                for path in rest:
+                    files.unlink(path)
 
     def _merge_tail(self) -> None:
         """Join many small segments; not done is not a failure, for what was added is durable."""

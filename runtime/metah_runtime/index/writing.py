@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import DataError, IndexMismatch
+from metah_runtime.errors import DataError, IndexMismatch, StorageError
 from metah_runtime.index.format import MAX_ID, Header
 from metah_runtime.index.manifest import NAME, FileEntry, Manifest, SegmentEntry
 from metah_runtime.index.segment import (
@@ -173,7 +174,8 @@ class Draft:
     def abandon(self) -> None:
         """Remove the files that were written."""
         for path in self._written:
-            files.unlink(path)
+            with suppress(StorageError):  # the next writer clears what stays
+                files.unlink(path)
 
     def _make_room(self, ids: Ids, upsert: bool) -> None:
         """Remove what ids will replace; without ``upsert``, and within this draft, refuse."""
