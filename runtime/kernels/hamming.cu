@@ -309,17 +309,23 @@ __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uin
         odd = min(odd, min((int)d[1], (int)d[3]));
       }
       if (!__any_sync(FULL, even <= limit_even || odd <= limit_odd)) continue;
-      for (int r = 0; r < F::tiles; r++) {  // rare: once more, now with the whole key
+#pragma unroll
+      for (int r = 0; r < F::tiles; r++) {  // rare: tile by tile, now with the whole key
         uint32_t d[4];
         fragments.distances(r, b, d);
-        for (int i = 0; i < 4; i++) {
-          uint32_t query = j * 8 + 2 * t + (i & 1), row = F::row(warp * F::tiles + r, i >> 1);
-          uint64_t key = key_of(d[i], row);
-          if (query < n && key <= limits[query] && row < rows) {
+        bool near = min((int)d[0], (int)d[2]) <= limit_even || min((int)d[1], (int)d[3]) <= limit_odd;
+        if (!__any_sync(FULL, near)) continue;
+        if (near) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            uint32_t query = j * 8 + 2 * t + (i & 1), row = F::row(warp * F::tiles + r, i >> 1);
+            uint64_t key = key_of(d[i], row);
+            if (query >= n || key > limits[query] || row >= rows) continue;
             uint64_t place = begin[first + query] + atomicAdd(counts + first + query, 1u);
             if (place < begin[first + query + 1]) keys[place] = key;
           }
         }
+        __syncwarp();
       }
     }
   }

@@ -5,17 +5,27 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
-from metah_runtime import _native, files
+from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable
 
 SOURCES = ("hamming.cu", "select.cuh")
 ARCHS = (80, 90, 100, 120)
 OPTIONS = ("-std=c++17", "-O3")
 PTX = "-gencode=arch=compute_80,code=compute_80"  # for cards of other architectures
-_INSTALLED = Path(_native.__file__).parent / "cuda"
 _TREE = Path(__file__).resolve().parents[2] / "kernels"
+
+
+def _installed_folder() -> Path:
+    """Return the folder that CMake installs to: beside the native core, if there is one."""
+    native = find_spec("metah_runtime._native")
+    origin = native.origin if native else None
+    return Path(origin).parent / "cuda" if origin else Path(__file__).parent
+
+
+_INSTALLED = _installed_folder()
 
 
 def source_folder() -> Path:

@@ -9,7 +9,6 @@ from metah_runtime.cuda import image, sass
 from metah_runtime.cuda.planner import WIDTHS
 from metah_runtime.errors import BackendUnavailable
 
-
 # POPC instructions for the codes of a thread: W < 4 one a word, then 3 of 4 words, 4 of 8.
 POPC = {1: 16, 2: 16, 4: 24, 8: 16, 12: 14, 16: 16, 20: 22, 24: 24, 28: 30, 32: 32}
 LOADS = {1: 4, 2: 4, 4: 8, 8: 8}  # uint4 loads of a thread; 2 W / 4 for the other widths

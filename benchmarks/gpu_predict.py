@@ -1,0 +1,128 @@
+"""Predict the GPU search's times from the kernels' machine code; no GPU is used.
+
+    python benchmarks/gpu_predict.py > benchmarks/results/gpu-predicted.md
+
+Model: a warp instruction occupies its unit of one of the four parts of a multiprocessor for
+32 / (lanes a clock) cycles; every instruction takes one issue slot; a scan takes the time of its
+busiest unit or that of reading the codes once, whichever is longer. Rates are those of the CUDA
+programming guide's throughput table for 8.0 and 9.0; the rate of BMMA is an assumption (below).
+"""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+
+from metah_runtime.cuda import image, planner, sass
+
+PARTS = 4  # of a multiprocessor
+POPC_LANES = 16 / PARTS  # results a clock and part
+INT_LANES = 64 / PARTS
+SHARED_LANES = 32 / PARTS
+BMMA_CLOCKS = {"168128": (3.7, 7.4), "168256": (7.4, 7.4)}  # a part; best and worst assumption
+INTEGER = ("LOP3", "VIMNMX", "VIMNMX3", "IMNMX", "ISETP", "IADD3", "VIADD", "SHF", "VIADDMNMX")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model needs of a card: data-sheet values."""
+
+    name: str
+    arch: int
+    processors: int
+    clock: float  # Hz
+    memory: float  # bytes a second
+
+
+CARDS = (
+    Card("A100 SXM 80 GB", 80, 108, 1.41e9, 2.04e12),
+    Card("H100 SXM", 90, 132, 1.755e9, 3.35e12),
+)
+
+
+def clocks(tally: Counter[str], opcodes: list[str], worst: bool) -> dict[str, float]:
+    """Cycles that one pass of the inner loop occupies each unit of a part."""
+    shapes = [o.split(".")[1] for o in opcodes if o.startswith("BMMA")]
+    return {
+        "POPC": tally["POPC"] * 32 / POPC_LANES,
+        "integer": sum(tally[o] for o in INTEGER) * 32 / INT_LANES,
+        "shared": tally["LDS"] * 32 / SHARED_LANES,
+        "tensor": sum(BMMA_CLOCKS[s][worst] for s in shapes),
+        "issue": float(sum(tally.values())),
+    }
+
+
+def predict(
+    card: Card, kernels: dict[str, list[sass.Instruction]], bits: int, rows: int, queries: int
+) -> tuple[str, str, float, float, float]:
+    """Return (kernel, limit, best and worst seconds of the scan, seconds of reading once)."""
+    plan = planner.plan_scan(
+        bits=bits, rows=rows, queries=queries, arch=card.arch, processors=card.processors
+    )
+    hot = sass.hot_loop(kernels[plan.kernel])
+    tensor = plan.kernel.startswith("mma")
+    passes = -(-queries // 8) if tensor else queries
+    warps = plan.grid[0] * 8
+    read = planner.code_bytes(rows, bits) / card.memory
+    times, limits = [], []
+    for worst in (False, True):
+        units = clocks(sass.tally(hot), [o.opcode for o in hot], worst)
+        limit, cycles = max(units.items(), key=lambda item: item[1])
+        seconds = cycles * warps * passes / (PARTS * card.processors * card.clock)
+        times.append(max(seconds, read))
+        limits.append(limit if seconds > read else "memory")
+    return plan.kernel, limits[-1], times[0], times[1], read
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    options = parser.parse_args()
+    print(
+        "# Predicted times of the GPU scan\n\n"
+        "**Predicted, not measured: no GPU was used.** From the instructions of the inner\n"
+        "loops (`cuobjdump -sass`) and data-sheet rates, by `python benchmarks/gpu_predict.py`.\n"
+        "Only the scan is counted, without launches, sample, selection and the rare path of a\n"
+        "hit; a real kernel reaches perhaps 70 to 80 % of such a bound. Tensor-core rows are a\n"
+        "range: best with one BMMA.168128 in 3.7 cycles of a quarter multiprocessor, worst in\n"
+        "7.4 as for BMMA.168256; neither was measured here.\n\n"
+        f"{options.rows:,} codes; times in ms; ns/row is the time for one row and query.\n"
+    )
+    print("| card | bits | queries | kernel | limited by | predicted ms | ns/row | reading once |")
+    print("|---|---|---|---|---|---|---|---|")
+    for card in CARDS:
+        flags = (*image.OPTIONS, f"-gencode=arch=compute_{card.arch},code=sm_{card.arch}")
+        kernels = sass.disassemble(image.compile_image(image.source_folder(), flags))
+        for bits in (32, 48, 64, 128, 256, 512, 1024):
+            for queries in (1, 16, 1024):
+                kernel, limit, best, worst, read = predict(
+                    card, kernels, bits, options.rows, queries
+                )
+                ms = " to ".join(dict.fromkeys(f"{1e3 * t:.3g}" for t in (best, worst)))
+                row = " to ".join(
+                    dict.fromkeys(f"{1e9 * t / options.rows / queries:.2g}" for t in (best, worst))
+                )
+                print(
+                    f"| {card.name} | {bits} | {queries} | {kernel} | {limit} | {ms} | {row} "
+                    f"| {1e3 * read:.3g} |"
+                )
+    print("\nInstructions of one pass of the inner loop (a warp, one query or one group of 8):\n")
+    print("| arch | kernel | all | POPC | LOP3 | BMMA | LDS |")
+    print("|---|---|---|---|---|---|---|")
+    for arch in image.ARCHS:
+        flags = (*image.OPTIONS, f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        kernels = sass.disassemble(image.compile_image(image.source_folder(), flags))
+        for words in planner.WIDTHS:
+            for name in (f"scan_w{words}", f"mma_w{words}"):
+                if name in kernels:
+                    count = sass.tally(sass.hot_loop(kernels[name]))
+                    cells = " | ".join(str(count[o]) for o in ("POPC", "LOP3", "BMMA", "LDS"))
+                    print(f"| sm_{arch} | {name} | {sum(count.values())} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
