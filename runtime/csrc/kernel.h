@@ -34,6 +34,8 @@ struct Kernels {
     const char* name;
     void (*scan)(const Scan&);
     void (*probe)(const Probe&);
+    // Adds the distances of rows first..last-1 to histogram: (count, bits + 1). No bounds, no hits.
+    void (*tally)(const Scan&, uint32_t* histogram);
 };
 
 // A buffer of this thread, 64-byte aligned, valid until its next call.

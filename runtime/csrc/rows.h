@@ -86,6 +86,19 @@ class RowScan {
     Hit* hits_;
 };
 
+inline void row_tally(const Scan& scan, uint32_t* histogram) {
+    const size_t words = (scan.width + 7) / 8;
+    const uint8_t* end = scan.queries + scan.count * scan.width;
+    for (uint32_t q = 0; q < scan.count; ++q, histogram += 8 * scan.width + 1) {
+        uint64_t query[16];
+        for (size_t w = 0; w < words; ++w)
+            query[w] = load_word(scan.queries + q * scan.width, scan.width, w, end);
+        const uint8_t* row = scan.codes + scan.first * scan.width;
+        for (size_t i = scan.first; i < scan.last; ++i, row += scan.width)
+            ++histogram[row_distance(row, query, scan.width, scan.end)];
+    }
+}
+
 inline void row_scan(const Scan& scan) {
     switch (scan.width) {
         case 2: return RowScan<2>(scan).run();

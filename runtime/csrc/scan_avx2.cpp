@@ -17,4 +17,6 @@ void scan_avx2(const Scan& scan) {
 
 void probe_avx2(const Probe& probe) { avx2::MihProbe(probe).run(); }
 
+void tally_avx2(const Scan& scan, uint32_t* histogram) { avx2::row_tally(scan, histogram); }
+
 }  // namespace metah

@@ -16,4 +16,6 @@ void scan_avx512(const Scan& scan) {
 
 void probe_avx512(const Probe& probe) { avx512::MihProbe(probe).run(); }
 
+void tally_avx512(const Scan& scan, uint32_t* histogram) { avx512::row_tally(scan, histogram); }
+
 }  // namespace metah

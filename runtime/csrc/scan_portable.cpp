@@ -15,4 +15,6 @@ void scan_portable(const Scan& scan) {
 
 void probe_portable(const Probe& probe) { portable::MihProbe(probe).run(); }
 
+void tally_portable(const Scan& scan, uint32_t* histogram) { portable::row_tally(scan, histogram); }
+
 }  // namespace metah

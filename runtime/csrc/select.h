@@ -22,11 +22,16 @@ enum class HitKind {
 
 class TopK {
   public:
-    TopK(int bits, uint64_t k, HitKind kind)
-        : k_(k), kind_(kind), strict_(bits), loose_(bits), count_(bits + 1, 0),
+    // first_bound: bits, or less where k hits are sure to lie within it (see enough()).
+    TopK(int bits, uint64_t k, HitKind kind, int first_bound)
+        : k_(k), kind_(kind), first_(first_bound), strict_(first_bound), loose_(first_bound),
+          count_(bits + 1, 0),
           weight_(kind == HitKind::row ? 0 : bits + 1, 0), room_(4 * k + 64) {}
 
     int bound() const { return std::min(strict_, loose_); }  // < 0: nothing can be improved
+
+    // Whether k hits were found within the first bound.
+    bool enough() const { return strict_ < first_; }
 
     void add(Hit hit, uint32_t weight = 1) {
         const int d = static_cast<int>(hit.distance);
@@ -65,6 +70,7 @@ class TopK {
 
     uint64_t k_;
     HitKind kind_;
+    int first_;
     int strict_;  // fewer than k hits have a distance <= strict_
     int loose_;   // the least distance within which k rows are found
     uint64_t found_ = 0, rows_ = 0;

@@ -1,5 +1,6 @@
 // Top-k: scans with falling bounds, then writes the nearest in order.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "index.h"
@@ -14,14 +15,67 @@ namespace {
 class TopKBatch {
   public:
     TopKBatch(const Source& source, HitKind kind, const uint8_t* queries, size_t count, uint64_t k)
-        : source_(source), width_(source.db.width), queries_(queries, queries + count * width_),
-          active_(count), bounds_(count, source.db.bits()) {
-        best_.reserve(count);
-        for (size_t i = 0; i < count; ++i) best_.emplace_back(source.db.bits(), k, kind);
+        : source_(source), kind_(kind), k_(k), width_(source.db.width), all_(queries),
+          queries_(queries, queries + count * width_), active_(count), bounds_(count) {
         std::iota(active_.begin(), active_.end(), 0u);
     }
 
     void run(size_t first, size_t last) {
+        const int bits = source_.db.bits();
+        guess_bounds(first, last);
+        best_.reserve(active_.size());
+        for (int bound : bounds_) best_.emplace_back(bits, k_, kind_, bound);
+        const std::vector<int32_t> guessed = bounds_;
+        scan(first, last);
+        active_.clear();
+        for (uint32_t q = 0; q < best_.size(); ++q) {
+            if (guessed[q] == bits || best_[q].enough()) continue;
+            std::copy_n(all_ + q * width_, width_, &queries_[active_.size() * width_]);
+            bounds_[active_.size()] = bits;
+            active_.push_back(q);
+            best_[q] = TopK(bits, k_, kind_, bits);
+        }
+        scan(first, last);
+    }
+
+    const TopK& best(size_t query) const { return best_[query]; }
+
+  private:
+    // A first bound from a strided sample of rows: one that takes in far more than k rows if the
+    // sample is like the rest. run() starts anew where it is not.
+    void guess_bounds(size_t first, size_t last) {
+        constexpr size_t kSample = 2048;
+        const int bits = source_.db.bits();
+        const size_t rows = last - first;
+        std::fill(bounds_.begin(), bounds_.end(), bits);
+        if (rows < 16 * kSample || kind_ != HitKind::row || source_.db.removed) return;
+        const double wanted =
+            static_cast<double>(k_) * kSample / static_cast<double>(rows);
+        const double least = std::max(8.0, 2 * wanted + 3 * std::sqrt(wanted));
+        if (least > kSample / 4) return;
+        std::vector<uint8_t> sample(kSample * width_);
+        for (size_t i = 0; i < kSample; ++i)
+            std::copy_n(source_.db.codes + (first + rows * i / kSample) * width_, width_,
+                        &sample[i * width_]);
+        Scan scan{};
+        scan.codes = sample.data();
+        scan.end = sample.data() + sample.size();
+        scan.width = width_;
+        scan.last = kSample;
+        scan.queries = queries_.data();
+        scan.count = static_cast<uint32_t>(active_.size());
+        std::vector<uint32_t> histogram(active_.size() * (static_cast<size_t>(bits) + 1));
+        source_.db.kernels->tally(scan, histogram.data());
+        const uint32_t* at = histogram.data();
+        for (size_t q = 0; q < active_.size(); ++q, at += bits + 1) {
+            double sum = at[0];
+            int bound = 0;
+            while (sum < least) sum += at[++bound];
+            bounds_[q] = bound;
+        }
+    }
+
+    void scan(size_t first, size_t last) {
         size_t step = 4096;
         for (size_t row = first; row < last && !active_.empty(); row += step) {
             if (row > first) step = std::min<size_t>(2 * step, 1 << 18);
@@ -40,9 +94,6 @@ class TopKBatch {
         }
     }
 
-    const TopK& best(size_t query) const { return best_[query]; }
-
-  private:
     void consume(uint32_t q, const Hit* hits, uint32_t n) {
         TopK& best = best_[active_[q]];
         if (source_.groups) {
@@ -70,7 +121,10 @@ class TopKBatch {
     }
 
     const Source& source_;
+    const HitKind kind_;
+    const uint64_t k_;
     const size_t width_;
+    const uint8_t* all_;
     std::vector<uint8_t> queries_;
     std::vector<uint32_t> active_;  // place in the batch -> query
     std::vector<int32_t> bounds_;

@@ -178,6 +178,21 @@ def test_unknown_instruction_set(monkeypatch):
         CodeIndex(np.zeros((1, 8), np.uint8))
 
 
+@pytest.mark.parametrize("q", [1, 200])
+@pytest.mark.parametrize("k", [1, 100, 3000])
+def test_first_bound_from_a_sample(q, k):
+    rng = np.random.default_rng(k + q)
+    codes = rng.integers(0, 256, (1 << 16, 8), dtype=np.uint8)
+    queries = rng.integers(0, 256, (q, 8), dtype=np.uint8)
+    index = CodeIndex(codes, threads=1)
+    found = index.search(queries, k)
+    same(index.search(queries[-1:], k), reference.search(queries[-1:], codes, k))
+    np.testing.assert_array_equal(found.ids[-1:], index.search(queries[-1:], k).ids)
+    # Only the rows of the sample are near: the guess is far too small and must be taken back.
+    codes[:: (1 << 16) // 2048] = queries[0]
+    same(CodeIndex(codes).search(queries[:1], k), reference.search(queries[:1], codes, k))
+
+
 def test_read_only_view_is_searched_in_place():
     codes = np.arange(4096, dtype=np.uint8).reshape(-1, 8)
     codes.flags.writeable = False
