@@ -117,7 +117,7 @@ BAD_FIT = [
     (["--bits", "50"], "bits must be a multiple of 8 in 8..1024, got 50", 2),
     (["--bits", "many"], "'many' is not a valid integer", 2),
     (["--method", "kitten"], "method must be one of", 2),
-    (["--data", "cats"], "data must be 'digits' or 'folder:SRC_DIR:TGT_DIR', got 'cats'", 2),
+    (["--data", "cats"], "or 'nuswide:ROOT', got 'cats'", 2),
     (["--direction", "up"], "direction must be one of syn2real, real2syn; got 'up'", 2),
     (["--recipe", "none.toml"], "recipe 'none.toml' cannot be read (No such file", 2),
     (["--set", "epochs"], "a setting must be key=value, got 'epochs'", 2),

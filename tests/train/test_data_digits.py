@@ -174,7 +174,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("args", "status", "message"),
         [
-            (("info", "mnist"), 2, "data must be 'digits' or"),
+            (("info", "mnist"), 2, "data must be 'digits', 'folder:SRC_DIR"),
             (("info", "digits", "--direction", "up"), 2, "direction must be one of"),
             (("info", "folder:/no/such:/place"), 1, "/no/such: no such folder"),
             (("digits",), 2, "Missing option '--out'"),

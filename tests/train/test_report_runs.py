@@ -86,7 +86,7 @@ def test_runs_that_cannot_be_compared(runs: dict[str, Path], tmp_path: Path) -> 
         runs["other bits"]: (ConfigError, r"must agree: bits is 16 in .*a, 24 in .*c"),
         runs["other split"]: (
             ConfigError,
-            r"must agree: split is SplitSizes\(queries_per_class=30",
+            r"must agree: split is SplitSizes\(queries_per_class=None",
         ),
         runs["LSH"].parent / "." / "a": (ConfigError, "is given twice"),
         tmp_path / "none": (RunError, "none is not a folder"),

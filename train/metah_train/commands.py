@@ -25,7 +25,7 @@ _EVALUATION_ROWS = {
 
 
 @click.command()
-@click.option("--data", help="digits, or folder:SRC_DIR:TGT_DIR.  [default: digits]")
+@click.option("--data", help="Data set; see metah-train data info --help.  [default: digits]")
 @click.option("--direction", help="Which domain is the source; see metah-train data info.")
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: metah]")
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")

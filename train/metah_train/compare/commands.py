@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--data", help="Data set, as for metah-train fit.  [default: the recipe's]")
+@click.option("--data", help="Data set; see metah-train data info --help.  [default: the recipe's]")
 @click.option("--direction", metavar="A2B", help="Which domain is the source.")
 @click.option(
     "--methods",

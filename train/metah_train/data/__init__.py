@@ -1,5 +1,7 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
+from importlib import import_module
+
 from metah_runtime.errors import ConfigError
 from metah_runtime.images import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
@@ -15,6 +17,26 @@ __all__ = [
     "make_split",
 ]
 
+FORMS = (
+    "'digits'",
+    "'folder:SRC_DIR:TGT_DIR'",
+    "'listfile:FOLDER'",
+    "'visda2017:ROOT[:LISTS]'",
+    "'visda2017-objects:ROOT'",
+    "'nuswide:ROOT'",
+)
+"""The data sets, as ``load_split`` and the option ``--data`` name them."""
+
+MODULES = {
+    "digits": "digits",
+    "folder": "folder",
+    "listfile": "listfile",
+    "visda2017": "visda2017",
+    "visda2017-objects": "visda2017",
+    "nuswide": "nuswide",
+}
+"""First part of a data set's name -> module of this package that loads it."""
+
 
 def load_split(
     spec: str,
@@ -26,18 +48,19 @@ def load_split(
 ) -> Split:
     """Return the split of a data set; it depends on ``seed``, the data seed, alone.
 
-    spec: ``digits`` (directions syn2real, real2syn) or ``folder:SRC_DIR:TGT_DIR`` (directions
-    src2tgt, tgt2src); direction None is the first of these. preprocess: default 32x32, grey for
-    digits, RGB for folders. Raises ConfigError for an unknown data set or direction, DataError and
-    ImageError for data that cannot be used.
+    spec: one of FORMS; direction None is the first of the data set's. preprocess: default 32x32,
+    grey for digits, RGB for folders and lists, 224x224 RGB for visda2017 and nuswide. Raises
+    ConfigError for an unknown data set or direction, DataError and ImageError for data that cannot
+    be used.
     """
     sizes = SplitSizes() if sizes is None else sizes
-    if spec == "digits":
-        from metah_train.data import digits
-
-        return digits.load(direction, seed=seed, sizes=sizes, preprocess=preprocess)
-    if spec.startswith("folder:"):
-        from metah_train.data import folder
-
-        return folder.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess)
-    raise ConfigError(f"data must be 'digits' or 'folder:SRC_DIR:TGT_DIR', got {spec!r}")
+    kind = spec.partition(":")[0]
+    if kind not in MODULES or (":" in spec) != (kind != "digits"):
+        raise ConfigError(f"data must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}")
+    module = import_module(f"metah_train.data.{MODULES[kind]}")
+    if kind == "digits":
+        split = module.load(direction, seed=seed, sizes=sizes, preprocess=preprocess)
+    else:
+        split = module.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess)
+    assert isinstance(split, Split)
+    return split

@@ -43,8 +43,10 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
 def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 
-    DATA is digits (directions syn2real and real2syn) or folder:SRC_DIR:TGT_DIR (directions
-    src2tgt and tgt2src).
+    DATA is digits or visda2017:ROOT (directions syn2real and real2syn), folder:SRC_DIR:TGT_DIR
+    (src2tgt and tgt2src), listfile:FOLDER (src2tgt) or nuswide:ROOT (nus). visda2017:ROOT:LISTS
+    takes the sets from list files, visda2017-objects:ROOT keeps objects of queries out of the
+    database.
     """
     from metah_train.data import load_split
     from metah_train.data.splits import statistics

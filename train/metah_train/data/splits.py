@@ -10,6 +10,9 @@ from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images import Preprocess
 from metah_train.data.base import ImageSet, Split
 
+QUERIES = 30
+"""Queries a class where neither the user nor a published split says how many."""
+
 _SOURCE, _TARGET = 0, 1
 
 
@@ -17,19 +20,24 @@ _SOURCE, _TARGET = 0, 1
 class SplitSizes:
     """How the two domains are divided.
 
-    queries_per_class: of the target; valid_fraction: part of each source class that is held out;
-    target_train: how many images of the database are given to training without labels (None: all);
-    synthetic: how many images the domain syn of ``digits`` has.
+    queries_per_class: of the target; None: 30, or what a published split says. valid_fraction:
+    part of each source class that is held out. target_train: how many images of the database are
+    given to training without labels; None: all, or what a published split says. synthetic: how
+    many images the domain syn of ``digits`` has. train_per_class: of ``visda2017`` and
+    ``nuswide``; None: their published number.
     """
 
-    queries_per_class: int = 30
+    queries_per_class: int | None = None
     valid_fraction: float = 0.1
     target_train: int | None = None
     synthetic: int = 10_000
+    train_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("queries_per_class", "synthetic"):
+        for name in ("queries_per_class", "synthetic", "train_per_class"):
             value = getattr(self, name)
+            if value is None and name != "synthetic":
+                continue
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
         if self.target_train is not None and (
@@ -55,8 +63,9 @@ def make_split(
 
     Queries are balanced over the classes. Raises DataError where a class is too small.
     """
-    train, valid = _hold_out(source, class_names, sizes.valid_fraction, seed)
-    query, database = _queries(target, class_names, sizes.queries_per_class, seed)
+    train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
+    per_class = QUERIES if sizes.queries_per_class is None else sizes.queries_per_class
+    query, database = _queries(target, class_names, per_class, seed)
     unlabelled = database
     if sizes.target_train is not None:
         if sizes.target_train > len(database):
@@ -78,11 +87,17 @@ def make_split(
     )
 
 
-def _hold_out(
+def hold_out(
     images: ImageSet, class_names: tuple[str, ...], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (rest, held out) with the fraction of each class held out, at least one image."""
+    """Return (rest, held out) with the fraction of each class held out, at least one image.
+
+    Images of several labels are drawn at random over all classes.
+    """
     rng = np.random.default_rng([seed, _SOURCE])
+    if images.labels is not None and images.labels.ndim == 2:
+        count = max(1, round(fraction * len(images)))
+        return _divide(len(images), rng.permutation(len(images))[:count], rng)
     held = []
     for label, rows in enumerate(_by_class(images, len(class_names))):
         count = max(1, round(fraction * len(rows)))
@@ -146,7 +161,11 @@ def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
         chosen = np.unique(np.linspace(0, len(images) - 1, sample).astype(np.int64))
         pixels = images.load(chosen).astype(np.float32) / 255
         labels = images.labels
-        counts = None if labels is None else np.bincount(labels, minlength=len(split.class_names))
+        counts = None
+        if labels is not None:
+            multi_label = labels.ndim == 2
+            classes = len(split.class_names)
+            counts = labels.sum(0) if multi_label else np.bincount(labels, minlength=classes)
         rows.append(
             {
                 "set": name,
