@@ -9,44 +9,50 @@ from metah_export.onnx_rules import LOGITS
 from metah_runtime.errors import ConfigError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that multiply by weights; the last of them before the logits is the hash head."""
+"""Operators that multiply by weights."""
+
+BACKBONE = "backbone/"
+"""Nodes of exported models begin with the part that they belong to; this part may be lowered."""
 
 
 @dataclass(frozen=True)
 class Body:
     """The nodes whose precision may be lowered.
 
-    names: nodes from the first weighted one up to, not including, the hash head, those that the
-    logits depend on; head: name of the hash head's node; types: element type of each tensor.
+    names: nodes of the backbone that the logits depend on; types: element type of each tensor.
     """
 
     names: frozenset[str]
-    head: str
     types: dict[str, int]
 
 
 def find_body(model: onnx.ModelProto) -> Body:
     """Return the body of a model whose nodes have names (see ``name_nodes``).
 
-    Raises ConfigError if there is no weighted node before the hash head: nothing could be lowered.
+    It is the part that the nodes' names call backbone; in a model that names no parts, all from the
+    first node with weights up to the last, which is taken as the hash head. Raises ConfigError if
+    there are no weights in it: nothing could be lowered.
     """
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     needed = _ancestors(graph, LOGITS)
+    nodes = [node for node in graph.node if node.name in needed]
     weighted = [
-        node.name
-        for node in graph.node
-        if node.name in needed and node.op_type in WEIGHTED and weights & set(node.input)
+        place
+        for place, node in enumerate(nodes)
+        if node.op_type in WEIGHTED and weights & set(node.input)
     ]
-    if len(weighted) < 2:
+    if any("/" in node.name for node in nodes):
+        body = [node for node in nodes if node.name.startswith(BACKBONE)]
+    else:
+        body = nodes[weighted[0] : weighted[-1]] if weighted else []
+    names = frozenset(node.name for node in body)
+    if not any(nodes[place].name in names for place in weighted):
         raise ConfigError(
             "the model has no layer with weights before its hash head, which stays fp32: "
             "there is nothing to lower; fix: --precision fp32"
         )
-    order = {node.name: place for place, node in enumerate(graph.node)}
-    first, head = order[weighted[0]], order[weighted[-1]]
-    names = frozenset(name for name in needed if first <= order[name] < head)
-    return Body(names=names, head=weighted[-1], types=element_types(model))
+    return Body(names=names, types=element_types(model))
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:

@@ -1,7 +1,9 @@
 """PyTorch -> ONNX: one file, uint8 images in, packed codes and logits out."""
 
+import ast
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +16,8 @@ from metah_runtime.codes import check_bits
 from metah_runtime.errors import BundleError, ConfigError
 
 MAX_BATCH = 65_536
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CodeModel(nn.Module):
@@ -80,7 +84,8 @@ def to_onnx(
                 dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH, min=1, max=MAX_BATCH)}},
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        lines = str(error).strip().splitlines()
+        cause = error.__cause__ or error
+        lines = _COLOUR.sub("", str(cause)).strip().splitlines() or [type(cause).__name__]
         raise ConfigError(f"the model cannot be exported to ONNX: {lines[0]}") from error
     finally:
         for module, mode in modes.items():
@@ -88,6 +93,7 @@ def to_onnx(
     if program is None:
         raise BundleError("torch.onnx.export returned nothing")
     proto = program.model_proto
+    _name_parts(proto.graph)
     _tidy(proto)
     _cast_first(proto.graph)
     for key, value in sorted((metadata or {}).items()):
@@ -101,6 +107,20 @@ def to_onnx(
             f"asked for {OPSET} and {IR_VERSION}; fix: install the pinned torch and onnxscript"
         )
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _name_parts(graph: onnx.GraphProto) -> None:
+    """Name each node PART/OPERATOR_PLACE by the sub-module of the model that it comes from.
+
+    PART is the name of a child of the model (for a HashModel: backbone, head), 'pixels' for what
+    the model does itself, and 'pack' for the packing. Lowering precision goes by these names.
+    """
+    for place, node in enumerate(graph.node):
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES, "[]")
+        names = [str(name) for name in ast.literal_eval(scopes)][:-1]
+        children = [name.split(".")[1] for name in names if name.startswith("model.")]
+        part = children[0] if children else "pixels" if "model" in names else "pack"
+        node.name = f"{part}/{node.op_type}_{place}"
 
 
 def _tidy(proto: onnx.ModelProto) -> None:

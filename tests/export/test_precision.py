@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from metah_export import config as configs
 from metah_export.config import BuildConfig
+from metah_export.graph import find_body
 from metah_export.half import emulate, to_half
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Limits
@@ -176,6 +177,28 @@ def test_emulation_rounds_every_tensor_of_the_body_once(precision: str, kind: An
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-3)
     exact = np.maximum(images.astype(np.float32) @ first, 0) @ second
     assert np.abs(got - want).max() < np.abs(exact - want).max() / 50
+
+
+def test_the_names_of_the_parts_decide_what_is_lowered() -> None:
+    model, _ = mlp()
+    assert find_body(named(model, "n{}")).names == {"n1", "n2"}
+    for parts, want in (
+        (["pixels", "backbone", "head", "head", "pack"], {"backbone/1"}),
+        (["pixels", "backbone", "backbone", "head", "pack"], {"backbone/1", "backbone/2"}),
+        (
+            ["pixels", "backbone", "backbone", "backbone", "pack"],
+            {f"backbone/{i}" for i in (1, 2, 3)},
+        ),
+    ):
+        assert find_body(named(model, "{}/{}", parts)).names == want
+    with pytest.raises(ConfigError, match="no layer with weights before its hash head"):
+        find_body(named(model, "{}/{}", ["pixels", "head", "head", "head", "pack"]))
+
+
+def named(model: onnx.ModelProto, form: str, parts: list[str] | None = None) -> onnx.ModelProto:
+    for place, node in enumerate(model.graph.node):
+        node.name = form.format(*([parts[place]] if parts else []), place)
+    return model
 
 
 def test_a_model_that_is_a_head_alone_has_nothing_to_lower(toy_model: Any) -> None:

@@ -66,6 +66,19 @@ def test_one_file_with_the_stated_signature(exported: tuple[Linear, bytes]) -> N
     assert not operators & {"BitShift", "BitwiseOr", "BitwiseAnd"}
 
 
+def test_nodes_are_named_by_their_part(run: Run, exported: tuple[Linear, bytes]) -> None:
+    model = onnx.ModelProto.FromString(
+        to_onnx(run.model, bits=48, image_shape=run.preprocess.shape)
+    )
+    parts = [node.name.split("/")[0] for node in model.graph.node]
+    order = sorted(set(parts), key=parts.index)
+    assert order == ["pixels", "backbone", "head", "pack"]
+    weighted = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert [name.split("/")[0] for name in weighted] == ["backbone"] * 4 + ["head"]
+    names = [node.name for node in onnx.ModelProto.FromString(exported[1]).graph.node]
+    assert {name.split("/")[0] for name in names} == {"pixels", "linear", "pack"}
+
+
 def test_the_file_tells_nothing_of_the_machine(exported: tuple[Linear, bytes]) -> None:
     assert b".py" not in exported[1]
     assert b"stack_trace" not in exported[1]
