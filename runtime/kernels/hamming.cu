@@ -11,8 +11,7 @@
 #ifdef METAH_SHIM
 #include "cuda_shim.h"
 #else
-typedef unsigned int uint32_t;
-typedef unsigned long long uint64_t;
+#include <cstdint>
 #endif
 
 #define THREADS 256      // of every kernel
