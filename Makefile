@@ -15,6 +15,8 @@ help:
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
 	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
 	@echo "make check   ruff, ruff format, mypy"
+	@echo "make test-asan             the search core under the sanitizers"
+	@echo "make test-avx512-emulated  its AVX-512 kernels on any CPU, through SIMDe"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove everything that make made"
 
@@ -57,3 +59,25 @@ format: setup
 
 clean:
 	rm -rf $(VENV) $(VENV)-triton build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The search core under the sanitizers, and its AVX-512 kernels through SIMDe (libsimde-dev).
+SEARCH_TESTS := tests/runtime/test_search.py tests/runtime/test_search_threads.py
+NATIVE_CMAKE = $(BIN)/cmake -S runtime -B $(1) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) $(2) && $(BIN)/ninja -C $(1) _native
+ON_BUILD = $(BIN)/python -m pytest -p tests.runtime.native_under_test $(SEARCH_TESTS)
+
+.PHONY: test-asan test-avx512-emulated
+test-asan: setup
+	$(call NATIVE_CMAKE,build-asan,-DMETAH_SANITIZE=ON)
+	METAH_NATIVE=build-asan ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	$(ON_BUILD)
+
+test-avx512-emulated: setup
+	@if ! echo '#include <simde/x86/avx512.h>' | $(CXX) -E -x c++ - >/dev/null 2>&1; then \
+	    echo "skipped: no SIMDe headers; fix: apt-get install libsimde-dev"; \
+	else \
+	    ($(call NATIVE_CMAKE,build-avx512,-DMETAH_EMULATE_AVX512=ON)) && \
+	    METAH_NATIVE=build-avx512 METAH_SIMD=avx512 $(ON_BUILD); \
+	fi
