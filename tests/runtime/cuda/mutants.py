@@ -7,6 +7,7 @@ import numpy as np
 from metah_runtime import reference
 from metah_runtime.cuda.image import SOURCES, source_folder
 from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.piece import Piece
 from metah_runtime.cuda.simulator import SimulatedDevice, build
 
 BARRIER = "__syncthreads();"
@@ -54,4 +55,25 @@ def exact(library, arch, seed, *, n=4200, q=140, k=40):
     ) and np.array_equal(index.count(queries[:70], 24), reference.count(queries[:70], codes, 24))
 
 
-__all__ = ["BARRIER", "POPC", "TENSOR", "build", "exact", "replace", "sources"]
+def sample_exact(library, seed):
+    """Whether the sample of 64-bit codes counts every distance once."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (1000, 8), dtype=np.uint8)
+    with SimulatedDevice(library, seed=seed) as device:
+        piece = Piece(device, 64, 1 << 20)
+        piece.load(codes)
+        histogram = device.alloc(4 * 65)
+        device.fill(histogram, 0, 4 * 65)
+        packed = piece._put_queries(codes[:1])
+        device.launch(
+            "sample_w2", (1, 1), 256,
+            [np.uint64(piece._codes()), np.uint64(piece._stride), np.uint32(1000), np.uint32(32),
+             np.uint32(32), np.uint64(packed), np.uint64(histogram)],
+        )  # fmt: skip
+        found = np.empty(65, np.uint32)
+        device.read(histogram, found)
+    truth = np.bincount(reference.distances(codes[:1], codes)[0], minlength=65)
+    return np.array_equal(found, truth)
+
+
+__all__ = ["BARRIER", "POPC", "TENSOR", "build", "exact", "replace", "sample_exact", "sources"]

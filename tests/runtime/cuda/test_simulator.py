@@ -134,6 +134,14 @@ def test_a_missing_barrier_is_noticed(cache, name, number, arch):
     assert not all(mutants.exact(library, arch, seed) for seed in (1, 2, 3, 4))
 
 
+@pytest.mark.parametrize("number", [5, 6])
+def test_a_missing_barrier_of_the_sample_is_noticed(cache, number):
+    """The search repairs a bad bound, so the sample's kernel is asked by itself."""
+    assert mutants.sample_exact(build(mutants.sources()), 1)
+    library = build(mutants.replace("hamming.cu", mutants.BARRIER, "", number))
+    assert not all(mutants.sample_exact(library, seed) for seed in range(1, 6))
+
+
 ASAN = """
 import sys
 sys.path.insert(0, sys.argv[1])
