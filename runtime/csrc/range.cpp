@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <utility>
 #include <optional>
 
 #include "index.h"
@@ -106,83 +107,103 @@ std::vector<size_t> probe_into(const Source& source, const Mih& mih, Queries que
     return all;
 }
 
-// Puts the rows of one query's hits in the order (distance, row) and hands each to `write`.
-class Ordered {
+// Writes the hits of one query after the other in the order (distance, id).
+class Writer {
   public:
-    Ordered(const Source& source, const Database& rows, bool ascending)
-        : source_(source), rows_(rows), ascending_(ascending) {}
+    Writer(const Source& source, const Database& rows, bool ascending, int64_t* ids,
+           int32_t* distances)
+        : source_(source), rows_(rows), ascending_(ascending), ids_(ids), distances_(distances) {}
 
-    template <class Write>
-    void each(std::vector<Hit> hits, Write write) {
-        if (!ascending_ && !source_.groups) {
-            std::sort(hits.begin(), hits.end(), before);
+    void write(const std::vector<Hit>& hits) {
+        if (source_.groups) return write_groups(by_distance(hits));
+        if (ascending_) {
+            write_rows(by_distance(hits));
         } else {
-            by_distance(hits);
-        }
-        if (!source_.groups) {
-            for (const Hit& hit : hits) write(hit.row, hit.distance);
-            return;
-        }
-        for (size_t i = 0; i < hits.size();) {
-            size_t end = i;
-            while (end < hits.size() && hits[end].distance == hits[i].distance) ++end;
-            const uint32_t distance = hits[i].distance;
-            merge(hits.data() + i, end - i, [&](uint32_t row) { write(row, distance); });
-            i = end;
+            sorted_ = hits;
+            std::sort(sorted_.begin(), sorted_.end(), [](Hit a, Hit b) {
+                return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
+            });
+            write_rows(sorted_);
         }
     }
 
   private:
-    static bool before(Hit a, Hit b) {
-        return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
-    }
-
-    void by_distance(std::vector<Hit>& hits) {
+    // Stable, so that ascending rows stay so.
+    const std::vector<Hit>& by_distance(const std::vector<Hit>& hits) {
         place_.assign(static_cast<size_t>(rows_.bits()) + 2, 0);
         for (const Hit& hit : hits) ++place_[hit.distance + 1];
         std::partial_sum(place_.begin(), place_.end(), place_.begin());
         sorted_.resize(hits.size());
         for (const Hit& hit : hits) sorted_[place_[hit.distance]++] = hit;
-        hits.swap(sorted_);
+        return sorted_;
+    }
+
+    void write_rows(const std::vector<Hit>& hits) {
+        for (const Hit& hit : hits) {
+            *ids_++ = rows_.id(hit.row);
+            *distances_++ = static_cast<int32_t>(hit.distance);
+        }
+    }
+
+    void write_groups(const std::vector<Hit>& hits) {
+        for (size_t i = 0; i < hits.size();) {
+            size_t end = i;
+            while (end < hits.size() && hits[end].distance == hits[i].distance) ++end;
+            const int64_t* first = ids_;
+            merge(hits.data() + i, end - i);
+            distances_ = std::fill_n(distances_, ids_ - first,
+                                     static_cast<int32_t>(hits[i].distance));
+            i = end;
+        }
+    }
+
+    // The rows of a group that are not removed.
+    template <class Visit>
+    void rows_of(const Hit& group, Visit visit) const {
+        const uint32_t* row = &source_.groups->rows[source_.groups->offsets[group.row]];
+        const uint32_t* end = row + source_.groups->count(group.row);
+        if (rows_.removed) {
+            for (; row < end; ++row)
+                if (!rows_.removed[*row]) visit(*row);
+        } else {
+            for (; row < end; ++row) visit(*row);
+        }
     }
 
     // The rows of some groups, ascending: through a bitmap of all rows if they are many.
-    template <class Write>
-    void merge(const Hit* hits, size_t n, Write write) {
-        const Groups& groups = *source_.groups;
+    void merge(const Hit* hits, size_t n) {
         size_t total = 0;
-        for (size_t i = 0; i < n; ++i) total += groups.count(hits[i].row);
-        auto each_row = [&](auto&& visit) {
-            for (size_t i = 0; i < n; ++i)
-                for (uint32_t at = groups.offsets[hits[i].row];
-                     at < groups.offsets[hits[i].row + 1]; ++at)
-                    if (!rows_.gone(groups.rows[at])) visit(groups.rows[at]);
-        };
+        for (size_t i = 0; i < n; ++i) total += source_.groups->count(hits[i].row);
+        int64_t* out = ids_;
         if (n == 1) {
-            each_row(write);
+            rows_of(hits[0], [&out](uint32_t row) { *out++ = row; });
         } else if (total < rows_.rows / 256 + 64) {
-            some_.clear();
-            each_row([&](uint32_t row) { some_.push_back(row); });
-            std::sort(some_.begin(), some_.end());
-            for (uint32_t row : some_) write(row);
+            for (size_t i = 0; i < n; ++i) rows_of(hits[i], [&out](uint32_t row) { *out++ = row; });
+            std::sort(ids_, out);
         } else {
             bitmap_.resize(rows_.rows / 64 + 1);
-            each_row([&](uint32_t row) { bitmap_[row / 64] |= uint64_t{1} << row % 64; });
+            uint64_t* bits = bitmap_.data();
+            for (size_t i = 0; i < n; ++i)
+                rows_of(hits[i],
+                        [bits](uint32_t row) { bits[row / 64] |= uint64_t{1} << row % 64; });
             for (size_t word = 0; word < bitmap_.size(); ++word) {
-                for (uint64_t left = bitmap_[word]; left; left &= left - 1)
-                    write(static_cast<uint32_t>(word * 64 +
-                                                static_cast<size_t>(std::countr_zero(left))));
-                bitmap_[word] = 0;
+                uint64_t left = std::exchange(bits[word], 0);
+                for (; left; left &= left - 1)
+                    *out++ = static_cast<int64_t>(word * 64) + std::countr_zero(left);
             }
         }
+        if (rows_.ids)
+            for (int64_t* id = ids_; id < out; ++id) *id = rows_.ids[*id];
+        ids_ = out;
     }
 
     const Source& source_;
     const Database& rows_;
     const bool ascending_;
+    int64_t* ids_;
+    int32_t* distances_;
     std::vector<size_t> place_;
     std::vector<Hit> sorted_;
-    std::vector<uint32_t> some_;
     std::vector<uint64_t> bitmap_;
 };
 
@@ -238,15 +259,10 @@ void Index::write(const RangeFound& found, int threads, int64_t* ids, int32_t* d
         std::clamp<size_t>(static_cast<size_t>(found.lims.back()) / 4096, 1,
                            std::min(n, static_cast<size_t>(std::max(threads, 1))));
     parallel(tasks, [&](size_t t) {
-        Ordered ordered(found.source, db_, found.ascending);
-        for (size_t q = n * t / tasks; q < n * (t + 1) / tasks; ++q) {
-            int64_t* id = ids + found.lims[q];
-            int32_t* distance = distances + found.lims[q];
-            ordered.each(found.hits[q], [&](uint32_t row, uint32_t d) {
-                *id++ = db_.id(row);
-                *distance++ = static_cast<int32_t>(d);
-            });
-        }
+        const size_t first = n * t / tasks, last = n * (t + 1) / tasks;
+        Writer writer(found.source, db_, found.ascending, ids + found.lims[first],
+                      distances + found.lims[first]);
+        for (size_t q = first; q < last; ++q) writer.write(found.hits[q]);
     });
 }
 
