@@ -142,7 +142,7 @@ def save_state(
 ) -> None:
     """Replace RUN/state.safetensors by the state after ``step`` steps, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    about = {"step": step, "config": config.to_dict(), "sha256": _tensors_digest(plain)}
+    about = {"step": step, "config": config.to_dict(), "sha256": tensors_digest(plain)}
     metadata = {"metah": json.dumps(about, sort_keys=True)}
     files.write_bytes(path / STATE, safetensors.torch.save(plain, metadata))
 
@@ -161,7 +161,7 @@ def load_state(path: Path, config: Config) -> tuple[int, dict[str, torch.Tensor]
         raise RunError(
             f"run {path}: {STATE} cannot be read ({error}); fix: start again with --overwrite"
         ) from None
-    if digest != _tensors_digest(tensors):
+    if digest != tensors_digest(tensors):
         raise RunError(f"run {path}: {STATE} is damaged; fix: start again with --overwrite")
     asked = json.loads(json.dumps(config.to_dict()))
     if settings != asked:
@@ -209,7 +209,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names, types, shapes, values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -51,8 +51,9 @@ class Config:
     ``statistics``: batch norm's at the end, re-estimated on ``target``
     training images or those of ``training``. ``domains``: one forward pass each (``separate``) or
     one for both (``joint``). ``data_seed`` divides the data, ``seed`` does all the rest.
-    ``preprocess`` None: the data set's own. ``threads`` counts as a setting, for the order of
-    floating-point sums depends on it.
+    ``preprocess`` None: the data set's own. ``weights``: a file of pre-trained backbone weights;
+    shallow methods then use its features as they are. ``threads`` counts as a setting, for the
+    order of floating-point sums depends on it.
     """
 
     method: str = "metah"
@@ -64,6 +65,7 @@ class Config:
     split: SplitSizes = dataclasses.field(default_factory=SplitSizes)
     preprocess: Preprocess | None = None
     backbone: str = "small-cnn"
+    weights: str | None = None
     features: int = 256
     dropout: float = 0.3
     noise: float = 0.1

@@ -20,10 +20,11 @@ from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, Run
 from metah_train import checkpoint, schedule
 from metah_train.checkpoint import Run, load_state, save_run, save_state
 from metah_train.config import Config
+from metah_train.features import FeatureCache
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, DeepMethod, Progress, ShallowMethod, Task
 from metah_train.sampling import batch_rows, labels_of, seed_step
-from metah_train.shallow import SourceClassifier, fit_shallow
+from metah_train.shallow import SourceClassifier, fit_shallow, train_backbone
 from metah_train.target import reestimate_statistics, target_statistics
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     report: Report | None = None,
+    cache: FeatureCache | None = None,
 ) -> Run:
     """Train ``config.method`` on a split, write the run into the folder ``out`` and open it.
 
     ``out`` must not exist, unless ``resume`` (go on with an interrupted run of the same settings;
     a finished one is returned as it is) or ``overwrite`` (remove the run that is there).
+    cache: of backbones and features that shallow methods share.
     Raises ConfigError, DataError, RunError or BackendUnavailable.
     """
     out = Path(out)
@@ -59,10 +62,16 @@ def fit(
         finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
         if finished is not None:
             return finished
-        steps = train(trained, split, out, resume=resume, report=report)
+
+        def run() -> int:
+            return train(trained, split, out, resume=resume, report=report)
+
         if isinstance(method, ShallowMethod):
-            fit_shallow(method, split)
-        elif config.statistics == "target":
+            steps = train_backbone(method, split, run, cache)
+            fit_shallow(method, split, cache)
+        else:
+            steps = run()
+        if isinstance(method, DeepMethod) and config.statistics == "target":
             reestimate_statistics(method.model, split.target_train, config.batch)
         save_run(
             out,

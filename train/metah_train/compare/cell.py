@@ -17,6 +17,7 @@ from metah_train.compare.store import ELAPSED, RESULT, RUN, Store, locked
 from metah_train.config import Config
 from metah_train.data import Split
 from metah_train.evaluate import encode
+from metah_train.features import FeatureCache
 
 SETS = ("query", "database", "source_valid", "source_train")
 NS = tuple(range(100, 1001, 100))
@@ -50,8 +51,11 @@ def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> Non
             if report is not None:
                 report(done, total, terms)
 
-        run = loop.fit(cell.config, split, folder / RUN, resume=True, report=step)
+        cache = FeatureCache(store.out / "cache")
+        run = loop.fit(cell.config, split, folder / RUN, resume=True, report=step, cache=cache)
         clock.save()
+        clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)
+        clock.values["cached_seconds"] = round(cache.seconds, 3)
         codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
         scored, curves = score(split, codes)
         result = {

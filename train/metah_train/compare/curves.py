@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_DOMAINS = np.array(["#2f6fde", "#f0803c"])
 INK, SOFT, GRID = "#16191f", "#666d7a", "#e4e7ec"
 _COLOURS = {
     "lsh": "#9aa1ad",
@@ -146,6 +147,7 @@ def code_maps(
     maps: (title, points (n, 2)); labels: (n,), -1 for none; domain: (n,), 0 source, 1 target.
     """
     figure, panels = _panels(2 * len(maps), columns=2, size=3.6)
+    shuffled = np.random.default_rng(0).permutation(len(labels))  # so that no domain hides another
     colours = _class_colours(len(class_names))
     for place, (title, points) in enumerate(maps):
         left, right = panels[2 * place : 2 * place + 2]
@@ -154,11 +156,10 @@ def code_maps(
             left.scatter(
                 chosen[:, 0], chosen[:, 1], s=7, color=colours[label], linewidth=0, label=name
             )
-        for value, name, colour in ((0, "source", "#2f6fde"), (1, "target", "#f0803c")):
-            chosen = points[domain == value]
-            right.scatter(
-                chosen[:, 0], chosen[:, 1], s=7, color=colour, linewidth=0, label=name, alpha=0.7
-            )
+        mixed, own = points[shuffled], domain[shuffled]
+        right.scatter(mixed[:, 0], mixed[:, 1], s=7, c=_DOMAINS[own], linewidth=0)
+        for name, colour in zip(("source", "target"), _DOMAINS, strict=True):
+            right.scatter([], [], s=7, color=colour, linewidth=0, label=name)
         for axes, what in ((left, "by class"), (right, "by domain")):
             _frame(axes, f"{title}, {what}", "", "")
             axes.set_xticks([])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metah_runtime import files
 from metah_runtime.errors import ConfigError
 from metah_train.config import Config, load, parse_assignment
 from metah_train.methods import METHODS, method_class
@@ -81,8 +82,14 @@ def plan(
 
 
 def cell_key(config: Config) -> str:
-    """Return the SHA-256 (64 hex digits) of a configuration, as canonical JSON."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 (64 hex digits) of a configuration and of the weights file it names."""
+    settings = config.to_dict()
+    if config.weights is not None:
+        try:
+            settings["weights"] = files.sha256(Path(config.weights))
+        except OSError as error:
+            raise ConfigError(f"weights {config.weights}: {error.strerror}") from None
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def parse_seeds(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[int, ...]]:

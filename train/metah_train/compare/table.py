@@ -43,7 +43,8 @@ MEASURES = (
         name="seconds",
         best=None,
         digits=1,
-        note="wall time of one process with one thread; other work on the machine adds to it",
+        note="wall time of one process with one thread; other work on the machine adds to it; "
+        "a backbone or features taken from the cache count with the time they took to make",
     ),
     Measure(
         title="source domain: MAP@H≤2",

@@ -134,7 +134,7 @@ class FileImages:
         self.labels = labels
         self.names = tuple(names)
         self.paths = tuple(paths)
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._cache = _Cache(CACHE_BYTES) if _cache is None else _cache
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class FileImages:
     def load(self, indices: Any) -> NDArray[np.uint8]:
         """Return the images at ``indices``, (n, H, W, C) uint8."""
         rows = _check_indices(indices, len(self))
-        out = np.empty((len(rows), *self._preprocess.shape), np.uint8)
+        out = np.empty((len(rows), *self.preprocess.shape), np.uint8)
         for place, image in enumerate(_pool().map(self._one, [self.paths[row] for row in rows])):
             out[place] = image
         return out
@@ -164,12 +164,12 @@ class FileImages:
     def _with(
         self, paths: Sequence[Path], labels: NDArray[Any] | None, names: Sequence[str]
     ) -> "FileImages":
-        return FileImages(paths, labels, names, self._preprocess, _cache=self._cache)
+        return FileImages(paths, labels, names, self.preprocess, _cache=self._cache)
 
     def _one(self, path: Path) -> NDArray[np.uint8]:
         image = self._cache.get(path)
         if image is None:
-            image = load_image(path, self._preprocess)
+            image = load_image(path, self.preprocess)
             self._cache.put(path, image)
         return image
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from metah_train.backbones import build_backbone
+from metah_train.backbones.weights import load_weights
 from metah_train.config import Config, Options
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
         self.config = config
         self.task = task
         self.model = self.build_model(config, task)
+        if config.weights is not None:
+            load_weights(self.model.backbone, config.weights)
 
     @property
     def options(self) -> OptionsT:
@@ -194,7 +197,10 @@ class DeepMethod(Method[OptionsT]):
 
 
 class ShallowMethod(Method[OptionsT]):
-    """A method that fits its head on features of a backbone trained as a source classifier."""
+    """A method that fits its head on backbone features.
+
+    The backbone has pre-trained ``weights``, or is trained to classify the source images.
+    """
 
     @property
     def fit_on(self) -> str:

@@ -1,6 +1,4 @@
-"""Backbones: modules that map normalised images (n, C, H, W) float32 to features (n, d) float32."""
-
-from collections.abc import Callable
+"""A small network for small images, fast on a CPU."""
 
 import torch
 from torch import nn
@@ -44,17 +42,3 @@ class SmallCNN(nn.Module):
 def _block(inputs: int, outputs: int, *, kernel: int, stride: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {"small-cnn": SmallCNN}
-"""Name -> factory (channels, height, width, features) -> module."""
-
-
-def build_backbone(
-    name: str, *, channels: int, height: int, width: int, features: int
-) -> nn.Module:
-    """Build a backbone with random weights; raises ConfigError for an unknown name."""
-    if name not in BACKBONES:
-        known = ", ".join(sorted(BACKBONES))
-        raise ConfigError(f"backbone must be one of {known}, got {name!r}")
-    return BACKBONES[name](channels, height, width, features)

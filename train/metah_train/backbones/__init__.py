@@ -1,0 +1,38 @@
+"""Backbones: modules that map normalised images (n, C, H, W) float32 to features (n, d) float32.
+
+``small-cnn`` and ``alexnet`` are here; ``torchvision:NAME`` and ``timm:NAME`` build any classifier
+of these libraries without its last layer (extra ``vision``). Weights come from a file, see
+``weights``.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from metah_runtime.errors import ConfigError
+from metah_train.backbones import library
+from metah_train.backbones.alexnet import AlexNet
+from metah_train.backbones.small_cnn import SmallCNN
+
+BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "alexnet": AlexNet,
+}
+"""Name -> factory (channels, height, width, features) -> module."""
+
+
+def build_backbone(
+    name: str, *, channels: int, height: int, width: int, features: int
+) -> nn.Module:
+    """Build a backbone with random weights.
+
+    Raises ConfigError for an unknown name, or a size or number of features that it cannot have;
+    MissingExtra where the library that has it is not installed.
+    """
+    kind, colon, model = name.partition(":")
+    if colon and kind in library.LIBRARIES:
+        return library.build(kind, model, channels, height, width, features)
+    if name not in BACKBONES:
+        known = ", ".join([*sorted(BACKBONES), *(f"{kind}:NAME" for kind in library.LIBRARIES)])
+        raise ConfigError(f"backbone must be one of {known}, got {name!r}")
+    return BACKBONES[name](channels, height, width, features)
