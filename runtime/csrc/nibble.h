@@ -56,15 +56,20 @@ class NibbleScan {
         const __m256i low = _mm256_set1_epi8(15);
         for (int v = 0; v < kVectors; ++v)
             for (size_t w = 0; w < words_; ++w) {
-                alignas(32) uint64_t word[32];
-                for (size_t i = 0; i < 32; ++i) {
-                    const size_t row = base + 32 * v + i;
-                    word[i] = row < scan_.last ? load_word(scan_.codes + row * scan_.width,
-                                                           scan_.width, w, scan_.end)
-                                               : 0;
+                uint64_t word[32];
+                const size_t first = base + 32 * v;
+                const void* words = word;
+                if (scan_.width == 8 && first + 32 <= scan_.last) {
+                    words = scan_.codes + 8 * first;
+                } else {
+                    for (size_t i = 0; i < 32; ++i)
+                        word[i] = first + i < scan_.last
+                                      ? load_word(scan_.codes + (first + i) * scan_.width,
+                                                  scan_.width, w, scan_.end)
+                                      : 0;
                 }
                 __m256i byte[8];
-                transpose_bytes(reinterpret_cast<const __m256i*>(word), byte);
+                transpose_bytes(static_cast<const __m256i*>(words), byte);
                 for (size_t j = 0; j < 8; ++j) {
                     __m256i* out = planes_ + (16 * w + 2 * j) * kVectors + v;
                     out[0] = _mm256_and_si256(byte[j], low);
@@ -79,7 +84,7 @@ class NibbleScan {
             _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6,
                                                       14, 7, 15));
         __m256i a[8], b[8];
-        for (int r = 0; r < 8; ++r) a[r] = _mm256_shuffle_epi8(in[r], pairs);
+        for (int r = 0; r < 8; ++r) a[r] = _mm256_shuffle_epi8(_mm256_loadu_si256(in + r), pairs);
         for (int r = 0; r < 4; ++r) {
             b[r] = _mm256_unpacklo_epi16(a[2 * r], a[2 * r + 1]);
             b[r + 4] = _mm256_unpackhi_epi16(a[2 * r], a[2 * r + 1]);
