@@ -16,7 +16,7 @@ from metah_export import parity
 from metah_export.parity import Parity
 from metah_export.precision import forms
 from metah_export.truth import Truth
-from metah_export.verify import limits_of, load_truth
+from metah_export.verify import check_rules, limits_of, load_truth
 from metah_runtime import runners
 from metah_runtime.bundle import MODEL, Bundle, Engine
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
@@ -90,6 +90,8 @@ def compare(
     if not 0 < seconds <= 3600:
         raise ConfigError(f"seconds must be in (0, 3600], got {seconds}")
     bundles = [Bundle.open(path) for path in paths]
+    for bundle in bundles:
+        check_rules(bundle)
     names = _names(bundles)
     rows: list[Row] = []
     for bundle, name in zip(bundles, names, strict=True):

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from metah_export import parity
-from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.truth import Truth
+from metah_export.verify import check_rules, limits_of, load_truth
 from metah_runtime.bundle import Bundle, Engine, add_engine
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable
@@ -45,15 +45,10 @@ def engine(path: str | Path, config: EngineConfig) -> tuple[Bundle, Engine, str 
     Raises BundleError for a damaged bundle, EngineError, ParityError or BackendUnavailable; the
     bundle is then what it was.
     """
-    from metah_export.verify import limits_of, load_truth
-
     bundle = Bundle.open(path)
-    model, name = bundle.read(), str(bundle.model_path)
-    check_model(
-        load_model(model, name), bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name
-    )
+    check_rules(bundle)
     entry, plan, reason = make_engine(
-        model,
+        bundle.read(),
         preprocess=bundle.preprocess,
         precision=bundle.manifest.precision,
         config=config,

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from metah_export.graph import find_body, is_float, name_nodes
+from metah_export.graph import element_types, find_body, is_float, name_nodes
+from metah_runtime.errors import ConfigError
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 OPSET = {"fp16": 20, "bf16": 22}
@@ -66,8 +67,6 @@ def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
     It runs where there are no kernels for the type; run it without graph optimisation, which would
     drop the rounding.
     """
-    from metah_export.graph import element_types
-
     types = element_types(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -106,13 +105,24 @@ def _lowered(
     if name not in lowered:
         lowered[name] = f"{name}/half"
         if name in constants:
-            values = numpy_helper.to_array(constants[name])
-            graph.initializer.append(
-                helper.make_tensor(lowered[name], half, values.shape, values.ravel().tolist())
-            )
+            graph.initializer.append(_rounded(constants[name], lowered[name], half))
         else:
             nodes.append(_cast(name, lowered[name], half))
     return lowered[name]
+
+
+def _rounded(tensor: onnx.TensorProto, name: str, half: int) -> onnx.TensorProto:
+    """Return a stored fp32 tensor in fp16 or bf16; raise ConfigError for a value out of range."""
+    values = numpy_helper.to_array(tensor)
+    kind = helper.tensor_dtype_to_np_dtype(half)
+    with np.errstate(over="ignore"):
+        small = values.astype(kind)
+    if not np.isfinite(small.astype(np.float32)).all():
+        raise ConfigError(
+            f"tensor {tensor.name!r} reaches {np.abs(values).max():g}, beyond the range of "
+            f"{kind.name}; fix: --precision bf16 or fp32"
+        )
+    return helper.make_tensor(name, half, values.shape, small.tobytes(), raw=True)
 
 
 def _raised(name: str, lowered: dict[str, str], nodes: list[onnx.NodeProto]) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metah_export.onnx_rules import CODES, INPUT, LOGITS, check_model, load_model
+from metah_export.onnx_rules import CODES, INPUT, LOGITS
+from metah_export.verify import check_rules
 from metah_runtime import files
 from metah_runtime.bundle import MODEL, Bundle, Engine
 from metah_runtime.errors import BundleError, ConfigError, EngineError
@@ -124,17 +125,14 @@ def config_text(bundle: Bundle, config: TritonConfig, plans: Mapping[str, str]) 
 
 
 def _onnx(bundle: Bundle, config: TritonConfig) -> dict[str, bytes]:
-    precision, name = bundle.manifest.precision, str(bundle.model_path)
+    precision = bundle.manifest.precision
     if config.instances == "cpu" and precision not in ("fp32", "fp16"):
         raise ConfigError(
             f"Triton's onnxruntime backend on the CPU cannot be told to keep {precision} codes "
             "exact; fix: --instances gpu, or an fp32 or fp16 bundle"
         )
-    data = bundle.read()
-    check_model(
-        load_model(data, name), bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name
-    )
-    return {MODEL: data}
+    check_rules(bundle)
+    return {MODEL: bundle.read()}
 
 
 def _plans(bundle: Bundle, config: TritonConfig) -> tuple[dict[str, bytes], dict[str, str]]:

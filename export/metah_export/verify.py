@@ -31,13 +31,13 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
     Raises BundleError, ParityError or BackendUnavailable.
     """
     bundle = Bundle.open(path)
-    name = str(bundle.model_path)
-    shape, bits = bundle.preprocess.shape, bundle.bits
-    opset = check_model(load_model(bundle.read(), name), bits=bits, image_shape=shape, name=name)
+    opset = check_rules(bundle)
     if opset != bundle.manifest.opset:
         raise BundleError(
-            f"{name} has operator set {opset}, the manifest says {bundle.manifest.opset}"
+            f"{bundle.model_path} has operator set {opset}, the manifest says "
+            f"{bundle.manifest.opset}"
         )
+    name, shape, bits = str(bundle.model_path), bundle.preprocess.shape, bundle.bits
     precision, known = bundle.manifest.precision, load_truth(bundle)
     if device == "cpu":
         found = list(
@@ -60,6 +60,13 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
             )
     worst = max(reports, key=lambda report: report.flips) if reports else None
     return Verified(bundle=bundle, opset=opset, device=found[0][1].device, parity=worst)
+
+
+def check_rules(bundle: Bundle) -> int:
+    """Check a bundle's ONNX file (``onnx_rules``) before any runtime sees it; return its opset."""
+    name = str(bundle.model_path)
+    model = load_model(bundle.read(), name)
+    return check_model(model, bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name)
 
 
 def load_truth(bundle: Bundle) -> Truth | None:

@@ -179,6 +179,25 @@ def test_emulation_rounds_every_tensor_of_the_body_once(precision: str, kind: An
     assert np.abs(got - want).max() < np.abs(exact - want).max() / 50
 
 
+def test_weights_beyond_the_range_of_fp16_are_refused() -> None:
+    model, (first, _) = mlp()
+    first[3, 4] = 7e4
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(first, "W1"))
+    with pytest.raises(
+        ConfigError, match=r"tensor 'W1' reaches 70000, beyond the range of float16"
+    ):
+        to_half(model, "fp16")
+    to_half(model, "bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_weights_take_two_bytes(lowered: dict[str, bytes], precision: str) -> None:
+    kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+    stored = [t for t in load_model(lowered[precision]).graph.initializer if t.data_type == kind]
+    assert stored
+    assert all(len(t.raw_data) == 2 * np.prod(t.dims) for t in stored)
+
+
 def test_the_names_of_the_parts_decide_what_is_lowered() -> None:
     model, _ = mlp()
     assert find_body(named(model, "n{}")).names == {"n1", "n2"}
