@@ -305,12 +305,20 @@ class Index:
         for part in snapshot.parts:
             blocks += part.segment.verify()
             blocks += part.removed_file.verify() if part.removed_file else 0
-        ids = self.ids()
-        twice = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(twice):
-            raise IndexCorrupt(f"{self.path}: id {ids[twice[0]]} is in two segments")
-        if len(ids) and ids[-1] >= snapshot.manifest.next_id:
-            raise IndexCorrupt(f"{self.path}: id {ids[-1]} is above the manifest's next_id")
+        parts = sorted(snapshot.parts, key=lambda part: part.segment.first_id)
+        for at, part in enumerate(parts):
+            if part.segment.last_id >= snapshot.manifest.next_id:
+                raise part.segment.corrupt("has ids above the manifest's next_id")
+            for other in parts[at + 1 :]:
+                if other.segment.first_id > part.segment.last_id:
+                    break
+                few, many = sorted((part, other), key=len)
+                for rows in few.alive_rows():
+                    ids = few.segment.ids_of(rows)
+                    twice = ids[many.rows_of(ids) >= 0]
+                    if len(twice):
+                        name = many.segment.path.name
+                        raise few.segment.corrupt(f"id {twice[0]} is in {name} too")
         return blocks
 
     def info(self) -> dict[str, Any]:
