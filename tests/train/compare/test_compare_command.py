@@ -78,7 +78,7 @@ def test_a_killed_comparison_goes_on_where_it_was(
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [(line["method"], line["seed"]) for line in lines] == [("lsh", 0), ("metah", 0)]
     assert {path.name for path in out.iterdir()} == {
-        *("cells", "lock", "results.jsonl", "table.md", "table.html", "gallery-16"),
+        *("cache", "cells", "lock", "results.jsonl", "table.md", "table.html", "gallery-16"),
         *("map_recall.png", "pr_curve.png", "precision_at_n.png", "codes-16.png"),
     }
     assert "| METAH | " in (out / "table.md").read_text()
