@@ -225,7 +225,7 @@ _STYLE = """
 body { margin: 2rem auto 4rem; padding: 0 1rem; max-width: 72rem; }
 body { font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.05rem; margin: 1.8rem 0 .3rem; }
-p, dt { color: GrayText; margin: .2rem 0; }
+p { margin: .2rem 0; } p, dt { color: GrayText; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; } dd { margin: 0; }
 p b, p u { color: CanvasText; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
