@@ -35,5 +35,5 @@ def open_cuda(codes: Codes, ids: NDArray[np.int64] | None, device: str) -> "Cuda
             raise
         if not _said:
             _said.add(str(error))
-            warnings.warn(f"searching on the CPU: {error}", stacklevel=3)
+            warnings.warn(f"searching on the CPU: {error}", stacklevel=4)
         return None

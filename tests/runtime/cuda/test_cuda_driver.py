@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import subprocess
 import sys
 import warnings
@@ -167,6 +168,59 @@ def test_bindings_have_what_the_back_end_calls():
     assert {n for n in vars(fake) if n.startswith(("cu", "CU"))} <= set(dir(real))
     assert set(fake_libraries.CUattribute.__members__) <= set(real.CUdevice_attribute.__members__)
     assert set(fake_libraries.CUresult.__members__) <= set(real.CUresult.__members__)
+
+
+THROUGH_THE_DRIVER = """
+import numpy as np
+import metah_runtime.cuda.index
+from metah_runtime import reference
+from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
+from metah_runtime.search import CodeIndex
+
+metah_runtime.cuda.index.load_image = lambda: b"image"
+metah_runtime.cuda.driver.installed = lambda: ["cuda-bindings"]
+codes = np.random.default_rng(0).integers(0, 256, (5000, 8), dtype=np.uint8)
+index = CodeIndex(codes, device="cuda")
+for queries in (codes[:3], codes[:60]):
+    found, truth = index.search(queries, 20), reference.search(queries, codes, 20)
+    assert np.array_equal(found.ids, truth.ids)
+    assert np.array_equal(found.distances, truth.distances)
+found, truth = index.range_search(codes[:9], 20), reference.range_search(codes[:9], codes, 20)
+assert np.array_equal(found.lims, truth.lims)
+assert np.array_equal(found.ids, truth.ids)
+device = index._gpu._shards[0].device
+with device:
+    assert device.elapsed(device.mark(), device.mark()) == 1.5
+    for size, wanted in ((1 << 29, DeviceMemoryError), (0, DeviceError)):
+        try:
+            device.alloc(size) if size else device.launch("missing", (1, 1), 32, [])
+            raise AssertionError("no error")
+        except wanted:
+            pass
+index._gpu.close()
+with device:
+    free, total = device.memory()
+    assert free == total
+print(device.library, device.name, device.arch, device.processors)
+"""
+
+
+def test_the_real_cuda_bindings_on_a_driver_without_a_gpu(library, tmp_path):
+    """cuda-bindings, the driver's C interface and the kernels together; only the GPU is none."""
+    if importlib.util.find_spec("cuda") is None or not importlib.util.find_spec("cuda.bindings"):
+        pytest.skip("cuda-bindings is not installed")
+    source = Path(__file__).parent / "fake_libcuda.cpp"
+    target = tmp_path / "libcuda.so.1"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(target), "-ldl"]
+    subprocess.run(command, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", THROUGH_THE_DRIVER],
+        env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "METAH_SIMULATOR": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "cuda-bindings NVIDIA Fake 90 4\n", done.stderr
 
 
 def test_auto_takes_the_cpu_and_says_so_once(monkeypatch):
