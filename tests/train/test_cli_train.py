@@ -48,7 +48,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "MAP@H2" in result.stdout
     assert "metah, 16 bits, digits syn2real, seed 0: 300 queries, 1497 images" in result.stdout
     assert f"{out}: trained in" in result.stderr
-    assert len(result.stderr.splitlines()) == 1  # no progress bar where there is no terminal
+    assert "  source_train: 180 images, 18..18 a class, pixels " in result.stderr
+    assert "  target_train: 1497 images, pixels " in result.stderr
+    assert len(result.stderr.splitlines()) == 7  # no progress bar where there is no terminal
     return out
 
 

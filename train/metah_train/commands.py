@@ -58,6 +58,7 @@ def fit(
     """Train a method on labelled source and unlabelled target images, and score it."""
     from metah_train import config as configs
     from metah_train import loop
+    from metah_train.data.splits import describe
     from metah_train.evaluate import evaluate as score
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -65,6 +66,7 @@ def fit(
     out = default_out(config) if out is None else out
     loop.check_folder(out, resume=resume, overwrite=overwrite)
     split = load_split(config)
+    click.echo("\n".join(describe(split)), err=True)
     start = time.monotonic()
     done = 0
     with console.progress_bar(config.method, unit="step") as advance:

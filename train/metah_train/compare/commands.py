@@ -11,7 +11,6 @@ from metah_runtime import console
 if TYPE_CHECKING:
     from metah_train.compare.grid import Cell
     from metah_train.compare.store import Store
-    from metah_train.data import Split
 
 
 @click.command()
@@ -71,6 +70,7 @@ def compare(
     from metah_train.compare.cell import split_of
     from metah_train.compare.publish import document, publish
     from metah_train.compare.store import Store, locked
+    from metah_train.data.splits import describe
 
     names = grid.PAPER if methods is None else tuple(part.strip() for part in methods.split(","))
     cells = grid.plan(
@@ -85,7 +85,7 @@ def compare(
     store = Store(out)
     with locked(out / "lock", wait=False):
         split = split_of(cells[0].config)
-        _describe(split)
+        click.echo("\n".join(describe(split)), err=True)
         failed = _run(cells, store, workers)
         found = document(cells, store, split)
         paths = publish(cells, store, split, found)
@@ -145,22 +145,6 @@ def _left(running: dict[str, float], todo: "list[Cell]", start: float) -> str:
         return ""
     seconds = round((time.monotonic() - start) * (len(todo) - done) / done)
     return f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
-
-
-def _describe(split: "Split") -> None:
-    """Print the statistics of both domains to stderr."""
-    from metah_train.data.splits import statistics
-
-    click.echo(f"{split.name} {split.direction}:", err=True)
-    for row in statistics(split):
-        classes = ""
-        if row["smallest_class"] is not None:
-            classes = f", {row['smallest_class']}..{row['largest_class']} a class"
-        click.echo(
-            f"  {row['set']}: {row['images']} images{classes}, "
-            f"pixels {row['pixel_mean']:.3f} ± {row['pixel_deviation']:.3f}",
-            err=True,
-        )
 
 
 def _print(found: Any, paths: list[Path]) -> None:

@@ -177,3 +177,17 @@ def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def describe(split: Split) -> list[str]:
+    """Return the statistics of both domains as lines of text, pixels of a sample of 500 images."""
+    lines = [f"{split.name} {split.direction}:"]
+    for row in statistics(split, sample=500):
+        classes = ""
+        if row["smallest_class"] is not None:
+            classes = f", {row['smallest_class']}..{row['largest_class']} a class"
+        lines.append(
+            f"  {row['set']}: {row['images']} images{classes}, "
+            f"pixels {row['pixel_mean']:.3f} ± {row['pixel_deviation']:.3f}"
+        )
+    return lines
