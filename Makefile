@@ -15,6 +15,7 @@ help:
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
 	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
 	@echo "make check   ruff, ruff format, mypy"
+	@echo "make test-faults           the index under crashes, damage and hostile files, in full"
 	@echo "make test-asan             the search core under the sanitizers"
 	@echo "make test-avx512-emulated  its AVX-512 kernels on any CPU, through SIMDe"
 	@echo "make format  let ruff rewrite what it can"
@@ -59,6 +60,12 @@ format: setup
 
 clean:
 	rm -rf $(VENV) $(VENV)-triton build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Needs strace, and root for mounts and other users; what is absent is skipped with a reason.
+.PHONY: test-faults
+test-faults: setup
+	-$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m pytest tests/faults tests/runtime/index --full
 
 # The search core under the sanitizers, and its AVX-512 kernels through SIMDe (libsimde-dev).
 SEARCH_TESTS := tests/runtime/test_search.py tests/runtime/test_search_threads.py

@@ -81,7 +81,7 @@ print(commits, flush=True)
 def test_readers_see_whole_states_while_a_writer_changes_everything(
     ram: Path, python: Python, full: bool
 ) -> None:
-    path, seconds = Index.create(ram / "index", bits=64).path, 60 if full else 4
+    path, seconds = Index.create(ram / "index", bits=64).path, 30 if full else 3
     writer = python(WRITER, path, seconds, 1)
     readers = [python(READER, path, seconds) for _ in range(4)]
     for process in [writer, *readers]:
@@ -96,7 +96,7 @@ def test_a_writer_killed_at_random_times_never_does_harm(
 ) -> None:
     path = Index.create(ram / "index", bits=64).path
     rng = np.random.default_rng(3)
-    for seed in range(40 if full else 6):
+    for seed in range(20 if full else 4):
         writer = python(WRITER, path, 60, seed)
         time.sleep(0.25 + float(rng.random()) * 0.6)
         writer.kill()
