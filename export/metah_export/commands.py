@@ -125,6 +125,12 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
         return
     count = len(found.bundle.manifest.files)
     click.echo(f"{bundle}: {count} files match, operator set {found.opset}, runs on {found.device}")
+    for entry in found.bundle.manifest.engines:
+        measured = "parity not measured" if entry.parity is None else "parity kept"
+        click.echo(
+            f"{entry.file}: {entry.kind} {entry.builder}, for {', '.join(entry.targets)}, "
+            f"batch {':'.join(map(str, entry.batch))}, {measured}"
+        )
     if found.parity is None:
         console.warn("the bundle holds no truth.npz: codes were not compared")
     else:

@@ -95,6 +95,31 @@ def test_cuda_is_never_silently_the_cpu(make_bundle: Make, monkeypatch: pytest.M
         runners.open(bundle, "cuda")
 
 
+def test_tf32_is_off_on_cuda(make_bundle: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    asked: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    class Session:
+        def __init__(self, model: bytes, sess_options: Any, providers: list[Any]) -> None:
+            asked.extend(providers)
+            self.real = real(model, sess_options, providers=["CPUExecutionProvider"])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    runner = runners.open(make_bundle(), "cuda", threads=1)
+    assert runner.device == "cuda"
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    assert runner.run(batch(3))[0].shape == (3, 2)
+
+
 def test_missing_and_half_installed_onnxruntime(
     make_bundle: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

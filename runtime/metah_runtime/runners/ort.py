@@ -116,7 +116,11 @@ def _session(ort: Any, model: bytes, options: Any, *, device: str, name: str) ->
             "choose device 'cpu'"
         )
     try:
-        session = ort.InferenceSession(model, sess_options=options, providers=[provider])
+        # TF32 is on by default on CUDA; it keeps 10 bits of 23 and flips codes.
+        settings = {"use_tf32": "0"} if device == "cuda" else {}
+        session = ort.InferenceSession(
+            model, sess_options=options, providers=[(provider, settings)]
+        )
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         raise BundleError(
             f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}; fix: export again"
