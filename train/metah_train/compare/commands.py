@@ -88,6 +88,7 @@ def compare(
         click.echo("\n".join(describe(split)), err=True)
         failed = _run(cells, store, workers)
         found = document(cells, store, split)
+        click.echo("writing tables and pictures", err=True)
         paths = publish(cells, store, split, found)
     _print(found, paths)
     if failed:

@@ -59,7 +59,8 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
     done = [cell for cell in cells if store.result(cell) is not None]
     pictures: list[tuple[str, str, bytes]] = []
     links: list[tuple[str, str]] = []
-    paths: list[Path] = []
+    paths = [out / "table.md"]  # first: the pictures take a while
+    files.write_bytes(paths[0], markdown(found).encode())
     if done:
         lines = mean_curves(done, store)
         titles, bits = found.methods, found.bits
@@ -100,13 +101,9 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
     for name, _, data in pictures:
         files.write_bytes(out / name, data)
         paths.append(out / name)
-    texts = {
-        "table.md": markdown(found),
-        "table.html": page(found, [(caption, data) for _, caption, data in pictures], links),
-    }
-    for name, text in texts.items():
-        files.write_bytes(out / name, text.encode())
-        paths.append(out / name)
+    html = page(found, [(caption, data) for _, caption, data in pictures], links)
+    files.write_bytes(out / "table.html", html.encode())
+    paths.append(out / "table.html")
     return paths
 
 
