@@ -1,7 +1,8 @@
 """Exact Hamming search of METAH against FAISS and others, on this machine's CPU.
 
 Both sides run alternately in one process with the same number of threads; their answers are
-compared, ids included. Seconds are medians; a ratio is the median of the paired ratios.
+compared, ids included. Seconds are medians; a ratio is the median of the paired ratios. The tables
+of METAH are built beforehand (their time and memory stand in the row), queries are fresh.
 
     python benchmarks/hamming.py --quick                 # 1e6 codes, about a minute
     python benchmarks/hamming.py --out benchmarks/results/hamming-zen3   # 1e7 codes, growth to 1e8
@@ -121,19 +122,20 @@ def assert_equal(case, ours, theirs):
     np.testing.assert_array_equal(ours[2], distances[order].astype(np.int32))
 
 
-def clock(run):
-    start = time.perf_counter()
+def clock(run, now=time.perf_counter):
+    start = now()
     answer = run()
-    return time.perf_counter() - start, answer
+    return now() - start, answer
 
 
-def measure(case, budget):
+def measure(case, budget, cpu):
     """One row of the table: paired runs until ``budget`` seconds are spent, at least one pair."""
     codes = make_codes(case.n, case.bits, case.data, 0)
     batches = [make_codes(case.queries, case.bits, case.data, 1 + i) for i in range(32)]
     os.environ.pop("METAH_SIMD", None)
     if case.simd:
         os.environ["METAH_SIMD"] = case.simd
+    now = time.process_time if cpu and case.threads == 1 else time.perf_counter
     index = CodeIndex(codes, threads=case.threads)
     os.environ.pop("METAH_SIMD", None)
     build, _ = clock(lambda: index.prepare(None if case.what == "topk" else case.radius))
@@ -144,8 +146,8 @@ def measure(case, budget):
     answer_of(index, case, batches[-1][:1])
     while (spent < budget and len(ours) < 31) or not ours:
         queries = batches[len(ours)]  # fresh ones each time
-        second, answer = clock(lambda q=queries: answer_of(index, case, q))
-        other, reference = clock(lambda q=queries: peer_run(q, argument))
+        second, answer = clock(lambda q=queries: answer_of(index, case, q), now)
+        other, reference = clock(lambda q=queries: peer_run(q, argument), now)
         assert_equal(case, answer, reference)
         ours.append(second)
         theirs.append(other)
@@ -155,6 +157,7 @@ def measure(case, budget):
         "case": case.name, "n": case.n, "bits": case.bits, "queries": case.queries, "k": case.k,
         "radius": case.radius, "what": case.what, "data": case.data, "threads": case.threads,
         "simd": index._native.simd, "peer": case.peer.name, "pairs": len(ours),
+        "clock": "cpu" if now is time.process_time else "wall",
         "metah_ms": metah * 1e3, "peer_ms": seconds * 1e3,
         "ratio": float(np.median(np.array(theirs) / np.array(ours))),
         "metah_ns_pair": metah / case.n / case.queries * 1e9,
@@ -201,6 +204,10 @@ def main():
     parser.add_argument("--quick", action="store_true", help="1e6 codes, about a minute")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--budget", type=float, help="seconds for each case")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall",
+        help="cpu: CPU seconds where one thread runs, for a machine that others use too",
+    )  # fmt: skip
     parser.add_argument("--most", type=float, default=1e8, help="largest n of the growth rows")
     parser.add_argument("--out", type=Path, help="append to OUT.jsonl and draw OUT.png")
     options = parser.parse_args()
@@ -211,7 +218,7 @@ def main():
     for case in selected:
         if options.only not in case.name or (case.peer is Usearch and not available("usearch")):
             continue
-        rows.append(measure(case, options.budget or budget))
+        rows.append(measure(case, options.budget or budget, options.clock == "cpu"))
         print(json.dumps(rows[-1]), flush=True)
         if options.out:
             with options.out.with_suffix(".jsonl").open("a") as file:

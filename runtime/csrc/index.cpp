@@ -14,7 +14,8 @@ namespace {
 
 Database counted(Database db) {
     db.alive = db.rows;
-    if (db.removed) db.alive -= static_cast<size_t>(std::count(db.removed, db.removed + db.rows, 1));
+    if (db.removed)
+        db.alive -= static_cast<size_t>(std::count(db.removed, db.removed + db.rows, 1));
     if (db.alive == db.rows) db.removed = nullptr;
     return db;
 }

@@ -50,7 +50,7 @@ class TopK {
         }
     }
 
-    // The kept hits, ascending by (distance, row); rows: at most k of them, groups: at least k rows.
+    // The kept hits by (distance, row): at most k rows, or groups with at least k rows.
     std::vector<Hit> sorted() const {
         std::vector<uint64_t> place(count_.size() + 1, 0);
         for (const Hit& hit : hits_) ++place[hit.distance + 1];
