@@ -157,9 +157,16 @@ class SimulatedDevice:
     def launch(
         self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
     ) -> None:
-        """Run a kernel to its end; raise DeviceError for a divergent barrier or a deadlock."""
+        """Run a kernel to its end; DeviceError for wrong arguments or what the shim reports."""
         self._check_active()
         self.launches.append(kernel)
+        sizes = getattr(self._library, f"shim_sizes_{kernel}")
+        sizes.restype = ctypes.c_char_p
+        given = bytes(a.dtype.itemsize for a in args)
+        if given != sizes():
+            raise DeviceError(
+                f"kernel {kernel} has parameters of {list(sizes())} bytes, got {list(given)}"
+            )
         values = [np.array(a) for a in args]
         pointers = (ctypes.c_void_p * len(values))(*[v.ctypes.data for v in values])
         error = ctypes.create_string_buffer(256)

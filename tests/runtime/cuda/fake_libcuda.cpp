@@ -18,6 +18,9 @@ bool started = false;
 int depth = 0;  // of the context stack
 uint64_t used = 0;
 int context;    // its address is the primary context
+struct Kernel {
+  std::string name;
+};
 using Launch = int (*)(unsigned, unsigned, unsigned, uint64_t, unsigned, void**, char*, size_t);
 
 void* simulator() {
@@ -78,16 +81,29 @@ int cuModuleLoadData(void** out, const void* image) { return *out = (void*)image
 int cuModuleLoadDataEx(void** out, const void* image, unsigned, int*, void**) { return cuModuleLoadData(out, image); }
 int cuModuleUnload(void*) { return ok; }
 int cuModuleGetFunction(void** out, void*, const char* name) {
-  void* launch = dlsym(simulator(), (std::string("shim_launch_") + name).c_str());
-  return *out = launch, launch ? ok : not_found;
+  if (!dlsym(simulator(), (std::string("shim_launch_") + name).c_str())) return not_found;
+  return *out = new Kernel{name}, ok;
 }
 int cuLaunchKernel(void* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void*, void** params, void**) {
+                   unsigned shared, void*, void** params, void** extra) {
   if (depth <= 0) return invalid_context;
   if (gz != 1 || by != 1 || bz != 1 || shared) return invalid_value;
-  if (!params) return invalid_value;
+  const std::string& name = ((Kernel*)kernel)->name;
+  void* unpacked[16];
+  if (!params) {  // pycuda: all arguments in one buffer, as (1, buffer, 2, address of its size, 0)
+    auto sizes = (const unsigned char* (*)())dlsym(simulator(), ("shim_sizes_" + name).c_str());
+    uint64_t at = 0, given = *(size_t*)extra[3];
+    params = unpacked;
+    for (const unsigned char* size = sizes(); *size; size++) {
+      at = (at + *size - 1) / *size * *size;
+      *params++ = (char*)extra[1] + at;
+      at += *size;
+    }
+    if (at != given) return invalid_value;
+    params = unpacked;
+  }
   char error[256] = "";
-  auto launch = (Launch)kernel;
+  auto launch = (Launch)dlsym(simulator(), ("shim_launch_" + name).c_str());
   if (launch(gx, gy, bx, 1, 1, params, error, sizeof error)) return std::fprintf(stderr, "%s\n", error), launch_failed;
   return ok;
 }

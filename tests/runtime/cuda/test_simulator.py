@@ -94,6 +94,16 @@ def test_a_seed_changes_the_order(toys):
     assert orders[0] != orders[1] != orders[3]
 
 
+def test_arguments_are_checked(toys):
+    """A wrong width would go unnoticed on this machine, and not on a GPU."""
+    device = SimulatedDevice(toys)
+    with device:
+        with pytest.raises(DeviceError, match=r"order has parameters of \[8\] bytes, got \[4\]"):
+            device.launch("order", (1, 1), 64, [np.uint32(0)])
+        with pytest.raises(DeviceError, match=r"order has parameters of \[8\] bytes, got \[8, 8\]"):
+            device.launch("order", (1, 1), 64, [np.uint64(0), np.uint64(0)])
+
+
 def test_memory_is_checked(toys):
     device = SimulatedDevice(toys, room=1000)
     with pytest.raises(DeviceError, match="not current"):
