@@ -41,7 +41,7 @@ def test_every_flipped_bit_is_found(
     good = read(path)
     data = (path / name).read_bytes()
     with (path / name).open("r+b", buffering=0) as file:
-        for bit in range(0, 8 * len(data), 1 if full or name in FILES[:2] else 7):
+        for bit in range(0, 8 * len(data), 1 if full or name == "MANIFEST" else 5):
             at = bit // 8
             file.seek(at)
             file.write(bytes([data[at] ^ 1 << bit % 8]))

@@ -170,7 +170,7 @@ def test_a_killed_writer_then_another_one_then_a_power_cut(
     run(whole, STEPS[:4])
     start = len(whole.calls)
     STEPS[8](whole.root / "index")
-    for stop in range(start, len(whole.calls) + 1):
+    for stop in reversed(range(start, len(whole.calls) + 1)):
         recorder = record(stop)
         marks, states = run(recorder, STEPS[:4])
         with suppress(disk_model.PowerCutError):
