@@ -14,7 +14,7 @@ from metah_export.config import MIN_IMAGES, BuildConfig
 from metah_export.engine import make_engine
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Parity
-from metah_export.precision import CALIBRATED, gate, lower
+from metah_export.precision import CALIBRATED, gate, lower, ort_version
 from metah_export.quantize import Calibration
 from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
@@ -138,9 +138,9 @@ def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
 
 def versions() -> dict[str, str]:
     """Return the versions of all that took part in an export."""
-    names = ("metah", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+    names = ("metah", "torch", "onnx", "onnxscript", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
-    return found | {"python": platform.python_version()}
+    return found | {"onnxruntime": ort_version(), "python": platform.python_version()}
 
 
 def _choose(rng: np.random.Generator, images: "ImageSet", count: int) -> NDArray[np.int64]:

@@ -110,7 +110,7 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
     try:
         from metah_export import verify as stage
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "export") from error
+        raise MissingExtra(error.name or "onnx", "onnx") from error
     found = stage.verify(bundle, device=device, threads=threads)
     if as_json:
         console.print_json(
@@ -162,7 +162,7 @@ def engine(
     try:
         from metah_export import engine as stage
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "export") from error
+        raise MissingExtra(error.name or "onnx", "onnx") from error
     opened, entry, reason = stage.engine(bundle, _engine_config(kind, batch, targets, tf32))
     size = opened.manifest.files[entry.file].size
     if as_json:
@@ -202,7 +202,7 @@ def compare(
         from metah_export import compare as stage
         from metah_export.compare_page import page as make_page
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "export") from error
+        raise MissingExtra(error.name or "onnx", "onnx") from error
     found = stage.compare(
         bundles,
         device=device,
@@ -263,7 +263,7 @@ def triton(
     try:
         from metah_export import triton as stage
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "export") from error
+        raise MissingExtra(error.name or "onnx", "onnx") from error
     config = stage.TritonConfig(
         name=name,
         backend=backend,

@@ -16,7 +16,7 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
 from metah_export.quantize import Calibration, quantize
 from metah_export.truth import Truth
-from metah_runtime.errors import ConfigError
+from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.runners import Runner
 from metah_runtime.runners.ort import OrtRunner
 
@@ -58,6 +58,16 @@ def lower(
     return bytes(result.SerializeToString(deterministic=True))
 
 
+def ort_version() -> str:
+    """Return the version of ONNX Runtime, whichever of its packages is installed."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise MissingExtra("onnxruntime", "cpu")
+
+
 def forms(
     model: bytes,
     precision: str,
@@ -72,7 +82,7 @@ def forms(
     ONNX Runtime itself, where it has kernels for the precision; for fp16 and bf16 also a twin that
     rounds every tensor as the hardware does, for ONNX Runtime's CPU kernels round less.
     """
-    version = importlib.metadata.version("onnxruntime")
+    version = ort_version()
 
     def runner(data: bytes, kind: str) -> OrtRunner:
         return OrtRunner(

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +159,21 @@ def test_manifests_that_are_none(
 ) -> None:
     (bundle.path / "manifest.json").write_text(text)
     refused(capsys, bundle, "manifest.json")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_onnx_the_extra_is_named(bundle: Bundle, name: str) -> None:
+    more = ["--repo", "r"] if name == "triton" else []
+    program = (
+        "import sys\n"
+        "sys.modules['onnx'] = None\n"
+        "from metah_export.cli import main\n"
+        f"sys.argv = ['metah-export', {name!r}, {str(bundle.path)!r}, *{more!r}]\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "onnx is not installed: it belongs to the extra 'onnx'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -16,11 +16,11 @@ from metah_export.graph import find_body
 from metah_export.half import emulate, to_half
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Limits
-from metah_export.precision import forms, gate, lower
+from metah_export.precision import forms, gate, lower, ort_version
 from metah_export.quantize import Calibration, quantize
 from metah_export.truth import Truth
 from metah_runtime import codes
-from metah_runtime.errors import ConfigError, DataError, ParityError
+from metah_runtime.errors import ConfigError, DataError, MissingExtra, ParityError
 from metah_runtime.runners.ort import OrtRunner
 
 SHAPE = (32, 32, 1)
@@ -177,6 +177,24 @@ def test_emulation_rounds_every_tensor_of_the_body_once(precision: str, kind: An
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-3)
     exact = np.maximum(images.astype(np.float32) @ first, 0) @ second
     assert np.abs(got - want).max() < np.abs(exact - want).max() / 50
+
+
+def test_the_gpu_package_of_onnx_runtime_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata as metadata
+
+    def installed(*names: str) -> None:
+        def version(name: str) -> str:
+            if name in names:
+                return f"{name} 1.2"
+            raise metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(metadata, "version", version)
+
+    installed("onnxruntime-gpu")
+    assert ort_version() == "onnxruntime-gpu 1.2"
+    installed()
+    with pytest.raises(MissingExtra, match=r"metah\[cpu\]"):
+        ort_version()
 
 
 def test_weights_beyond_the_range_of_fp16_are_refused() -> None:
