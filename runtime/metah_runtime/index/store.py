@@ -25,7 +25,15 @@ from metah_runtime.index.lock import writer_lock
 from metah_runtime.index.manifest import Manifest, check_metadata
 from metah_runtime.index.segment import Ids, PathName, ascending
 from metah_runtime.index.snapshot import Check, Part, Snapshot
-from metah_runtime.index.writing import Batch, Draft, Stream, leftovers, merge_tail, rebuild
+from metah_runtime.index.writing import (
+    Batch,
+    Draft,
+    Stream,
+    distinct,
+    leftovers,
+    merge_tail,
+    rebuild,
+)
 from metah_runtime.results import Matches, RangeMatches
 from metah_runtime.search import check_ids, check_k, check_radius
 
@@ -259,7 +267,7 @@ class Index:
         """
         if missing not in ("error", "ignore"):
             raise ConfigError(f"missing must be error or ignore, got {missing!r}")
-        ids = np.unique(_id_array(ids))
+        ids = distinct(_id_array(ids))
         with self._draft() as draft:
             unknown = draft.base.locate(ids, lambda part, _at, rows: draft.remove(part, rows))
             if missing == "error":
@@ -423,8 +431,11 @@ def _id_array(ids: Any) -> Ids:
     array = np.atleast_1d(np.asarray(ids))
     if array.ndim != 1:
         raise IndexMismatch(f"ids must have shape (n,), got {array.shape}")
-    unique, places = np.unique(array, return_inverse=True)
-    return check_ids(unique, len(unique))[places]
+    if array.dtype.kind not in "iu" or not array.size:
+        return check_ids(array, len(array))
+    check_ids(array[[array.argmin()]], 1)
+    check_ids(array[[array.argmax()]], 1)
+    return array.astype(np.int64)
 
 
 def _refuse_unknown(ids: Ids, missing: NDArray[np.int64]) -> None:

@@ -48,7 +48,7 @@ class Batch:
         bits: int,
     ) -> None:
         self.codes: Codes = check_codes(codes, bits=bits)
-        self.ids: Ids | None = None if ids is None else check_ids(ids, len(self.codes))
+        self.ids: Ids | None = None if ids is None else _checked_ids(ids, len(self.codes))
         self.paths = None if paths is None else _encoded(paths, len(self.codes))
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Batch:
         ids = [batch.ids for batch in batches if batch.ids is not None]
         joined = object.__new__(Batch)
         joined.codes = np.concatenate([batch.codes for batch in batches])
-        joined.ids = check_ids(np.concatenate(ids), len(joined.codes)) if ids else None
+        joined.ids = _checked_ids(np.concatenate(ids), len(joined.codes)) if ids else None
         joined.paths = None
         if batches[0].paths is not None:
             joined.paths = [path for batch in batches for path in batch.paths or ()]
@@ -202,7 +202,7 @@ class Draft:
         )
 
     def _without(self, part: Part, rows: NDArray[np.int64]) -> SegmentEntry | None:
-        removed = np.union1d(part.removed, rows)
+        removed = distinct(np.concatenate([part.removed, rows]))
         if len(removed) == len(part.segment):
             return None
         path = self._new_path("removed")
@@ -316,15 +316,21 @@ def leftovers(folder: Path, manifest: Manifest) -> list[Path]:
     ]
 
 
+def distinct(values: Ids) -> Ids:
+    """Return the values once each, ascending."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
+
+
 def _write_sorted(
     writer: SegmentWriter, codes: Codes, ids: Ids, paths: list[bytes | None] | None
 ) -> Header:
     if len(ids) < 2 or bool((ids[1:] > ids[:-1]).all()):
         writer.write(codes)
         return writer.finish(ids=ids, paths=paths)
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids)
     for start in range(0, len(order), GATHER):
-        writer.write(codes[order[start : start + GATHER]])
+        writer.write(np.take(codes, order[start : start + GATHER], axis=0))
     if paths is not None:
         paths = [paths[row] for row in order.tolist()]
     return writer.finish(ids=ids[order], paths=paths)
@@ -363,6 +369,15 @@ def _have_paths(parts: Sequence[Part]) -> bool:
 
 def _tier(rows: int) -> int:
     return (rows.bit_length() - 1) // (TIER.bit_length() - 1)
+
+
+def _checked_ids(ids: Any, n: int) -> Ids:
+    """Return ids as int64 in the order given; sorting first makes the check of large ones fast."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        return check_ids(array, n)
+    check_ids(np.sort(array), n)
+    return array.astype(np.int64)
 
 
 def _encoded(paths: Sequence[PathName | None], n: int) -> list[bytes | None]:
