@@ -8,11 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metah_runtime import files
-from metah_runtime.codes import Codes, check_bits, check_codes
+from metah_runtime.codes import check_bits
 from metah_runtime.errors import (
     ConfigError,
     IndexCorrupt,
@@ -23,8 +20,9 @@ from metah_runtime.errors import (
 )
 from metah_runtime.index.lock import writer_lock
 from metah_runtime.index.manifest import Manifest, check_metadata
-from metah_runtime.index.segment import Ids, PathName, ascending
-from metah_runtime.index.snapshot import Check, Part, Snapshot
+from metah_runtime.index.reader import Reader, id_array, newest, refuse_unknown
+from metah_runtime.index.segment import Ids, PathName
+from metah_runtime.index.snapshot import Check, Snapshot
 from metah_runtime.index.writing import (
     Batch,
     Draft,
@@ -34,14 +32,12 @@ from metah_runtime.index.writing import (
     merge_tail,
     rebuild,
 )
-from metah_runtime.results import Matches, RangeMatches
-from metah_runtime.search import check_ids, check_k, check_radius
 
 OnDuplicate = Literal["error", "upsert"]
 BUFFER = 256 << 20
 
 
-class Index:
+class Index(Reader):
     """Exact search over packed codes in a folder on disk.
 
     The folder holds immutable segments and one manifest that is replaced atomically: after a
@@ -52,9 +48,7 @@ class Index:
     """
 
     def __init__(self, path: Path, snapshot: Snapshot, check: Check) -> None:
-        self.path = path
-        self._check: Check = check
-        self._state: Snapshot | None = snapshot
+        super().__init__(path, snapshot, check)
         self._failed: StorageError | None = None
         self._writer = threading.RLock()
 
@@ -106,7 +100,7 @@ class Index:
         if check not in get_args(Check):
             raise ConfigError(f"check must be one of {', '.join(get_args(Check))}, got {check!r}")
         folder = Path(path)
-        snapshot = _newest(folder, check)
+        snapshot = newest(folder, check)
         found = snapshot.manifest.fingerprint
         if expect is not None and found != expect:
             raise IndexMismatch(
@@ -118,97 +112,8 @@ class Index:
             index.verify()
         return index
 
-    def close(self) -> None:
-        """Let go of the files; harmless if closed."""
-        self._state = None
-
-    def __enter__(self) -> "Index":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check]]:
         return _reopen, (str(self.path.absolute()), self._snapshot.manifest.index_id, self._check)
-
-    def __repr__(self) -> str:
-        if self._state is None:
-            return f"<Index {str(self.path)!r}, closed>"
-        return f"<Index {str(self.path)!r}: {len(self)} codes of {self.bits} bits>"
-
-    @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-        return self._snapshot.manifest.bits
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the model that made the codes."""
-        return self._snapshot.manifest.fingerprint
-
-    @property
-    def model(self) -> str | None:
-        """Name of the model that made the codes."""
-        return self._snapshot.manifest.model
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The small JSON object that is kept with the index (a copy)."""
-        return dict(self._snapshot.manifest.metadata)
-
-    @property
-    def generation(self) -> int:
-        """Number of the state that is read: +1 a commit."""
-        return self._snapshot.manifest.generation
-
-    def __len__(self) -> int:
-        return len(self._snapshot)
-
-    def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
-        return self._snapshot.search(self._queries(queries), check_k(k))
-
-    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius (in bits) of each query."""
-        return self._snapshot.range_search(self._queries(queries), check_radius(radius))
-
-    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius of each query, (q,) int64."""
-        return self._snapshot.count(self._queries(queries), check_radius(radius))
-
-    def ids(self) -> Ids:
-        """Return all ids, ascending."""
-        parts = [part.ids() for part in self._snapshot.parts]
-        ids = np.concatenate([np.empty(0, np.int64), *parts])
-        return ids if ascending(ids) else np.sort(ids)
-
-    def codes(self, ids: Any) -> Codes:
-        """Return the codes of ids, (n, bits / 8); raise IndexMismatch for an unknown id."""
-        ids = _id_array(ids)
-        out = np.empty((len(ids), self.bits // 8), np.uint8)
-
-        def visit(part: Part, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-            part.ensure_checked()
-            out[at] = part.segment.codes[rows]
-
-        _refuse_unknown(ids, self._snapshot.locate(ids, visit))
-        return out
-
-    def paths(self, ids: Any) -> list[str | None]:
-        """Return the path that was stored with each id, None where there is none.
-
-        Paths come back as given (bytes that are no text as surrogate escapes). Raises
-        IndexMismatch for an unknown id.
-        """
-        ids = _id_array(ids)
-        out: list[str | None] = [None] * len(ids)
-
-        def visit(part: Part, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-            for position, path in zip(at.tolist(), part.segment.path_bytes(rows), strict=True):
-                out[position] = None if path is None else os.fsdecode(path)
-
-        _refuse_unknown(ids, self._snapshot.locate(ids, visit))
-        return out
 
     def add(
         self,
@@ -267,11 +172,11 @@ class Index:
         """
         if missing not in ("error", "ignore"):
             raise ConfigError(f"missing must be error or ignore, got {missing!r}")
-        ids = distinct(_id_array(ids))
+        ids = distinct(id_array(ids))
         with self._draft() as draft:
             unknown = draft.base.locate(ids, lambda part, _at, rows: draft.remove(part, rows))
             if missing == "error":
-                _refuse_unknown(ids, unknown)
+                refuse_unknown(ids, unknown)
             count = len(ids) - len(unknown)
             if count:
                 self._commit(draft, draft.manifest())
@@ -293,56 +198,6 @@ class Index:
         value = check_metadata(metadata)
         with self._draft() as draft:
             self._commit(draft, draft.base.manifest.following(metadata=value))
-
-    def refresh(self) -> bool:
-        """Move to the newest state on disk; return whether it is another one."""
-        old = self._snapshot
-        new = _newest(self.path, self._check, old)
-        if new.manifest.index_id != old.manifest.index_id:
-            raise IndexMismatch(f"{self.path} is another index now; fix: open it again")
-        self._state = new
-        return new.manifest.generation != old.manifest.generation
-
-    def verify(self) -> int:
-        """Read everything and compare all checksums and rules; return the number of blocks.
-
-        Raises IndexCorrupt naming the file and the block.
-        """
-        snapshot = self._snapshot
-        blocks = 0
-        for part in snapshot.parts:
-            blocks += part.segment.verify()
-            blocks += part.removed_file.verify() if part.removed_file else 0
-        parts = sorted(snapshot.parts, key=lambda part: part.segment.first_id)
-        for at, part in enumerate(parts):
-            if part.segment.last_id >= snapshot.manifest.next_id:
-                raise part.segment.corrupt("has ids above the manifest's next_id")
-            for other in parts[at + 1 :]:
-                if other.segment.first_id > part.segment.last_id:
-                    break
-                few, many = sorted((part, other), key=len)
-                for rows in few.alive_rows():
-                    ids = few.segment.ids_of(rows)
-                    twice = ids[many.rows_of(ids) >= 0]
-                    if len(twice):
-                        name = many.segment.path.name
-                        raise few.segment.corrupt(f"id {twice[0]} is in {name} too")
-        return blocks
-
-    def info(self) -> dict[str, Any]:
-        """Return what the index is, as plain JSON."""
-        from metah_runtime.index.describe import describe
-
-        return describe(self.path, self._snapshot)
-
-    @property
-    def _snapshot(self) -> Snapshot:
-        if self._state is None:
-            raise MetahError(f"{self.path} is closed; fix: open it again")
-        return self._state
-
-    def _queries(self, queries: Any) -> Codes:
-        return check_codes(queries, bits=self.bits, name="queries")
 
     @contextmanager
     def _draft(self) -> Iterator[Draft]:
@@ -394,7 +249,7 @@ class Index:
 
     def _merge_tail(self) -> None:
         """Join many small segments; not done is not a failure, for what was added is durable."""
-        with suppress(StorageError, IndexLocked):
+        with suppress(StorageError, IndexLocked, IndexCorrupt):
             while merge_tail(self._snapshot.parts):
                 with self._draft() as draft:
                     tail = merge_tail(draft.base.parts)
@@ -404,43 +259,11 @@ class Index:
                         self._commit(draft, draft.replacement(keep))
 
 
-def _newest(folder: Path, check: Check, known: Snapshot | None = None) -> Snapshot:
-    """Open the newest state, again if a writer replaced it meanwhile."""
-    while True:
-        manifest = Manifest.read(folder)
-        if known is not None and manifest == known.manifest:
-            return known
-        try:
-            return Snapshot.open(folder, manifest, check, known)
-        except FileNotFoundError as error:
-            if Manifest.read(folder).generation == manifest.generation:
-                raise IndexCorrupt(
-                    f"{error.filename}: the file is missing; "
-                    "fix: restore the index from a copy or build it again"
-                ) from None
-
-
 def _reopen(path: str, index_id: str, check: Check) -> Index:
     index = Index.open(path, check=check)
     if index._snapshot.manifest.index_id != index_id:
         raise IndexMismatch(f"{path} is another index now; fix: open it again")
     return index
-
-
-def _id_array(ids: Any) -> Ids:
-    array = np.atleast_1d(np.asarray(ids))
-    if array.ndim != 1:
-        raise IndexMismatch(f"ids must have shape (n,), got {array.shape}")
-    if array.dtype.kind not in "iu" or not array.size:
-        return check_ids(array, len(array))
-    check_ids(array[[array.argmin()]], 1)
-    check_ids(array[[array.argmax()]], 1)
-    return array.astype(np.int64)
-
-
-def _refuse_unknown(ids: Ids, missing: NDArray[np.int64]) -> None:
-    if len(missing):
-        raise IndexMismatch(f"id {ids[missing[0]]} is not in the index ({len(missing)} such ids)")
 
 
 def _check_on_duplicate(value: str) -> None:
