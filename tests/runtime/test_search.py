@@ -217,7 +217,9 @@ def test_bad_radius(radius):
 
 @pytest.mark.parametrize("threads", [0, -2, 1.5, True])
 def test_bad_threads(threads):
-    with pytest.raises(ConfigError, match=f"threads must be a whole number >= 1, got {threads}"):
+    with pytest.raises(
+        ConfigError, match=rf"threads must be a whole number in 1\.\.1024, got {threads}"
+    ):
         CodeIndex(np.zeros((1, 8), np.uint8), threads=threads)
 
 
