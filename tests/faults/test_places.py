@@ -195,3 +195,22 @@ print(refused, same)
     refused, same = map(int, out.split() or ["0", "0"])
     assert refused + same == number, err
     assert same == 1, "only the field that kept its value may pass"
+
+
+def test_a_stream_is_not_held_in_memory(ram: Path, python: Python) -> None:
+    script = """
+import resource, sys
+import numpy as np
+from metah_runtime.index import Index
+index = Index.create(sys.argv[1], bits=64)
+part = np.arange(500_000, dtype="<u8").view(np.uint8).reshape(-1, 8)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+count = index.add_batches(part for _ in range(40))
+print(count, peak() - before)
+"""
+    out, err = python(script, ram / "index").communicate(timeout=120)
+    count, grown = map(int, out.split() or ["0", "0"])
+    assert count == 20_000_000, err
+    assert grown < 64, "MiB, for 160 MB of codes"

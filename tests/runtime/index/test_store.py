@@ -374,6 +374,26 @@ def test_pickle_opens_the_same_index(index: Index, make_codes: Make, assert_hold
         pickle.loads(data)
 
 
+def test_the_map_itself_is_searched(index: Index, make_codes: Make) -> None:
+    index.add(make_codes(1000), ids=np.arange(5, 2005, 2))
+    for part in Index.open(index.path)._snapshot.parts:
+        assert np.shares_memory(part.searcher.codes, part.segment.codes)
+        assert not part.segment.codes.flags.writeable
+
+
+def test_adding_to_a_damaged_index_is_not_undone(index: Index, make_codes: Make) -> None:
+    """What was added is durable, though the small segments cannot be joined."""
+    for _ in range(7):
+        index.add(make_codes(1))
+    with (index.path / "segment-00000002.metah").open("r+b") as file:
+        file.seek(256)
+        file.write(b"\xff")
+    reopened = Index.open(index.path)
+    assert reopened.add(make_codes(1)).tolist() == [7]
+    with pytest.raises(IndexCorrupt, match=r"segment-00000002.metah: block 0"):
+        reopened.search(make_codes(1), 1)
+
+
 def test_info_is_plain(index: Index, make_codes: Make) -> None:
     import json
 
