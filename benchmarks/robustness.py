@@ -2,7 +2,7 @@
 
 Each system writes 2,000 codes of 64 bits. Then, for each damage, a process of its own opens the
 damaged file and searches; the answers are compared with those of the intact file. Prints one JSON
-line a system and kind of damage; --table prints the table of docs/robustness.md instead.
+line a system and kind of damage; --table FILE prints them as the table of docs/robustness.md.
 
     python benchmarks/robustness.py > benchmarks/results/robustness.jsonl
 """
@@ -14,7 +14,6 @@ import pickle
 import resource
 import signal
 import struct
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -171,16 +170,25 @@ def judge(system: Metah | Faiss | Usearch, count: int, folder: Path) -> dict[str
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Return Markdown: one line a kind of damage, one group of columns a system."""
+    """Return Markdown: each kind of damage for each system, then all kinds together."""
+    names = ["tried", *OUTCOMES]
+    total: dict[object, Counter[str]] = {}
+    for row in rows:
+        counts = Counter({name: int(str(row[name])) for name in names})
+        total.setdefault(row["system"], Counter()).update(counts)
     lines = [
-        "| damage | system | files tried | detected | harmless | **wrong answers** | **crashed** |",
+        "| damage | system | files tried | detected | not noticed, same answers | "
+        "**not noticed, wrong answers** | **crashed** |",
         "|---|---|---|---|---|---|---|",
     ]
+    order = list(dict.fromkeys(row["damage"] for row in rows))
+    rows = sorted(rows, key=lambda row: order.index(row["damage"]))
+    rows += [{"damage": "**all**", "system": system, **sums} for system, sums in total.items()]
     for row in rows:
-        bad = int(row["crashed"]) + int(row["hung"])  # type: ignore[call-overload]
+        tried, detected, harmless, wrong, crashed, hung = (int(str(row.get(n, 0))) for n in names)
         lines.append(
-            f"| {row['damage']} | {row['system']} | {row['tried']} | {row['detected']} | "
-            f"{row['harmless']} | {row['wrong']} | {bad} |"
+            f"| {row['damage']} | {row['system']} | {tried:,} | {detected:,} "
+            f"({100 * detected / tried:.0f} %) | {harmless:,} | {wrong:,} | {crashed + hung:,} |"
         )
     return "\n".join(lines)
 
@@ -188,20 +196,19 @@ def table(rows: list[dict[str, object]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=400, help="bit flips a file")
-    parser.add_argument("--table", action="store_true", help="print Markdown")
+    parser.add_argument("--table", metavar="FILE", help="print the results in FILE as Markdown")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    if options.table:
+        lines = Path(options.table).read_text().splitlines()
+        print(table([json.loads(line) for line in lines]))
+        return
     with tempfile.TemporaryDirectory(prefix="metah-robustness-") as folder:
         for system in (Metah(), Faiss(), Usearch()):
             name = f"{system.package} {version(system.package)}"
             for kind, outcomes in judge(system, options.count, Path(folder)).items():
                 row: dict[str, object] = {"damage": kind, "system": name}
                 row |= {"tried": outcomes.total()} | {o: outcomes[o] for o in OUTCOMES}
-                rows.append(row)
-                print(json.dumps(row), file=sys.stderr if options.table else sys.stdout, flush=True)
-    if options.table:
-        rows.sort(key=lambda row: str(row["damage"]))
-        print(table(rows))
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
