@@ -25,7 +25,7 @@ class Numbering {
     }
 
     uint32_t number(const uint8_t* code) {
-        if (2 * (size_ + 1) > slots_.size()) grow();
+        if (2 * (size_t{size_} + 1) > slots_.size()) grow();
         size_t at = place(code);
         for (; slots_[at] != kEmpty; at = (at + 1) & (slots_.size() - 1))
             if (std::memcmp(&codes_[slots_[at] * width_], code, width_) == 0) return slots_[at];

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
 
 #include "index.h"
 #include "pool.h"
@@ -135,7 +136,12 @@ class TopKBatch {
 // Writes the first k rows of the hits, which ascend by (distance, row or group).
 void write_first(const Source& source, const Database& rows, const std::vector<Hit>& hits,
                  size_t k, int64_t* ids, int32_t* distances) {
+    const auto need = [&](size_t hit) {
+        if (hit >= hits.size())
+            throw std::runtime_error("the codes were changed while the index was searched");
+    };
     if (!source.groups) {
+        if (k) need(k - 1);
         for (size_t i = 0; i < k; ++i) {
             ids[i] = rows.id(hits[i].row);
             distances[i] = static_cast<int32_t>(hits[i].distance);
@@ -145,6 +151,7 @@ void write_first(const Source& source, const Database& rows, const std::vector<H
     const Groups& groups = *source.groups;
     std::vector<uint32_t> some;
     for (size_t i = 0, done = 0; done < k;) {
+        need(i);
         const uint32_t distance = hits[i].distance;
         some.clear();
         size_t merged = 0;

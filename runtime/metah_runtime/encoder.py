@@ -14,6 +14,7 @@ from PIL import Image
 
 from metah_runtime import runners
 from metah_runtime.bundle import Bundle
+from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images import Preprocess, Source, load_image
@@ -261,7 +262,7 @@ def check_batch(batch: int) -> int:
 def check_workers(workers: int | None) -> int:
     """Return the number of decoding threads: ``workers`` >= 1, or one a core for None."""
     if workers is None:
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers must be a whole number >= 1, got {workers!r}")
     return workers

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.checks import check_radius
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.search import CodeIndex, check_radius
+from metah_runtime.search import CodeIndex
 
 _CHUNK_PAIRS = 4_000_000
 

@@ -1,33 +1,22 @@
 """Exact Hamming search over codes in memory."""
 
 import copy
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import _native
+from metah_runtime.checks import check_k, check_radius, check_threads
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
+from metah_runtime.errors import BackendUnavailable, DataError
 from metah_runtime.results import Matches, RangeMatches
 
 if TYPE_CHECKING:
     from metah_runtime.cuda.index import CudaIndex
 
 
-def check_k(k: int) -> int:
-    """Return ``k`` if it is a whole number >= 1; else raise ConfigError."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k must be a whole number >= 1, got {k!r}")
-    return int(k)
-
-
-def check_radius(radius: int) -> int:
-    """Return ``radius`` if it is a whole number >= 0; else raise ConfigError."""
-    if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
-        raise ConfigError(f"radius must be a whole number >= 0, got {radius!r}")
-    return int(radius)
+MAX_ROWS = 2**32 - 2
 
 
 def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
@@ -49,26 +38,22 @@ def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
 
 
 def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
-    """Return ``removed`` as (n,) bool; raise DataError for another type or shape."""
+    """Return a copy of ``removed``, (n,) bool; raise DataError for another type or shape."""
     array = np.asarray(removed)
     if array.dtype != np.bool_ or array.shape != (n,):
         raise DataError(
             f"removed must be bool of shape ({n},), one a code, got {array.dtype} {array.shape}"
         )
-    return np.ascontiguousarray(array)
-
-
-def check_threads(threads: int | None) -> int:
-    """Return ``threads`` if it is a whole number >= 1, the usable cores for None."""
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
-        raise ConfigError(f"threads must be a whole number >= 1, got {threads!r}")
-    return int(threads)
+    return array.copy(order="C")  # the native index borrows it
 
 
 def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.Index:
-    """Return the native index; BackendUnavailable if METAH_SIMD names what the CPU lacks."""
+    """Return the native index.
+
+    Raises BackendUnavailable if METAH_SIMD names what the CPU lacks, DataError for too many rows.
+    """
+    if len(codes) > MAX_ROWS:
+        raise DataError(f"an index in memory holds at most 2^32 - 2 codes, got {len(codes)}")
     try:
         return _native.Index(codes, ids)
     except RuntimeError as error:
@@ -112,6 +97,8 @@ class CodeIndex:
         if gone is not None:
             self._native = self._native.without(gone)
         self._gpu = self._open_gpu(gone)
+        if self._gpu is None:
+            self.device = "cpu"
 
     def without(self, removed: Any) -> "CodeIndex":
         """Return an index over the same memory and tables in which the rows ``removed`` are gone.

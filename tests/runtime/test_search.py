@@ -130,6 +130,17 @@ def test_tables_are_built_when_asked_and_when_they_pay():
     same(index.range_search(codes[:99], 2), reference.range_search(codes[:99], codes, 2))
 
 
+def test_the_mask_of_removed_rows_is_copied():
+    codes = np.arange(800, dtype=np.uint8).reshape(100, 8)
+    removed = np.zeros(100, bool)
+    removed[0] = True
+    index = CodeIndex(codes, threads=1).without(removed)
+    removed[:] = True
+    want = reference.search(codes[:2], codes[1:], 10**6, np.arange(1, 100))
+    got = index.search(codes[:2], 2**70)
+    np.testing.assert_array_equal(got.ids, want.ids)
+
+
 def test_without_replaces_the_removed_rows_and_shares_the_tables():
     rng = np.random.default_rng(2)
     codes = make(rng, 5000, 8, "repeated")

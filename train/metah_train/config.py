@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from metah_runtime.checks import check_threads
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError
 from metah_runtime.images import Preprocess
@@ -99,12 +100,13 @@ class Config:
         if type(self.options) is not method_class(self.method).options_type:
             raise ConfigError(f"options of {self.method} must be {_options_name(self.method)}")
         check_bits(self.bits)
+        check_threads(self.threads)
         one_of(self, "statistics", ("target", "training"))
         one_of(self, "domains", ("separate", "joint"))
         one_of(self, "optimizer", ("adamw", "sgd"))
         one_of(self, "schedule", ("cosine", "halving", "constant"))
         one_of(self, "device", ("cpu", "cuda"))
-        for name in ("features", "epochs", "halve_every", "threads"):
+        for name in ("features", "epochs", "halve_every"):
             within(self, name, 1)
         within(self, "batch", 2)
         if self.steps is not None:

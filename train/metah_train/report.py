@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import files, gallery, metrics
+from metah_runtime.checks import check_k
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.search import CodeIndex, check_k
+from metah_runtime.search import CodeIndex
 from metah_train.data.base import ImageSet
 
 TABLE = ("method", "MAP@H≤{radius}", "recall@H≤{radius}", "empty balls", "MAP", "P@{k}")

@@ -9,12 +9,12 @@ import click
 import numpy as np
 
 from metah_runtime import console, gallery
+from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes
 from metah_runtime.commands.model import model_options, open_encoder
 from metah_runtime.errors import ConfigError
 from metah_runtime.files import write_bytes
 from metah_runtime.index import Index
-from metah_runtime.search import check_k, check_radius
 
 SHOWN_TILES = 200
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import console
 from metah_runtime.bundle import Bundle
+from metah_runtime.checks import check_threads
 from metah_runtime.codes import Codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 
@@ -48,8 +49,8 @@ def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> 
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if threads is not None and (isinstance(threads, bool) or threads < 1):
-        raise ConfigError(f"threads must be at least 1, got {threads!r}")
+    if threads is not None:
+        threads = check_threads(threads)
     if device == "auto":
         return _open_any(bundle, threads)
     if device == "tensorrt":

@@ -82,6 +82,7 @@ def _onnxruntime(device: str) -> Any:
             "onnxruntime is half installed (onnxruntime and onnxruntime-gpu share one folder); "
             f"fix: uninstall both, then pip install 'metah[{extra}]'"
         )
+    onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

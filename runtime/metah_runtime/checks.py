@@ -1,0 +1,46 @@
+"""Rules for the numbers that users give: neighbours, radius, threads."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from metah_runtime.errors import ConfigError
+
+MAX_THREADS = 1024
+
+_INT64_MAX = int(np.iinfo(np.int64).max)
+
+
+def check_k(k: Any) -> int:
+    """Return ``k`` if it is a whole number >= 1 (at most 2^63 - 1); else raise ConfigError."""
+    if not _whole(k) or k < 1:
+        raise ConfigError(f"k must be a whole number >= 1, got {k!r}")
+    return min(int(k), _INT64_MAX)
+
+
+def check_radius(radius: Any) -> int:
+    """Return ``radius`` if it is a whole number >= 0; else raise ConfigError."""
+    if not _whole(radius) or radius < 0:
+        raise ConfigError(f"radius must be a whole number >= 0, got {radius!r}")
+    return int(radius)
+
+
+def check_threads(threads: Any) -> int:
+    """Return ``threads`` if it is in 1..1024, the usable cores for None; else raise ConfigError."""
+    if threads is None:
+        return usable_cores()
+    if not _whole(threads) or not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads must be a whole number in 1..{MAX_THREADS}, got {threads!r}")
+    return int(threads)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
