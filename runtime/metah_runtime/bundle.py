@@ -5,8 +5,9 @@
     BUNDLE/truth.npz       images and the trained model's logits, to repeat the comparison
     BUNDLE/engines/*.plan  TensorRT engines, added later by `metah-export engine`
 
-Nothing is read but manifest.json and the files it lists, and no byte of a listed file is handed on
-before its digest is checked. Files that the manifest does not list are ignored.
+manifest.json holds a digest of itself too, so that a changed byte anywhere is found. Nothing is
+read but manifest.json and the files it lists, and no byte of a listed file is handed on before its
+digest is checked. Files that the manifest does not list are ignored.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from metah_runtime.images import Preprocess
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+DIGEST = "digest"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 ENGINE_KINDS = ("tensorrt", "tensorrt-rtx")
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -168,8 +170,7 @@ def fingerprint(*, model_sha256: str, preprocess: Preprocess, bits: int) -> str:
         "model": model_sha256,
         "preprocess": preprocess.to_dict(),
     }
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _sha256_of(parts)
 
 
 def write_bundle(
@@ -219,7 +220,7 @@ def write_bundle(
         for name, data in contents.items():
             (staging / name).parent.mkdir(exist_ok=True)
             files.write_bytes(staging / name, data)
-        files.write_json(staging / MANIFEST, value)
+        files.write_json(staging / MANIFEST, seal(value))
         Bundle.open(staging)
     return Bundle(folder, manifest)
 
@@ -253,8 +254,19 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     target = bundle.path / engine.file
     target.parent.mkdir(exist_ok=True)
     files.write_bytes(target, plan)
-    files.write_json(bundle.path / MANIFEST, schema.to_json(manifest))
+    files.write_json(bundle.path / MANIFEST, seal(schema.to_json(manifest)))
     return Bundle(bundle.path, manifest)
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's JSON object with ``digest``: SHA-256 of all else, keys sorted."""
+    rest = {key: value for key, value in manifest.items() if key != DIGEST}
+    return {**rest, DIGEST: _sha256_of(rest)}
+
+
+def _sha256_of(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -268,6 +280,8 @@ def _read_manifest(folder: Path) -> Manifest:
         value = schema.parse_json(data)
     except ValueError as error:
         raise _damaged(path, f"not valid JSON ({error})") from error
+    if isinstance(value, dict) and value.get("format") == FORMAT and seal(value) != value:
+        raise _damaged(path, "its digest is not that of its contents")
     return _from_dict(value, path)
 
 
@@ -280,7 +294,7 @@ def _from_dict(value: Any, path: Path) -> Manifest:
             "fix: export again with this program, or install the version that wrote it"
         )
     try:
-        manifest = schema.from_json(Manifest, value)
+        manifest = schema.from_json(Manifest, {k: v for k, v in value.items() if k != DIGEST})
         check_bits(manifest.bits)
     except ValueError as error:
         raise _damaged(path, str(error)) from error

@@ -16,7 +16,7 @@ import pytest
 from metah_export import cli, truth
 from metah_export.truth import SOURCE, Truth
 from metah_runtime import console, runners
-from metah_runtime.bundle import Bundle, fingerprint
+from metah_runtime.bundle import Bundle, fingerprint, seal
 
 Make = Callable[..., Bundle]
 Edit = Callable[[onnx.ModelProto], None]
@@ -57,7 +57,7 @@ def relist(bundle: Bundle, name: str, data: bytes) -> None:
         value["fingerprint"] = fingerprint(
             model_sha256=digest, preprocess=bundle.preprocess, bits=bundle.bits
         )
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(seal(value)))
 
 
 def refused(capsys: pytest.CaptureFixture[str], bundle: Bundle, text: str) -> None:
