@@ -7,7 +7,7 @@ import click
 
 from metah_runtime import console, files, schema
 from metah_runtime.bundle import ENGINE_KINDS, PRECISIONS
-from metah_runtime.errors import ConfigError, MissingExtra, ParityError
+from metah_runtime.errors import ConfigError, ParityError
 
 if TYPE_CHECKING:
     from metah_export.parity import Parity
@@ -81,11 +81,9 @@ def build(
     The codes of the exported model are compared with those of the trained one on real images of
     both domains. If they differ by more than the limit, nothing is written and the exit code is 1.
     """
-    try:
-        from metah_export import build as stage
-        from metah_export import config as configs
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "torch", "export") from error
+    from metah_export import build as stage
+    from metah_export import config as configs
+
     config = configs.load(file, options)
     engine = None if kind == "none" else _engine_config(kind, batch, targets, tf32)
     bundle, parity = stage.build(run, out, config, engine=engine)
@@ -107,10 +105,8 @@ def build(
 @_json
 def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> None:
     """Check BUNDLE here: digests, ONNX rules, one batch, and parity with the stored truth."""
-    try:
-        from metah_export import verify as stage
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "onnx") from error
+    from metah_export import verify as stage
+
     found = stage.verify(bundle, device=device, threads=threads)
     if as_json:
         console.print_json(
@@ -159,10 +155,8 @@ def engine(
     Where a GPU can run it, its codes are compared with the stored truth; over the limit, the
     bundle stays as it was and the exit code is 1.
     """
-    try:
-        from metah_export import engine as stage
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "onnx") from error
+    from metah_export import engine as stage
+
     opened, entry, reason = stage.engine(bundle, _engine_config(kind, batch, targets, tf32))
     size = opened.manifest.files[entry.file].size
     if as_json:
@@ -198,11 +192,9 @@ def compare(
     Codes are compared with the truth stored in each bundle. The exit code is 1 if a limit is
     broken.
     """
-    try:
-        from metah_export import compare as stage
-        from metah_export.compare_page import page as make_page
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "onnx") from error
+    from metah_export import compare as stage
+    from metah_export.compare_page import page as make_page
+
     found = stage.compare(
         bundles,
         device=device,
@@ -260,10 +252,8 @@ def triton(
     delay_us: int,
 ) -> None:
     """Write BUNDLE as a model of a Triton Inference Server's model repository."""
-    try:
-        from metah_export import triton as stage
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "onnx") from error
+    from metah_export import triton as stage
+
     config = stage.TritonConfig(
         name=name,
         backend=backend,

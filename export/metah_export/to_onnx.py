@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metah_export.onnx_rules import BATCH, CODES, INPUT, IR_VERSION, LOGITS, OPSET, check_model
 from metah_runtime.codes import check_bits
-from metah_runtime.errors import BundleError, ConfigError
+from metah_runtime.errors import BundleError, ConfigError, require
 
 MAX_BATCH = 65_536
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -54,9 +54,10 @@ def to_onnx(
 
     Input ``images`` uint8 [batch, H, W, C]; outputs ``codes`` uint8 [batch, bits/8] and ``logits``
     float32 [batch, bits]; the axis ``batch`` is free. Weights lie inside the file. The model's
-    training mode is put back. Raises BundleError if the result breaks one of these rules and
-    ConfigError if the model cannot be traced.
+    training mode is put back. Raises BundleError if the result breaks one of these rules,
+    ConfigError if the model cannot be traced and MissingExtra without onnxscript.
     """
+    require("onnxscript")
     wrapped = CodeModel(model, bits)
     modes = {module: module.training for module in wrapped.modules()}
     wrapped.eval()

@@ -10,11 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import click
 
-from metah_runtime.errors import MetahError
+from metah_runtime.errors import MetahError, MissingExtra
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any] | click.Command)
@@ -82,6 +83,10 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
     (no such file, disk full) is one line on stderr, never a traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stdout is None:
+        _fail(program, "standard output is closed; fix: > /dev/null to drop it", 1)
     try:
         status = command.main(
             args=None if args is None else list(args), prog_name=program, standalone_mode=False
@@ -99,6 +104,11 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
         _fail(program, error.format_message(), error.exit_code)
     except MetahError as error:
         _fail(program, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = MissingExtra.of(error)
+        if missing is None:
+            raise
+        _fail(program, str(missing), missing.exit_code)
     except BrokenPipeError:
         # The reader of stdout is gone (`... | head`): leave nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

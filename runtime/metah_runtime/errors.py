@@ -1,5 +1,7 @@
 """The errors that METAH raises on purpose: each names the value, the rule and the fix."""
 
+from importlib import import_module
+
 
 class MetahError(Exception):
     """A failure that the user can understand and act on; commands print it as one line, exit 1."""
@@ -64,6 +66,23 @@ class BackendUnavailable(MetahError):  # noqa: N818
     """The device or library that was asked for cannot be used here."""
 
 
+EXTRAS = {
+    "faiss": "bench",
+    "matplotlib": "train",
+    "onnx": "onnx",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "pyarrow": "parquet",
+    "safetensors": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "timm": "vision",
+    "torch": "train",
+    "torchvision": "vision",
+}
+"""Top-level module that an optional part imports -> the extra that installs it."""
+
+
 class MissingExtra(BackendUnavailable):
     """A package of an optional extra is not installed."""
 
@@ -74,3 +93,18 @@ class MissingExtra(BackendUnavailable):
         )
         self.package = package
         self.extra = extra
+
+    @classmethod
+    def of(cls, error: ModuleNotFoundError) -> "MissingExtra | None":
+        """Return the error that explains a failed import, None if no extra has the module."""
+        module = (error.name or "").partition(".")[0]
+        return cls(module, EXTRAS[module]) if module in EXTRAS else None
+
+
+def require(*modules: str) -> None:
+    """Import modules of extras; raise MissingExtra for the first that is not installed."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(module, EXTRAS[module]) from error

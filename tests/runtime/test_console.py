@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from metah_runtime import console
+from metah_runtime.errors import MissingExtra, require
 
 PROGRAM = """
 import os, sys, time
@@ -84,6 +85,40 @@ def test_a_mistake_is_one_line_and_its_status(args: list[str], status: int, mess
     assert stderr.startswith("prog: error: ")
     assert message in stderr
     assert stderr.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command, as if the first module of its extra that it needs were not installed."""
+    blocked = "import sys; sys.modules[sys.argv.pop(1)] = None; from {} import main; main()"
+    for module, command, args, extra in (
+        ("torch", "metah_train.cli", ["fit", "--out", tmp_path / "r"], "train"),
+        ("sklearn", "metah_train.cli", ["data", "digits", "--out", tmp_path / "d"], "train"),
+        ("onnx", "metah_export.cli", ["verify", tmp_path], "onnx"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", blocked.format(command), module, *args],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert f"fix: pip install 'metah[{extra}]'" in done.stderr
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"metah\[cpu\]"):
+        require("onnxruntime")
+
+
+def test_a_closed_standard_output_is_said() -> None:
+    program = "from metah_runtime.cli import main; main()"
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "{program}" --help >&-', sys.executable],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "metah-search: error: standard output is closed; fix: > /dev/null to drop it\n"
+    )
 
 
 def test_a_bug_keeps_its_traceback() -> None:
