@@ -59,7 +59,7 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-triton build build-* dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Needs strace, and root for mounts and other users; what is absent is skipped with a reason.
 .PHONY: test-faults

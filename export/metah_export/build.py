@@ -22,9 +22,9 @@ from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
 from metah_runtime import console, schema
 from metah_runtime.bundle import Bundle, check_new, write_bundle
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
-from metah_runtime.errors import DataError
+from metah_runtime.errors import DataError, require
 from metah_train.checkpoint import Run
-from metah_train.data import load_split
+from metah_train.data import split_of
 from metah_train.evaluate import encode
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def build(
     EngineError and BackendUnavailable for what cannot be used.
     """
     config = BuildConfig() if config is None else config
+    require("onnxruntime", "onnxscript")
     check_new(out)
     if not isinstance(run, Run):
         run = Run.open(run)
     if split is None:
-        split = load_split(run.data, run.direction, seed=run.config.seed, preprocess=run.preprocess)
+        split = split_of(run.config)
     if split.preprocess != run.preprocess:
         raise DataError(f"the data's preprocessing {split.preprocess} is not the run's")
     if config.threads is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from metah_export.parity import LIMITS, Limits
 from metah_export.quantize import Calibration
 from metah_runtime.bundle import PRECISIONS
+from metah_runtime.checks import check_threads
 from metah_runtime.errors import ConfigError
 
 MIN_IMAGES = 500
@@ -39,8 +40,8 @@ class BuildConfig:
             raise ConfigError(f"images must be at least {MIN_IMAGES}, got {self.images}")
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if self.threads is not None:
+            check_threads(self.threads)
 
     @property
     def allowed(self) -> Limits:

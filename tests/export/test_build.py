@@ -21,8 +21,10 @@ from metah_runtime import console, runners
 from metah_runtime.bundle import Bundle
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, DataError, ParityError
+from metah_train import config as configs
+from metah_train import loop
 from metah_train.checkpoint import Run
-from metah_train.data import Split
+from metah_train.data import Split, SplitSizes, load_split, split_of
 from metah_train.evaluate import encode
 
 CONFIG = BuildConfig(images=600, threads=1)
@@ -153,7 +155,7 @@ def test_build_refuses_before_it_works(run: Run, split: Split, tmp_path: Path) -
         ({"images": 499}, "images must be at least 500, got 499"),
         ({"precision": "fp5"}, "precision must be one of fp32, .*, got 'fp5'"),
         ({"seed": -1}, "seed must be >= 0"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be a whole number in 1..1024, got 0"),
     ],
 )
 def test_build_config_rules(changes: dict[str, Any], match: str) -> None:
@@ -244,11 +246,34 @@ def test_verify_finds_a_model_that_breaks_a_rule(bundle: Bundle) -> None:
         verify(bundle.path)
 
 
+def test_the_data_of_the_run_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training seed must not choose the split: queries would calibrate and be compared."""
+    settings = {"bits": 16, "seed": 5, "steps": 2, "features": 16, "threads": 1}
+    sizes = ("split.synthetic=700", "split.queries_per_class=7", "data_seed=3")
+    config = configs.load("digits", settings, sizes)
+    run = loop.fit(config, split_of(config), tmp_path / "run")
+    seen = []
+
+    def stop(run: Run, split: Split, **_: object) -> None:
+        seen.append(split)
+        raise DataError("seen")
+
+    monkeypatch.setattr("metah_export.build.collect_truth", stop)
+    with pytest.raises(DataError, match="seen"):
+        build(run.path, tmp_path / "bundle")
+    (split,) = seen
+    known = load_split(
+        "digits", "syn2real", seed=3, sizes=SplitSizes(synthetic=700, queries_per_class=7)
+    )
+    assert list(split.query.names) == list(known.query.names)
+    assert list(split.target_train.names) == list(known.target_train.names)
+
+
 def _relist(bundle: Bundle, name: str, data: bytes) -> None:
     """Write a manifest that fits a changed file, as someone who means harm would."""
     import hashlib
 
-    from metah_runtime.bundle import fingerprint
+    from metah_runtime.bundle import fingerprint, seal
 
     path = bundle.path / "manifest.json"
     value = json.loads(path.read_text())
@@ -258,7 +283,7 @@ def _relist(bundle: Bundle, name: str, data: bytes) -> None:
         value["fingerprint"] = fingerprint(
             model_sha256=digest, preprocess=bundle.preprocess, bits=bundle.bits
         )
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(seal(value)))
 
 
 def test_verify_imports_no_torch(bundle: Bundle) -> None:

@@ -54,6 +54,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_training_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = program("fit", "--out", str(out), *SETTINGS, "--set", "lr=1e30", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the loss is nan" in done.stderr
+    assert not out.exists()
+    done = program("fit", "--out", str(out), *SETTINGS, "--set", "batch=600", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the source training set has 180 images, a batch takes 600" in done.stderr
+
+
 def test_fit_writes_a_run_and_its_evaluation(run: Path) -> None:
     assert Run.open(run).config.bits == 16
     found = json.loads((run / "evaluation.json").read_text())

@@ -18,9 +18,8 @@ from torch import nn
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, RunError
 from metah_train import schedule
 from metah_train.checkpoint import Run
-from metah_train.commands import load_split
 from metah_train.config import Config, load
-from metah_train.data import ArrayImages, Split
+from metah_train.data import ArrayImages, Split, split_of
 from metah_train.evaluate import encode
 from metah_train.loop import fit, task_of
 from metah_train.methods import METHODS, method_class
@@ -126,7 +125,7 @@ def test_a_killed_process_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not finished"):
         Run.open(tmp_path / "killed")
     same = load("digits", {"bits": 16}, settings)
-    split = load_split(same)
+    split = split_of(same)
     steps: list[int] = []
     a = logits(
         split,

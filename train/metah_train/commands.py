@@ -58,6 +58,7 @@ def fit(
     """Train a method on labelled source and unlabelled target images, and score it."""
     from metah_train import config as configs
     from metah_train import loop
+    from metah_train.data import split_of
     from metah_train.data.splits import describe
     from metah_train.evaluate import evaluate as score
 
@@ -65,8 +66,7 @@ def fit(
     config = configs.load(recipe, given, assignments)
     out = default_out(config) if out is None else out
     loop.check_folder(out, resume=resume, overwrite=overwrite)
-    split = load_split(config)
-    click.echo("\n".join(describe(split)), err=True)
+    split = split_of(config)
     start = time.monotonic()
     done = 0
     with console.progress_bar(config.method, unit="step") as advance:
@@ -77,7 +77,12 @@ def fit(
             advance(step - done, note=note, total=total)
             done = step
 
-        run = loop.fit(config, split, out, resume=resume, overwrite=overwrite, report=report)
+        def begin() -> None:
+            click.echo("\n".join(describe(split)), err=True)
+
+        run = loop.fit(
+            config, split, out, resume=resume, overwrite=overwrite, begin=begin, report=report
+        )
     click.echo(f"{run.path}: trained in {time.monotonic() - start:.0f} s", err=True)
     if evaluate:
         _print_evaluation(score(run, split))
@@ -90,10 +95,11 @@ def fit(
 def evaluate(run: Path, radius: int, as_json: bool) -> None:
     """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json."""
     from metah_train.checkpoint import Run
+    from metah_train.data import split_of
     from metah_train.evaluate import evaluate as score
 
     opened = Run.open(run)
-    result = score(opened, load_split(opened.config), radius=radius)
+    result = score(opened, split_of(opened.config), radius=radius)
     if as_json:
         console.print_json(result)
     else:
@@ -104,19 +110,6 @@ def default_out(config: "Config") -> Path:
     """Return runs/DATA-DIRECTION-METHOD-BITS-sSEED."""
     parts = [config.data.partition(":")[0], config.direction, config.method, str(config.bits)]
     return Path("runs") / "-".join([part for part in parts if part] + [f"s{config.seed}"])
-
-
-def load_split(config: "Config") -> Any:
-    """Return the split that a configuration names."""
-    from metah_train import data
-
-    return data.load_split(
-        config.data,
-        config.direction,
-        seed=config.data_seed,
-        sizes=config.split,
-        preprocess=config.preprocess,
-    )
 
 
 def _print_evaluation(result: Mapping[str, Any]) -> None:

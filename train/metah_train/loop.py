@@ -41,6 +41,7 @@ def fit(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    begin: Callable[[], None] | None = None,
     report: Report | None = None,
     cache: FeatureCache | None = None,
 ) -> Run:
@@ -48,8 +49,9 @@ def fit(
 
     ``out`` must not exist, unless ``resume`` (go on with an interrupted run of the same settings;
     a finished one is returned as it is) or ``overwrite`` (remove the run that is there).
-    cache: of backbones and features that shallow methods share.
-    Raises ConfigError, DataError, RunError or BackendUnavailable.
+    begin is called when all checks are passed, before the first step; cache: of backbones and
+    features that shallow methods share. A run that ends before its first saved state leaves no
+    folder behind. Raises ConfigError, DataError, RunError or BackendUnavailable.
     """
     out = Path(out)
     task = task_of(split)
@@ -62,15 +64,18 @@ def fit(
         finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
         if finished is not None:
             return finished
+        if begin is not None:
+            begin()
 
         def run() -> int:
             return train(trained, split, out, resume=resume, report=report)
 
-        if isinstance(method, ShallowMethod):
-            steps = train_backbone(method, split, run, cache)
-            fit_shallow(method, split, cache)
-        else:
-            steps = run()
+        with _no_empty_run(out):
+            if isinstance(method, ShallowMethod):
+                steps = train_backbone(method, split, run, cache)
+                fit_shallow(method, split, cache)
+            else:
+                steps = run()
         if isinstance(method, DeepMethod) and config.statistics == "target":
             reestimate_statistics(method.model, split.target_train, config.batch)
         save_run(
@@ -123,6 +128,17 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
             "or another --out"
         )
     return True
+
+
+@contextmanager
+def _no_empty_run(out: Path) -> Iterator[None]:
+    """Remove ``out`` if the block fails before a state to go on from was saved."""
+    try:
+        yield
+    except BaseException:
+        if {path.name for path in out.iterdir()} <= {checkpoint.METRICS}:
+            shutil.rmtree(out)
+        raise
 
 
 def check_sizes(method: DeepMethod[Any], split: "Split") -> None:

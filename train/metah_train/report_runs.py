@@ -7,7 +7,7 @@ from metah_runtime import console
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError
 from metah_train.checkpoint import Run
-from metah_train.data import ImageSet, load_split
+from metah_train.data import ImageSet, split_of
 from metah_train.evaluate import encode
 from metah_train.report import Report, compare
 
@@ -39,13 +39,7 @@ def compare_runs(paths: Sequence[Path], *, queries: int = 10, k: int = 10) -> Re
                     f"the runs of a report must agree: {name} is {ours} in {first.path}, "
                     f"{theirs} in {run.path}"
                 )
-    split = load_split(
-        first.data,
-        first.direction,
-        seed=first.config.data_seed,
-        sizes=first.config.split,
-        preprocess=first.preprocess,
-    )
+    split = split_of(first.config)
     names = method_names(runs)
     codes: dict[str, tuple[Codes, Codes]] = {}
     for name, run in console.progress(list(zip(names, runs, strict=True)), "encode", unit="runs"):

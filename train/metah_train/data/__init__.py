@@ -1,11 +1,15 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.images import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
 from metah_train.data.splits import SplitSizes, make_split
+
+if TYPE_CHECKING:
+    from metah_train.config import Config
 
 __all__ = [
     "ArrayImages",
@@ -15,6 +19,7 @@ __all__ = [
     "SplitSizes",
     "load_split",
     "make_split",
+    "split_of",
 ]
 
 FORMS = (
@@ -64,3 +69,14 @@ def load_split(
         split = module.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess)
     assert isinstance(split, Split)
     return split
+
+
+def split_of(config: "Config") -> Split:
+    """Return the split that a run of this configuration trains, selects and is scored on."""
+    return load_split(
+        config.data,
+        config.direction,
+        seed=config.data_seed,
+        sizes=config.split,
+        preprocess=config.preprocess,
+    )
