@@ -92,25 +92,24 @@ def command(*words: object) -> None:
 
 
 def together(commands: Iterable[Sequence[object]], workers: int) -> None:
-    """Run commands side by side; the output of each appears when it ends."""
+    """Run commands side by side; the last line of each appears when it ends."""
 
-    def run(words: Sequence[object]) -> tuple[Sequence[object], float, str, int]:
-        begin = time.monotonic()
+    def run(words: Sequence[object]) -> tuple[Sequence[object], str, int]:
         done = subprocess.run(
             argv(words), check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        return words, time.monotonic() - begin, done.stdout, done.returncode
+        return words, done.stdout, done.returncode
 
     waiting = list(commands)
     for words in waiting:
         show(words)
     with ThreadPoolExecutor(workers) as pool:
-        for words, seconds, output, status in console.progress(
+        for words, output, status in console.progress(
             pool.map(run, waiting), "training", total=len(waiting)
         ):
             if status:
                 raise MetahError(f"{shlex.join(map(str, words))} failed:\n{output}")
-            click.echo(f"{output.rstrip()}  ({seconds:.0f} s)")
+            click.echo(output.rstrip().rpartition("\n")[2])
 
 
 def show(words: Sequence[object]) -> None:
