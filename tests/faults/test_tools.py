@@ -32,7 +32,7 @@ def test_the_checksum_under_the_sanitizers(tmp_path: Path) -> None:
 
 def test_the_parsers_under_a_fuzzer(tmp_path: Path, full: bool) -> None:
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("needs atheris: pip install 'metah[fuzz]'")
+        pytest.skip("needs atheris; `make test-faults` installs it")
     done = subprocess.run(
         [
             sys.executable,
