@@ -1,7 +1,6 @@
 """Bundles side by side: size, flipped bits, MAP and speed of every artefact that runs here."""
 
 import importlib.metadata
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from metah_export.truth import Truth
 from metah_export.verify import check_rules, limits_of, load_truth
 from metah_runtime import runners
 from metah_runtime.bundle import MODEL, Bundle, Engine
+from metah_runtime.checks import usable_cores
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.runners import Runner
 
@@ -108,7 +108,7 @@ def compare(
         rows=tuple(rows),
         machine=machine(),
         versions=_versions(),
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or usable_cores(),
         runs=len(runs),
     )
 
@@ -150,7 +150,7 @@ def machine() -> str:
                 break
     except OSError:
         pass
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+    return f"{name}, {usable_cores()} cores, {platform.system()}"
 
 
 def _onnx_row(

@@ -1,6 +1,5 @@
 """Sets of images, in memory or on disk, and the five sets of a transfer experiment."""
 
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.checks import usable_cores
 from metah_runtime.errors import DataError
 from metah_runtime.images import Preprocess, load_image
 
@@ -194,7 +194,7 @@ class _Cache:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))), "metah-decode")
+    return ThreadPoolExecutor(min(8, usable_cores()), "metah-decode")
 
 
 def _check_labels(labels: NDArray[Any] | None, n: int) -> NDArray[Any] | None:
