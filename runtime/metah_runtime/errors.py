@@ -68,17 +68,22 @@ class BackendUnavailable(MetahError):  # noqa: N818
 
 EXTRAS = {
     "faiss": "bench",
+    "fastapi": "serve",
     "matplotlib": "train",
     "onnx": "onnx",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "prometheus_client": "serve",
     "pyarrow": "parquet",
+    "python_multipart": "serve",
     "safetensors": "train",
     "scipy": "train",
     "sklearn": "train",
+    "starlette": "serve",
     "timm": "vision",
     "torch": "train",
     "torchvision": "vision",
+    "uvicorn": "serve",
 }
 """Top-level module that an optional part imports -> the extra that installs it."""
 

@@ -85,6 +85,13 @@ def picture(image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE) 
 
     image: a Pillow image or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Transparency is kept.
     """
+    return _uri(*encoded(image, size))
+
+
+def encoded(
+    image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE
+) -> tuple[str, bytes]:
+    """Return ("PNG" or "JPEG", bytes) of an image, at most ``size`` pixels wide and high."""
     from PIL import Image
 
     if not isinstance(image, Image.Image):
@@ -98,7 +105,7 @@ def picture(image: "Image.Image | NDArray[np.uint8]", size: int = PICTURE_SIZE) 
     kind = "PNG" if max(image.size) <= PIXEL_ART or image.mode == "RGBA" else "JPEG"
     data = io.BytesIO()
     image.save(data, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return kind, data.getvalue()
 
 
 def file_picture(path: str | os.PathLike[str], size: int = PICTURE_SIZE) -> str:
@@ -106,18 +113,29 @@ def file_picture(path: str | os.PathLike[str], size: int = PICTURE_SIZE) -> str:
 
     Raises ImageError for a file that is no readable image.
     """
+    return _uri(*encoded_thumbnail(path, size))
+
+
+def encoded_thumbnail(
+    source: str | os.PathLike[str] | bytes, size: int = PICTURE_SIZE
+) -> tuple[str, bytes]:
+    """Return ("PNG" or "JPEG", bytes) of an image file or its bytes, as ``file_picture`` shows it.
+
+    Raises ImageError.
+    """
     from PIL import ExifTags, Image
 
     from metah_runtime.images import FORMATS, Preprocess, load_image
 
-    load_image(path, Preprocess(height=1, width=1))  # refuses pipes, bombs and damaged files
-    with Image.open(path, formats=FORMATS) as image:
+    load_image(source, Preprocess(height=1, width=1))  # refuses pipes, bombs and damaged files
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    with Image.open(opened, formats=FORMATS) as image:
         width, height = image.size
         if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
     scale = min(1.0, size / max(width, height))
     height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    return picture(load_image(path, Preprocess(height=height, width=width)), size)
+    return encoded(load_image(source, Preprocess(height=height, width=width)), size)
 
 
 def file_tile(path: str | None, *, missing: str = "no image", distance: int | None = None) -> Tile:
@@ -160,6 +178,10 @@ def render(gallery: Gallery) -> str:
 </body>
 </html>
 """
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
 
 def _row(row: Row, bits: int) -> str:
