@@ -29,6 +29,7 @@ FORMS = (
     "'visda2017:ROOT[:LISTS]'",
     "'visda2017-objects:ROOT'",
     "'nuswide:ROOT'",
+    "'emoji:ROOT[:OPTIONS]'",
 )
 """The data sets, as ``load_split`` and the option ``--data`` name them."""
 
@@ -39,6 +40,7 @@ MODULES = {
     "visda2017": "visda2017",
     "visda2017-objects": "visda2017",
     "nuswide": "nuswide",
+    "emoji": "emoji",
 }
 """First part of a data set's name -> module of this package that loads it."""
 

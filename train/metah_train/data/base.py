@@ -1,9 +1,9 @@
 """Sets of images, in memory or on disk, and the five sets of a transfer experiment."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,8 @@ class Split:
     source_train, source_valid: labelled, disjoint, of the source domain. target_train: of the
     target domain, ``labels`` None. query, database: of the target domain, labelled (for the score
     alone), disjoint; target_train is all or a part of the database. The database is shuffled.
-    class_names[c] is the name of label c.
+    class_names[c] is the name of label c. groups: rows of ``query`` by name (such as seen and
+    unseen classes) that are also scored apart. ``emoji`` differs, and says how.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Split:
     target_train: ImageSet
     query: ImageSet
     database: ImageSet
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 class ArrayImages:

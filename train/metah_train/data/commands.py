@@ -36,6 +36,27 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
 
 
 @data.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
+@click.option(
+    "--packages",
+    type=click.Path(path_type=Path),
+    help="Folder that holds the npm packages, packed or not.  [default: npm fetches them]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
+def emoji(out: Path, packages: Path | None, seed: int) -> None:
+    """Write 1,911 emoji as Google (Noto) and as Twitter (Twemoji) draw them, 64 x 64.
+
+    They come from the npm packages emoji-datasource-google and emoji-datasource-twitter (130 MB),
+    whose contents are checked. OUT/{google,twitter}/CODEPOINTS.png, OUT/emoji.json, and
+    OUT/DIRECTION-{query,database}.txt with one path below OUT a line.
+    """
+    from metah_train.data.emoji_fetch import write
+
+    count = write(out, packages, seed=seed)
+    click.echo(f"{count} images in {console.printable(out)}; their licences: NOTICE.txt")
+
+
+@data.command()
 @click.argument("spec", metavar="DATA")
 @click.option("--direction", help="Default: the data set's first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
@@ -46,7 +67,8 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     DATA is digits or visda2017:ROOT (directions syn2real and real2syn), folder:SRC_DIR:TGT_DIR
     (src2tgt and tgt2src), listfile:FOLDER (src2tgt) or nuswide:ROOT (nus). visda2017:ROOT:LISTS
     takes the sets from list files, visda2017-objects:ROOT keeps objects of queries out of the
-    database.
+    database. emoji:ROOT (google2twitter and twitter2google) takes options: emoji:ROOT:OPTIONS with
+    subcategories, cross, unseen, separated by commas.
     """
     from metah_train.data import load_split
     from metah_train.data.splits import statistics
