@@ -3,77 +3,35 @@
 Only click is imported here: the help of a command shows in about a tenth of a second.
 """
 
-import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn
 
 import click
 
+from metah_runtime.command_group import Group, version_option
 from metah_runtime.errors import MetahError, MissingExtra
+from metah_runtime.progress import Advance, is_quiet, progress, progress_bar
 
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any] | click.Command)
-
-
-class Group(click.Group):
-    """A command group that suggests the nearest name on a typo and imports commands when called.
-
-    lazy: name -> ("package.module:attribute", summary). The group's own help shows the summary
-    and imports nothing.
-    """
-
-    def __init__(
-        self, *args: Any, lazy: Mapping[str, tuple[str, str]] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.lazy = dict(lazy or {})
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all sub-commands, sorted."""
-        return sorted({*super().list_commands(ctx), *self.lazy})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a sub-command, imported now if it is lazy; None if there is no such name."""
-        if cmd_name not in self.lazy:
-            return super().get_command(ctx, cmd_name)
-        from importlib import import_module
-
-        module, attribute = self.lazy[cmd_name][0].split(":")
-        command = getattr(import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of sub-commands without importing the lazy ones."""
-        limit = formatter.width - 6 - max(map(len, self.list_commands(ctx)), default=0)
-        rows: list[tuple[str, str]] = []
-        for name in self.list_commands(ctx):
-            if name in self.lazy:
-                rows.append((name, self.lazy[name][1]))
-            elif (command := self.commands[name]) and not command.hidden:
-                rows.append((name, command.get_short_help_str(limit)))
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the sub-command; an unknown name is a usage error with a suggestion."""
-        names = self.list_commands(ctx)
-        if args and args[0] not in names and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], names, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(names)}."
-            raise click.UsageError(f"No such command '{args[0]}'. {hint}", ctx)
-        return super().resolve_command(ctx, args)
+__all__ = [
+    "Advance",
+    "Group",
+    "is_quiet",
+    "note",
+    "print_json",
+    "print_table",
+    "printable",
+    "progress",
+    "progress_bar",
+    "run",
+    "say",
+    "version_option",
+    "warn",
+]
 
 
 def run(command: click.Command, program: str, args: Sequence[str] | None = None) -> NoReturn:
@@ -92,6 +50,7 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
             args=None if args is None else list(args), prog_name=program, standalone_mode=False
         )
         sys.stdout.flush()
+        _ignore_signals()  # all is done: let the interpreter end
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
@@ -100,6 +59,8 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
         _fail(program, "interrupted", 130)
     except _TerminatedError:
         _fail(program, "terminated", 143)
+    except click.NoSuchOption as error:
+        _fail(program, _no_such_option(error), error.exit_code)
     except click.ClickException as error:
         _fail(program, error.format_message(), error.exit_code)
     except MetahError as error:
@@ -118,24 +79,16 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
         _fail(program, f"{name}{error.strerror or error}", 1)
 
 
-def version_option() -> Callable[[F], F]:
-    """Return the ``--version`` option of a command group."""
+def say(message: str) -> None:
+    """Print a remark, such as what was done, to stdout; nothing with --quiet."""
+    if not is_quiet():
+        click.echo(message)
 
-    def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            from importlib.metadata import version
 
-            click.echo(f"{ctx.find_root().info_name} {version('metah')}")
-            ctx.exit()
-
-    return click.option(
-        "--version",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=show,
-        help="Show the version and exit.",
-    )
+def note(message: str) -> None:
+    """Print a remark on how a long step goes to stderr; nothing with --quiet."""
+    if not is_quiet():
+        click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
@@ -158,102 +111,29 @@ def print_json(value: Any) -> None:
     none). Bytes of a file name that are not UTF-8 come out as ``\udcXX`` (``os.fsencode`` of the
     parsed string gives them back).
     """
+    import json
+
     click.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
 ) -> None:
-    """Print a table to stdout, for people; cells are shown as given (no markup).
+    """Print a table to stdout, for people; cells are shown as given.
 
-    A column of numbers is aligned to the right. In a pipe no cell is cut.
+    A column of numbers is aligned to the right. In a pipe no cell is folded.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from metah_runtime.text_table import render
 
-    cells = [tuple(row) for row in rows]
-    table = Table(title=Text(title) if title else None, title_justify="left")
-    for index, column in enumerate(columns):
-        numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    tty = sys.stdout.isatty()
-    out = Console(soft_wrap=not tty)
-    if not tty:
-        out.width = max(out.measure(table, options=out.options.update(width=4096)).maximum, 1)
-    out.print(table)
-
-
-class Advance(Protocol):
-    """What moves a progress bar on."""
-
-    def __call__(self, n: int = 1, *, note: str = "", total: int | None = None) -> None:
-        """Count ``n`` items as done; show ``note`` below the bar; set the total if given."""
-
-
-@contextmanager
-def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[Advance]:
-    """Show a bar with count, rate (``unit``/s) and time left on stderr; yield its advance(n).
-
-    Silent when stderr is not a terminal.
-    """
-    if not sys.stderr.isatty():
-        yield lambda n=1, *, note="", total=None: None  # noqa: ARG005
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
+    click.echo(
+        render(
+            columns,
+            rows,
+            title,
+            width=_terminal_width() if sys.stdout.isatty() else None,
+            encoding=sys.stdout.encoding or "utf-8",
+        )
     )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s", style="progress.data.speed")
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    below = ""
-
-    class Bar(Progress):
-        def get_renderables(self) -> Iterable[Any]:
-            yield from super().get_renderables()
-            if below:
-                yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
-
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-
-        def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
-            nonlocal below
-            below = note or below
-            bar.update(task, advance=n, total=total)
-
-        yield advance
-
-
-def progress(
-    items: Iterable[T], label: str, total: int | None = None, unit: str = "it"
-) -> Iterator[T]:
-    """Yield ``items`` behind a progress bar on stderr; silent when stderr is not a terminal."""
-    if total is None and isinstance(items, Sequence):
-        total = len(items)
-    with progress_bar(label, total, unit) as advance:
-        for item in items:
-            yield item
-            advance()
 
 
 class _TerminatedError(BaseException):
@@ -264,12 +144,38 @@ def _terminate(_: int, __: object) -> NoReturn:
     raise _TerminatedError
 
 
+def _no_such_option(error: click.NoSuchOption) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(error.option_name, error.possibilities or [], n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"No such option '{error.option_name}'.{hint}"
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal: COLUMNS if set, else what the terminal says."""
+    try:
+        return max(int(os.environ.get("COLUMNS", "")), 20)
+    except ValueError:
+        pass
+    try:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, 20)
+    except OSError:
+        return 80
+
+
 def _one_line(message: str) -> str:
     text = " ".join(message.split())
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
+    _ignore_signals()  # a second Ctrl-C is no second message
     click.echo(f"{program}: error: {_one_line(message)}", err=True)
     sys.exit(status)
 

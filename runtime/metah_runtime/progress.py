@@ -1,0 +1,89 @@
+"""Progress of long steps: a bar on stderr with count, rate and time left."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import click
+
+T = TypeVar("T")
+
+QUIET = "metah_runtime.quiet"
+"""Key of click's root context: true after --quiet."""
+
+
+class Advance(Protocol):
+    """What moves a progress bar on."""
+
+    def __call__(self, n: int = 1, *, note: str = "", total: int | None = None) -> None:
+        """Count ``n`` items as done; show ``note`` below the bar; set the total if given."""
+
+
+def is_quiet() -> bool:
+    """Tell whether the running command was given --quiet."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and bool(ctx.find_root().meta.get(QUIET))
+
+
+@contextmanager
+def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[Advance]:
+    """Show a bar with count, rate (``unit``/s) and time left on stderr; yield its advance(n).
+
+    Silent when stderr is not a terminal, and with --quiet.
+    """
+    if not sys.stderr.isatty() or is_quiet():
+        yield lambda n=1, *, note="", total=None: None  # noqa: ARG005
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s", style="progress.data.speed")
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    below = ""
+
+    class Bar(Progress):
+        def get_renderables(self) -> Iterable[Any]:
+            yield from super().get_renderables()
+            if below:
+                yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
+
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
+            nonlocal below
+            below = note or below
+            bar.update(task, advance=n, total=total)
+
+        yield advance
+
+
+def progress(
+    items: Iterable[T], label: str, total: int | None = None, unit: str = "it"
+) -> Iterator[T]:
+    """Yield ``items`` behind a progress bar on stderr; silent when stderr is not a terminal."""
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    with progress_bar(label, total, unit) as advance:
+        for item in items:
+            yield item
+            advance()
