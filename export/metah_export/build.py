@@ -25,7 +25,7 @@ from metah_runtime.codes import BIT_ORDER, BIT_RULE
 from metah_runtime.errors import DataError, require
 from metah_train.checkpoint import Run
 from metah_train.data import split_of
-from metah_train.evaluate import encode
+from metah_train.evaluate import encode, stored_evaluation
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
@@ -46,13 +46,15 @@ def build(
 
     split: the run's data, loaded again if None; engine: build one too. Raises ParityError, and
     leaves nothing behind, if a limit is broken; BundleError if ``out`` exists; RunError, DataError,
-    EngineError and BackendUnavailable for what cannot be used.
+    EngineError and BackendUnavailable for what cannot be used. The scores that ``evaluate`` left in
+    the run go into the manifest and the model card.
     """
     config = BuildConfig() if config is None else config
     require("onnxruntime", "onnxscript")
     check_new(out)
     if not isinstance(run, Run):
         run = Run.open(run)
+    evaluation = stored_evaluation(run)
     if split is None:
         split = split_of(run.config)
     if split.preprocess != run.preprocess:
@@ -96,7 +98,7 @@ def build(
         precision=config.precision,
         opset=opset_of(load_model(model)),
         versions=versions(),
-        training=_training(run, config),
+        training=_training(run, config, evaluation),
         parity=result.to_dict(),
         extra={truth.FILE: known.to_bytes()},
         engines=engines,
@@ -170,8 +172,10 @@ def calibration_images(split: "Split", calibration: Calibration) -> NDArray[np.u
     return np.concatenate([split.source_train.load(source), split.target_train.load(target)])
 
 
-def _training(run: Run, config: BuildConfig) -> dict[str, object]:
-    """Return the run's settings, and those of the export, for the manifest."""
+def _training(
+    run: Run, config: BuildConfig, evaluation: dict[str, object] | None
+) -> dict[str, object]:
+    """Return the run's settings and scores, and the settings of the export, for the manifest."""
     calibrated = config.precision in CALIBRATED
     return {
         "calibration": schema.to_json(config.calibration) if calibrated else None,
@@ -179,5 +183,7 @@ def _training(run: Run, config: BuildConfig) -> dict[str, object]:
         "config": run.config.to_dict(),
         "data": run.data,
         "direction": run.direction,
+        "evaluation": evaluation,
+        "licence": config.licence,
         "run": run.digest,
     }

@@ -52,6 +52,7 @@ _tf32 = click.option("--tf32", is_flag=True, help="Allow TF32, which flips bits 
     type=click.Choice(("minmax", "entropy", "percentile")),
     help="How int8 finds its ranges  [default: minmax]",
 )
+@click.option("--licence", metavar="TEXT", help="Licence of the model, for its model card.")
 @click.option(
     "--engine",
     "kind",

@@ -22,7 +22,8 @@ class BuildConfig:
 
     precision: of the weights and activations between pixels and hash head; images: how many the
     codes are compared on, of both domains; seed: of their choice; limits: what may differ, None for
-    the default of the precision; calibration: of int8 and fp8; threads: CPU threads, None = all.
+    the default of the precision; calibration: of int8 and fp8; threads: CPU threads, None = all;
+    licence: of the model, one line that its card repeats, None = not stated.
     """
 
     precision: str = "fp32"
@@ -31,8 +32,13 @@ class BuildConfig:
     limits: Limits | None = None
     calibration: Calibration = field(default_factory=Calibration)
     threads: int | None = None
+    licence: str | None = None
 
     def __post_init__(self) -> None:
+        if self.licence is not None and not (
+            isinstance(self.licence, str) and self.licence.strip() and self.licence.isprintable()
+        ):
+            raise ConfigError(f"licence must be one line of text, got {self.licence!r}")
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ConfigError(f"precision must be one of {known}, got {self.precision!r}")
@@ -104,7 +110,8 @@ def _make(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"unknown key {prefix}{key}; known: {', '.join(sorted(known))}")
-        if isinstance(value, bool) or (isinstance(value, str) and known[key].type is not str):
+        text = known[key].type in (str, str | None)
+        if isinstance(value, bool) or (isinstance(value, str) and not text):
             raise ConfigError(f"{prefix}{key} must be a number, got {value!r}")
     try:
         return kind(**values)

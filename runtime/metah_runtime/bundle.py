@@ -2,6 +2,7 @@
 
     BUNDLE/manifest.json   what the model is and the SHA-256 and size of every other file
     BUNDLE/model.onnx      images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits (n, bits)
+    BUNDLE/MODEL_CARD.md   the same facts for people (``card``)
     BUNDLE/truth.npz       images and the trained model's logits, to repeat the comparison
     BUNDLE/engines/*.plan  TensorRT engines, added later by `metah-export engine`
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metah_runtime import files, schema
+from metah_runtime import card, files, schema
 from metah_runtime.codes import BIT_ORDER, BIT_RULE, check_bits
 from metah_runtime.errors import BundleError
 from metah_runtime.images import Preprocess
@@ -194,10 +195,7 @@ def write_bundle(
     """
     folder = check_new(path)
     contents = {MODEL: model, **(extra or {}), **{e.file: plan for e, plan in engines}}
-    listed = {
-        name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        for name, data in contents.items()
-    }
+    listed = {name: _entry(data) for name, data in contents.items()}
     digest = listed[MODEL].sha256
     manifest = Manifest(
         format=FORMAT,
@@ -214,13 +212,14 @@ def write_bundle(
         training=training,
         parity=parity,
     )
-    value = schema.to_json(manifest)
-    _from_dict(value, folder / MANIFEST)
+    _from_dict(schema.to_json(manifest), folder / MANIFEST)
+    contents[card.FILE] = card.render(manifest).encode()
+    manifest = replace(manifest, files={**listed, card.FILE: _entry(contents[card.FILE])})
     with files.new_folder(folder) as staging:
         for name, data in contents.items():
             (staging / name).parent.mkdir(exist_ok=True)
             files.write_bytes(staging / name, data)
-        files.write_json(staging / MANIFEST, seal(value))
+        files.write_json(staging / MANIFEST, seal(schema.to_json(manifest)))
         Bundle.open(staging)
     return Bundle(folder, manifest)
 
@@ -244,10 +243,9 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     if engine.model_sha256 != bundle.manifest.files[MODEL].sha256:
         raise BundleError(f"engine {engine.file} was built from another model than {bundle.path}")
     others = tuple(e for e in bundle.manifest.engines if e.file != engine.file)
-    entry = File(sha256=hashlib.sha256(plan).hexdigest(), size=len(plan))
     manifest = replace(
         bundle.manifest,
-        files={**bundle.manifest.files, engine.file: entry},
+        files={**bundle.manifest.files, engine.file: _entry(plan)},
         engines=(*others, engine),
     )
     _from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
@@ -256,6 +254,10 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     files.write_bytes(target, plan)
     files.write_json(bundle.path / MANIFEST, seal(schema.to_json(manifest)))
     return Bundle(bundle.path, manifest)
+
+
+def _entry(data: bytes) -> File:
+    return File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:

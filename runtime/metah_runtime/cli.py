@@ -10,12 +10,13 @@ _INDEX = "metah_runtime.index.commands"
 COMMANDS = {
     "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
     "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
+    "card": (f"{_HERE}.card:card", "Show the model card of a bundle."),
     "info": (f"{_INDEX}:info", "Show what an index holds."),
     "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare all checksums."),
     "compact": (f"{_INDEX}:compact", "Merge segments and free the space of removed codes."),
     "remove": (f"{_INDEX}:remove", "Remove codes by id."),
-    "export": (f"{_INDEX}:export", "Write all codes to a file: faiss, npy or parquet."),
-    "import": (f"{_INDEX}:import_", "Add the codes in a file: faiss, npy or parquet."),
+    "export": (f"{_INDEX}:export", "Write all codes to a file or a database."),
+    "import": (f"{_INDEX}:import_", "Add the codes in a file or a database."),
     "doctor": ("metah_runtime.doctor:doctor", "Show what runs on this machine and what to fix."),
 }
 

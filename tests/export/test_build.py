@@ -57,7 +57,9 @@ def test_the_bundle_says_what_it_is(built: Bundle, run: Run) -> None:
     assert manifest.preprocess == run.preprocess
     assert manifest.training["run"] == run.digest
     assert manifest.training["config"]["method"] == "metah"
-    assert set(manifest.files) == {"model.onnx", "truth.npz"}
+    assert set(manifest.files) == {"MODEL_CARD.md", "model.onnx", "truth.npz"}
+    assert manifest.training["evaluation"] is None
+    assert "Not evaluated" in built.read("MODEL_CARD.md").decode()
     assert {"torch", "onnx", "onnxruntime", "metah", "python"} <= set(manifest.versions)
     found = Parity.from_dict(manifest.parity)
     assert found.images == 600

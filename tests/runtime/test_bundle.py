@@ -49,7 +49,8 @@ def test_what_is_written_is_read(make_bundle: Make) -> None:
     assert read.manifest.training == {"seed": 3, "nested": {"a": [1]}}
     assert read.model_path == written.path / "model.onnx"
     assert read.read() == read.model_path.read_bytes()
-    assert sorted(p.name for p in read.path.iterdir()) == ["manifest.json", "model.onnx"]
+    names = sorted(p.name for p in read.path.iterdir())
+    assert names == ["MODEL_CARD.md", "manifest.json", "model.onnx"]
 
 
 def test_same_inputs_give_the_same_bytes(make_bundle: Make) -> None:

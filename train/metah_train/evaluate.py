@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metah_runtime import files, metrics
+from metah_runtime import files, metrics, schema
 from metah_runtime.codes import Codes, pack
-from metah_runtime.errors import DataError
+from metah_runtime.errors import DataError, RunError
 from metah_train.checkpoint import Run
 from metah_train.methods.base import HashModel
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
 
 EVALUATION = "evaluation.json"
+MAX_EVALUATION_BYTES = 1 << 20
 
 
 def encode(
@@ -70,6 +71,24 @@ def evaluate(run: Run, split: "Split", *, radius: int = 2) -> dict[str, Any]:
     }
     files.write_json(run.path / EVALUATION, result)
     return result
+
+
+def stored_evaluation(run: Run) -> dict[str, Any] | None:
+    """Return what ``evaluate`` wrote into the run, None if it was never evaluated.
+
+    Raises RunError if the file is damaged or tells of another run.
+    """
+    path = run.path / EVALUATION
+    fix = f"fix: metah-train evaluate {run.path}"
+    try:
+        found = schema.parse_json(files.read_regular(path, MAX_EVALUATION_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be used: {error}; {fix}") from error
+    if not isinstance(found, dict) or found.get("run_digest") != run.digest:
+        raise RunError(f"{path} tells of another run than this; {fix}")
+    return found
 
 
 def _score(
