@@ -8,8 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -177,6 +175,8 @@ def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             disk.rename(staging, path)
     except BaseException:
+        import shutil
+
         shutil.rmtree(staging, ignore_errors=True)
         raise
     sync_folder(path.parent)
@@ -209,7 +209,7 @@ def open_regular(path: Path) -> int:
 
 def _beside(path: Path) -> Path:
     """Return a fresh hidden name in the same folder (and so on the same file system)."""
-    return path.parent / f".{path.name[:200]}.{secrets.token_hex(6)}.tmp"
+    return path.parent / f".{path.name[:200]}.{os.urandom(6).hex()}.tmp"
 
 
 def _sync_tree(folder: Path) -> None:

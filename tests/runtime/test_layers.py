@@ -4,10 +4,13 @@ import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import metah_runtime
+from metah_runtime import Index
 
 HEAVY = ("torch", "onnxruntime", "onnx", "onnxscript", "sklearn", "matplotlib")
 OPTIONAL = ("cuda", "cupy", "pycuda", "tensorrt", "tensorrt_rtx")
@@ -79,6 +82,19 @@ with click.Context(cli) as ctx:
 def test_the_help_of_metah_search_loads_nothing_heavy() -> None:
     code = "from metah_runtime.cli import cli\ncli.main(['--help'], standalone_mode=False)"
     assert loaded_after(code).isdisjoint({*HEAVY, "numpy", "PIL", "rich"})
+
+
+def test_a_search_by_code_loads_only_what_it_needs(tmp_path: Path) -> None:
+    with Index.create(tmp_path / "index", bits=16) as store:
+        store.add(np.zeros((3, 2), np.uint8), paths=["a", "b", "c"])
+    code = f"""
+from metah_runtime.cli import cli
+cli.main(["query", {str(tmp_path / "index")!r}, "--code", "0f0f"], standalone_mode=False)
+assert "metah_runtime.gallery" not in sys.modules
+"""
+    loaded = loaded_after(f"import sys\n{code}")
+    assert "numpy" in loaded
+    assert loaded.isdisjoint({*HEAVY, "PIL", "rich", "shutil", "secrets", "socket", "asyncio"})
 
 
 def test_the_public_names_are_lazy_and_complete() -> None:

@@ -3,18 +3,20 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 import numpy as np
 
-from metah_runtime import console, gallery
+from metah_runtime import console
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes
 from metah_runtime.commands.model import model_options, open_encoder
 from metah_runtime.errors import ConfigError
-from metah_runtime.files import write_bytes
 from metah_runtime.index import Index
+
+if TYPE_CHECKING:
+    from metah_runtime.gallery import Row
 
 SHOWN_TILES = 200
 
@@ -78,7 +80,7 @@ def query(
     elif html is None:
         _print_tables(found, search)
     else:
-        click.echo(f"wrote {console.printable(html)}")
+        console.say(f"wrote {console.printable(html)}")
 
 
 def _query_codes(
@@ -136,6 +138,9 @@ def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
 def _write_gallery(
     file: Path, store: Index, index: Path, found: Sequence[dict[str, Any]], search: Search
 ) -> None:
+    from metah_runtime import gallery
+    from metah_runtime.files import write_bytes
+
     kind, value = search
     page = gallery.Gallery(
         title=f"Nearest images by {store.bits}-bit codes",
@@ -151,7 +156,9 @@ def _write_gallery(
     write_bytes(file, gallery.render(page).encode())
 
 
-def _row(item: dict[str, Any]) -> gallery.Row:
+def _row(item: dict[str, Any]) -> "Row":
+    from metah_runtime import gallery
+
     matches = item["matches"]
     cut = f", the first {SHOWN_TILES} shown" if len(matches) > SHOWN_TILES else ""
     return gallery.Row(

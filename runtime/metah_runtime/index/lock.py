@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 def _sign(handle: int) -> None:
     """Write who holds the lock; a full disk is no reason to fail here."""
-    text = f"pid {os.getpid()} on {socket.gethostname()}\n".encode()
+    text = f"pid {os.getpid()} on {os.uname().nodename}\n".encode()
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, text, 0)

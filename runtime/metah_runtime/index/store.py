@@ -1,7 +1,6 @@
 """Index: codes on disk that survive crashes and damage, searched where they lie."""
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -70,7 +69,7 @@ class Index(Reader):
         """
         folder = Path(path)
         manifest = Manifest(
-            index_id=secrets.token_hex(16),
+            index_id=os.urandom(16).hex(),
             bits=check_bits(bits),
             fingerprint=fingerprint,
             model=model,
