@@ -66,6 +66,10 @@ class BackendUnavailable(MetahError):  # noqa: N818
     """The device or library that was asked for cannot be used here."""
 
 
+class ClusterError(MetahError):
+    """A cluster cannot be started, joined or trusted, or gave no complete answer in time."""
+
+
 EXTRAS = {
     "faiss": "bench",
     "fastapi": "serve",
@@ -74,7 +78,10 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "prometheus_client": "serve",
+    "psycopg": "pgvector",
     "pyarrow": "parquet",
+    "ray": "ray",
+    "pymilvus": "milvus",
     "python_multipart": "serve",
     "safetensors": "train",
     "scipy": "train",

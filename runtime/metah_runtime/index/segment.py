@@ -169,6 +169,13 @@ class Segment(Mapped):
         """Check what a search reads: codes and ids."""
         self.check(self._layout.codes, self._layout.ends)
 
+    def check_rows(self, start: int, stop: int) -> None:
+        """Check the codes of the rows [start, stop) and the ids."""
+        width = self.header.bits // 8
+        begin = self._layout.codes
+        self.check(begin + start * width, begin + stop * width)
+        self.check_ids()
+
     def check_ids(self) -> None:
         """Check the ids alone."""
         if self._ids is not None:
