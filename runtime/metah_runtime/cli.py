@@ -1,5 +1,7 @@
 """The command metah-search. Its sub-commands are imported when they run."""
 
+import os
+
 import click
 
 from metah_runtime import console
@@ -10,6 +12,7 @@ _INDEX = "metah_runtime.index.commands"
 COMMANDS = {
     "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
     "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
+    "serve": (f"{_HERE}.serve:serve", "Answer searches over HTTP, with a page to search on."),
     "card": (f"{_HERE}.card:card", "Show the model card of a bundle."),
     "info": (f"{_INDEX}:info", "Show what an index holds."),
     "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare all checksums."),
@@ -29,4 +32,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of metah-search."""
+    # numpy would start a thread a core for linear algebra, which no command of this program uses:
+    # that takes a third of the time of a query.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     console.run(cli, "metah-search")

@@ -1,0 +1,278 @@
+"""The HTTP interface: routes, what they take and give, and the page."""
+
+import asyncio
+import mimetypes
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from metah_runtime.errors import ImageError, IndexMismatch, MetahError
+from metah_runtime.serve import models
+from metah_runtime.serve.body import MAX_ID, read_query
+from metah_runtime.serve.decoding import DecoderDied, DecoderSlow, TooManyPixels
+from metah_runtime.serve.guard import Guard
+from metah_runtime.serve.openapi import document, problems, search_body
+from metah_runtime.serve.problems import Problem, busy, of_error, too_slow
+from metah_runtime.serve.searching import Reach
+from metah_runtime.serve.service import Service
+
+PAGE = FilePath(__file__).parent / "page"
+DEFAULT_COUNT = 10
+DEFAULT_LIMIT = 100
+SMALLEST, LARGEST = 16, 512
+
+RULE_OF_IMAGES = "an image is a whole file of a known format that can be decoded in time and memory"
+FIX_OF_IMAGES = "open it in an image viewer and save it again"
+
+
+def create_app(service: Service, page: FilePath = PAGE) -> Guard:
+    """Return the ASGI application of a service, which it starts and closes.
+
+    page: folder of the files that are served at /; they are read once, here.
+    """
+    settings, bits = service.settings, service.encoder.bits
+
+    class SearchParams(BaseModel):
+        """How far to look: k, or radius and how many of those within it."""
+
+        model_config = ConfigDict(extra="forbid")
+        k: int | None = Field(None, ge=1, le=settings.max_k, description="the k nearest")
+        radius: int | None = Field(None, ge=0, le=bits, description="all within so many bits")
+        limit: int | None = Field(
+            None, ge=1, le=settings.max_k, description="with radius: at most so many, the nearest"
+        )
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    api = FastAPI(
+        title="metah-search",
+        description="Exact search for images by their binary codes.",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+        redirect_slashes=False,
+    )
+
+    @api.post(
+        "/v1/search",
+        response_model=models.SearchAnswer,
+        responses=problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
+        openapi_extra=search_body(bits),
+        operation_id="search",
+    )
+    async def search(request: Request, params: Annotated[SearchParams, Query()]) -> Response:
+        """Find the images nearest to an image, a code or an indexed image."""
+        reach = _reach(params.k, params.radius, params.limit, settings.max_k)
+        client = request.client.host if request.client else ""
+        with service.gate.enter(client), service.budget.hold() as hold:
+            query = await read_query(request, settings, bits, hold)
+            try:
+                async with asyncio.timeout(settings.timeout):
+                    answer, times = await service.search(query, reach)
+            except TimeoutError:
+                raise too_slow(settings.timeout) from None
+        timing = ", ".join(f"{name};dur={1000 * value:.2f}" for name, value in times.items())
+        return JSONResponse(answer, headers={"Server-Timing": timing})
+
+    @api.get("/v1/index", response_model=models.IndexAnswer, operation_id="index")
+    async def index() -> Response:
+        """Say what is served: the index, its model, and what may be asked."""
+        return JSONResponse(_index_answer(service))
+
+    @api.get(
+        "/v1/images/{id}/thumbnail",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/png": {}, "image/jpeg": {}}},
+            **problems(404, 422, 429, 503, 504),
+        },
+        operation_id="thumbnail",
+    )
+    async def thumbnail(
+        request: Request,
+        image: Annotated[int, Path(alias="id", ge=0, le=MAX_ID)],
+        size: Annotated[int, Query(ge=SMALLEST, le=LARGEST)] = 160,
+    ) -> Response:
+        """Give a small picture of an indexed image."""
+        if service.thumbnails is None:
+            raise Problem(
+                404,
+                "this server has no pictures",
+                rule="pictures are served from one folder, named when the server starts",
+                fix="start it with --images FOLDER",
+            )
+        client = request.client.host if request.client else ""
+        with service.gate.enter(client):
+            try:
+                async with asyncio.timeout(settings.timeout):
+                    kind, picture = await service.thumbnail(image, size)
+            except TimeoutError:
+                raise too_slow(settings.timeout) from None
+            except ImageError as error:
+                raise of_error(
+                    404,
+                    error,
+                    rule="a picture is made from the file that the index names",
+                    fix="look at the file on the server",
+                ) from None
+        headers = {"Cache-Control": "private, max-age=300"}
+        return Response(picture, media_type=kind, headers=headers)
+
+    @api.get("/healthz", response_model=models.Health, operation_id="healthz")
+    async def healthz() -> Response:
+        """Say that the server runs."""
+        return JSONResponse({"status": "ok"})
+
+    @api.get(
+        "/readyz",
+        response_model=models.Health,
+        responses=problems(503),
+        operation_id="readyz",
+    )
+    async def readyz() -> Response:
+        """Say whether queries are welcome."""
+        reason = service.not_ready()
+        if reason is not None:
+            raise busy(f"not ready: {reason}", rule="queries go to a server that is ready")
+        return JSONResponse({"status": "ready"})
+
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+        operation_id="metrics",
+    )
+    async def metrics() -> Response:
+        """Give the counters, in the text format of Prometheus."""
+        return Response(service.metrics.text(), media_type=service.metrics.media_type)
+
+    for name, (kind, data) in _page_files(page).items():
+        _serve_file(api, name, kind, data)
+    _add_handlers(api)
+    document(api, bearer=settings.token is not None)
+    return Guard(api, settings, service.metrics)
+
+
+def _reach(k: int | None, radius: int | None, limit: int | None, most: int) -> Reach:
+    if radius is None and limit is None:
+        return Reach(k if k is not None else min(DEFAULT_COUNT, most))
+    if radius is None or k is not None:
+        raise Problem(
+            422,
+            "limit is given without radius" if radius is None else "k and radius are both given",
+            rule="give k, or radius and, if you like, limit",
+            fix="leave one out",
+        )
+    return Reach(limit if limit is not None else min(DEFAULT_LIMIT, most), radius)
+
+
+def _index_answer(service: Service) -> dict[str, Any]:
+    settings, encoder = service.settings, service.encoder
+    bundle = encoder.bundle
+    version = service.versions.current
+    most = settings.max_k
+    return {
+        "version": version.name,
+        "count": len(version.snapshot),
+        "bits": encoder.bits,
+        "bundle": {
+            "name": bundle.path.resolve().name,
+            "fingerprint": bundle.fingerprint,
+            "digest": bundle.manifest.files[bundle.model_path.name].sha256,
+            "device": encoder.device,
+            "image": list(bundle.preprocess.shape),
+        },
+        "distances": {"least": 0, "most": encoder.bits, "default": None},
+        "k": {"least": 1, "most": most, "default": min(DEFAULT_COUNT, most)},
+        "limit": {"least": 1, "most": most, "default": min(DEFAULT_LIMIT, most)},
+        "max_body": settings.max_body,
+        "max_pixels": settings.max_pixels,
+        "thumbnails": service.thumbnails is not None,
+    }
+
+
+def _page_files(folder: FilePath) -> dict[str, tuple[str, bytes]]:
+    """Return the page's files by the path at which they are served; index.html is /."""
+    files = {}
+    for file in sorted(folder.glob("*")):
+        if file.is_file() and re.fullmatch(r"[a-z][a-z0-9_-]*\.(html|js|css|svg|png)", file.name):
+            kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+            where = "/" if file.name == "index.html" else f"/{file.name}"
+            files[where] = (kind, file.read_bytes())
+    return files
+
+
+def _serve_file(api: FastAPI, where: str, kind: str, data: bytes) -> None:
+    async def give() -> Response:
+        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    api.add_api_route(where, give, include_in_schema=False)
+
+
+def _add_handlers(api: FastAPI) -> None:
+    @api.exception_handler(Problem)
+    async def problem(_: Request, error: Problem) -> Response:
+        return error.response()
+
+    @api.exception_handler(TooManyPixels)
+    async def pixels(_: Request, error: TooManyPixels) -> Response:
+        return of_error(
+            413, error, rule="images have a largest size", fix="make it smaller"
+        ).response()
+
+    @api.exception_handler(ImageError)
+    async def image(_: Request, error: ImageError) -> Response:
+        return of_error(422, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
+
+    @api.exception_handler(IndexMismatch)
+    async def unknown(_: Request, error: IndexMismatch) -> Response:
+        return of_error(
+            404, error, rule="an id is that of an indexed image", fix="take one from an answer"
+        ).response()
+
+    @api.exception_handler(DecoderDied)
+    async def died(_: Request, error: DecoderDied) -> Response:
+        return of_error(422, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
+
+    @api.exception_handler(DecoderSlow)
+    async def slow(_: Request, error: DecoderSlow) -> Response:
+        return of_error(504, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
+
+    @api.exception_handler(MetahError)
+    async def failed(_: Request, error: MetahError) -> Response:
+        return of_error(
+            500, error, rule="index and model work", fix="look at the server's log"
+        ).response()
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])
+        return Problem(
+            422,
+            f"{where}: {first['msg']}, got {first.get('input')!r:.60}",
+            rule="parameters are those of /openapi.json",
+            fix="correct or leave out the parameter",
+        ).response()
+
+    @api.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        rule, fix = "paths and methods are those of /openapi.json", "see /openapi.json"
+        return Problem(
+            error.status_code, str(error.detail), rule=rule, fix=fix, headers=error.headers
+        ).response()

@@ -1,0 +1,178 @@
+"""What every request passes first: the host, the token, the log, the headers of the answer."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from metah_runtime.serve.metrics import Metrics
+from metah_runtime.serve.problems import Problem
+from metah_runtime.serve.settings import Settings, is_loopback
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+PROTECTED = ("/v1/", "/metrics")
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+LINGER = 1.0
+"""Seconds in which the rest of a refused body is read, so that the client sees the answer."""
+
+log = logging.getLogger("metah.serve")
+
+
+class Guard:
+    """An ASGI application around another.
+
+    Without a token only requests to a loopback name are answered: a page of another site that
+    makes its own name point to this machine (DNS rebinding) is not.
+    """
+
+    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._token = None if settings.token is None else _digest(settings.token.encode())
+        self._drop = settings.max_body
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        request = _Request(scope, receive, send, self._drop)
+        start = perf_counter()
+        try:
+            problem = self._refusal(Headers(scope=scope), scope["path"])
+            if problem is None:
+                await self._app(scope, request.receive, request.send)
+            else:
+                await problem.response()(scope, request.receive, request.send)
+        except Exception:
+            log.exception("unexpected error")
+            if request.status is None:
+                await UNEXPECTED.response()(scope, request.receive, request.send)
+        finally:
+            self._note(scope, request.status, perf_counter() - start)
+
+    def _refusal(self, headers: Headers, path: str) -> Problem | None:
+        if self._token is None:
+            host = headers.get("host", "")
+            name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host
+            if not host.startswith("["):
+                name = host.partition(":")[0]
+            if not is_loopback(name.lower()):
+                return Problem(
+                    421,
+                    f"host {host!r:.80} is not this machine",
+                    rule="a server without a token answers to localhost and 127.0.0.1 alone",
+                    fix="use http://127.0.0.1:PORT, or start it with a token",
+                )
+            return None
+        if not path.startswith(PROTECTED):
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._token)
+        if right and scheme.lower() == "bearer":
+            return None
+        return Problem(
+            401,
+            "no valid token",
+            rule="the request needs the header Authorization: Bearer TOKEN",
+            fix="ask whoever runs this server for the token",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def _note(self, scope: MutableMapping[str, Any], status: int | None, seconds: float) -> None:
+        """Count and log a request: no path, no query, no header, no body of it."""
+        route = getattr(scope.get("route"), "path", "other")
+        shown = str(status or 499)
+        self._metrics.requests.labels(route, shown).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        client = scope.get("client")
+        log.info(
+            "request",
+            extra={
+                "facts": {
+                    "method": scope["method"] if scope["method"] in _METHODS else "other",
+                    "route": route,
+                    "status": int(shown),
+                    "ms": round(1000 * seconds, 2),
+                    "client": client[0] if client else None,
+                }
+            },
+        )
+
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+UNEXPECTED = Problem(
+    500,
+    "an unexpected error",
+    rule="the server's log says more",
+    fix="report it with the log",
+)
+
+
+class _Request:
+    """Follows one request: what of its body was read, and what was answered."""
+
+    def __init__(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, drop: int
+    ) -> None:
+        self._receive, self._send = receive, send
+        self._drop = drop
+        self.status: int | None = None
+        headers = Headers(scope=scope)
+        self._more = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self._expects = "expect" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._more = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store")
+            if self._more:  # answered before the body has come: this connection is of no more use
+                headers["Connection"] = "close"
+                if not self._expects:
+                    await self._linger()
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        dropped = 0
+        try:
+            async with asyncio.timeout(LINGER):
+                while self._more and dropped <= self._drop:
+                    dropped += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            pass
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()

@@ -1,0 +1,107 @@
+"""What FastAPI cannot tell about the interface by itself: bodies, problems, the token."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from metah_runtime.images import FORMATS
+from metah_runtime.serve.body import FIELD, MAX_ID
+from metah_runtime.serve.models import ProblemBody
+from metah_runtime.serve.problems import MEDIA_TYPE
+
+MEANINGS = {
+    400: "The request did not arrive whole",
+    401: "No valid token",
+    404: "No such image, or no picture of it",
+    405: "No such method here",
+    408: "The body did not arrive in time",
+    413: "The body or the image is too large",
+    415: "The body has a type that is not known",
+    421: "Not a name of this machine",
+    422: "A parameter, the image, the code or the id breaks a rule",
+    429: "Too many requests of one client; see Retry-After",
+    503: "Too many requests, or not ready; see Retry-After",
+    504: "No answer in time",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of the statuses under which a problem is given."""
+    schema = {"$ref": f"#/components/schemas/{ProblemBody.__name__}"}
+    return {
+        status: {"description": MEANINGS[status], "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def search_body(bits: int) -> dict[str, Any]:
+    """Return the OpenAPI request body of a search."""
+    image = {"type": "string", "format": "binary", "description": f"one of {', '.join(FORMATS)}"}
+    code = {"type": "string", "pattern": f"^[0-9a-fA-F]{{{bits // 4}}}$"}
+    number = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/*": {"schema": image},
+                "multipart/form-data": {"schema": _object(FIELD, image)},
+                "application/json": {
+                    "schema": {"oneOf": [_object("code", code), _object("id", number)]}
+                },
+            },
+        }
+    }
+
+
+def document(api: FastAPI, *, bearer: bool) -> None:
+    """Complete the OpenAPI document of ``api``; bearer: whether a token is needed."""
+    made: dict[str, Any] = {}
+
+    def complete() -> dict[str, Any]:
+        if not made:
+            made.update(
+                get_openapi(
+                    title=api.title,
+                    version=api.version,
+                    description=api.description,
+                    routes=api.routes,
+                )
+            )
+            parts = made["components"]
+            parts["schemas"][ProblemBody.__name__] = ProblemBody.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                parts["schemas"].pop(unused, None)
+            operations = [
+                (path, item) for path, methods in made["paths"].items() for item in methods.values()
+            ]
+            for path, operation in operations:
+                operation["responses"].update(_common(path, bearer))
+            if bearer:
+                parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        return made
+
+    def _common(path: str, bearer: bool) -> dict[str, Any]:
+        protected = path.startswith(("/v1/", "/metrics"))
+        status = (401 if protected else None) if bearer else 421
+        return {} if status is None else {str(status): problems(status)[status]}
+
+    def secured() -> dict[str, Any]:
+        value = complete()
+        if bearer:
+            for path, methods in value["paths"].items():
+                if path.startswith(("/v1/", "/metrics")):
+                    for operation in methods.values():
+                        operation["security"] = [{"token": []}]
+        return value
+
+    api.openapi = secured  # type: ignore[method-assign]
+
+
+def _object(key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {key: schema},
+        "required": [key],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,107 @@
+"""What a server is told: where it listens, whom it answers, and every limit."""
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from metah_runtime.checks import usable_cores
+from metah_runtime.errors import ConfigError
+from metah_runtime.images import MAX_PIXELS
+
+MIB = 1 << 20
+
+_TOKEN = re.compile(r"[!-~]{8,512}")
+"""Visible ASCII: what a header can carry as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One server. Sizes in bytes, times in seconds.
+
+    token: that every request under /v1 and /metrics must bear, None for no check (loopback only).
+    images: folder below which the pictures of indexed images may be read, None for no thumbnails.
+    max_body, max_pixels: of one image. max_k: neighbours in one answer. queue: requests at work
+    or waiting; per_client: of them from one address. max_batch, max_wait: a model run takes up to
+    so many images and waits so long for a second. timeout: from the whole body to the answer;
+    body_timeout: for the body; header_timeout: for the head of a request. connections: open at
+    once. decoders: processes that decode images. reload: between looks at the index's manifest.
+    drain: for requests at work when the server is told to stop. Raises ConfigError.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = field(default=None, repr=False)
+    images: Path | None = None
+    max_body: int = 16 * MIB
+    max_pixels: int = 50_000_000
+    max_k: int = 1000
+    queue: int = 256
+    per_client: int = 128
+    max_batch: int = 32
+    max_wait: float = 0.002
+    timeout: float = 10.0
+    body_timeout: float = 20.0
+    header_timeout: float = 10.0
+    connections: int = 512
+    decoders: int = field(default_factory=usable_cores)
+    reload: float = 1.0
+    drain: float = 10.0
+
+    def __post_init__(self) -> None:
+        _whole("port", self.port, 0, 65535)
+        _whole("max-body", self.max_body, 1024, 1 << 30)
+        _whole("max-pixels", self.max_pixels, 1, MAX_PIXELS)
+        _whole("max-k", self.max_k, 1, 100_000)
+        _whole("queue", self.queue, 1, 100_000)
+        _whole("per-client", self.per_client, 1, 100_000)
+        _whole("max-batch", self.max_batch, 1, 1024)
+        _whole("connections", self.connections, 1, 100_000)
+        _whole("decoders", self.decoders, 1, 256)
+        for item in fields(self):
+            if item.type is float:
+                least = 0.0 if item.name == "max_wait" else 0.01
+                _seconds(item.name.replace("_", "-"), getattr(self, item.name), least)
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise ConfigError(
+                f"the token must be 8 to 512 visible ASCII characters, got {len(self.token)} "
+                "characters; fix: python3 -c 'import secrets; print(secrets.token_urlsafe())'"
+            )
+        if self.token is None and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines and there is no token; "
+                "fix: --token-file FILE, or --host 127.0.0.1"
+            )
+        if self.images is not None and not self.images.is_dir():
+            raise ConfigError(f"--images {self.images}: no such folder")
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes of request bodies that may be in memory at once."""
+        return 16 * self.max_body
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address or name means this machine alone; other names do not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"--{name} must be a whole number in {low}..{high}, got {value!r}")
+
+
+def _seconds(name: str, value: object, low: float) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not low <= value <= 3600
+    ):
+        raise ConfigError(f"--{name} must be in {low}..3600 seconds, got {value!r}")
