@@ -12,10 +12,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["metah_runtime.index", "metah_runtime.schema"]):
+with atheris.instrument_imports(
+    include=["metah_runtime.doors", "metah_runtime.index", "metah_runtime.schema"]
+):
     from metah_runtime import _checksum
+    from metah_runtime.doors import faiss_file, npy_file
     from metah_runtime.errors import DataError, IndexCorrupt
-    from metah_runtime.index import interchange
     from metah_runtime.index.format import HEADER, FormatError, Header
     from metah_runtime.index.manifest import Manifest
     from metah_runtime.index.segment import RemovedRows, Segment
@@ -56,9 +58,9 @@ def _segment(data: bytes) -> None:
 def _foreign(data: bytes) -> None:
     FILE.unlink(missing_ok=True)
     FILE.write_bytes(data)
-    for kind in ("faiss", "npy"):
+    for door in (faiss_file, npy_file):
         with suppress(DataError):
-            for codes, _, _ in interchange.read(FILE, kind).batches():
+            for codes, _, _ in door.read(FILE).batches():
                 codes.sum()
 
 

@@ -190,8 +190,8 @@ import sys
 import numpy as np
 from metah_runtime import console
 from metah_runtime.cli import cli
-from metah_runtime.index import interchange
-true = interchange.read
+from metah_runtime.doors import formats
+true = formats.read
 def slow(*arguments):
     import dataclasses, time
     rows = true(*arguments)
@@ -200,7 +200,7 @@ def slow(*arguments):
         print("holding", flush=True)
         time.sleep(600)
     return dataclasses.replace(rows, batches=batches)
-interchange.read = slow
+formats.read = slow
 console.run(cli, "metah-search", sys.argv[1:])
 """
 

@@ -13,8 +13,9 @@ from metah_runtime.index.store import Index
 
 _INDEX = click.argument("index", type=click.Path(path_type=Path))
 _FORMAT = click.option(
-    "--format", "kind", help="faiss, npy or parquet [default: by the suffix of FILE]"
+    "--format", "kind", help="one of those below [default: by the suffix, or by postgresql://]"
 )
+_TABLE = click.option("--table", help="NAME or SCHEMA.NAME in pgvector, the collection in milvus")
 
 
 @click.command()
@@ -96,53 +97,63 @@ def remove(index: Path, ids: Sequence[int], ids_file: Path | None, missing: str)
 
 @click.command()
 @_INDEX
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("target")
 @_FORMAT
-@click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
-def export(index: Path, file: Path, kind: str | None, overwrite: bool) -> None:
-    """Write all codes of INDEX to FILE, in ascending order of ids.
+@_TABLE
+@click.option("--overwrite", is_flag=True, help="replace the file or empty the table if it exists")
+@click.option("--append", is_flag=True, help="add to the table if it exists")
+def export(
+    index: Path, target: str, kind: str | None, table: str | None, overwrite: bool, append: bool
+) -> None:
+    """Write all codes of INDEX to a file or a database, in ascending order of ids.
 
     \b
-    faiss    IndexBinaryFlat, in an IndexBinaryIDMap unless the ids are 0..n-1
-    npy      codes uint8 (n, bits/8); the ids go to FILE.ids.npy
-    parquet  columns id, code, path (needs pyarrow)
+    faiss     IndexBinaryFlat, in an IndexBinaryIDMap unless the ids are 0..n-1
+    npy       codes uint8 (n, bits/8); the ids go to FILE.ids.npy
+    parquet   columns id, code, path (needs pyarrow)
+    pgvector  TARGET is a connection string: table of id bigint, code bit(n), path text
+    milvus    TARGET is an address or a .db file of Milvus Lite: collection of id, code, path
     """
-    from metah_runtime.index import interchange
+    from metah_runtime.doors import formats
 
-    chosen = interchange.format_of(file, kind)
-    if os.path.lexists(file) and not overwrite:
-        raise ConfigError(f"{file} exists already; fix: --overwrite, or another name")
+    if overwrite and append:
+        raise ConfigError("--overwrite and --append exclude each other")
+    exists: formats.Exists = "replace" if overwrite else "append" if append else "error"
+    to = formats.Target.of(target, kind, table)
     with Index.open(index) as store:
-        interchange.export(store, file, chosen)
-        click.echo(f"wrote {len(store):,} codes to {console.printable(file)}")
+        formats.export(store, to, exists=exists)
+        click.echo(f"wrote {len(store):,} codes to {console.printable(str(to))}")
 
 
 @click.command("import")
 @_INDEX
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("target")
 @_FORMAT
+@_TABLE
 @click.option("--ids", type=click.Path(path_type=Path), help="the ids of npy codes, a .npy file")
 @click.option("--fingerprint", help="state that the codes are of the model with this fingerprint")
 @click.option("--on-duplicate", default="error", help="an id that is there: error or upsert")
 def import_(
     index: Path,
-    file: Path,
+    target: str,
     kind: str | None,
+    table: str | None,
     ids: Path | None,
     fingerprint: str | None,
     on_duplicate: str,
 ) -> None:
-    """Add the codes in FILE to INDEX, which is created if it does not exist.
+    """Add the codes in a file or a database to INDEX, which is created if it does not exist.
 
     Reads what `export` writes, and arrays of packed codes such as the `ubinary` embeddings of
     sentence-transformers. Codes without ids get the next free ones.
     """
-    from metah_runtime.index import interchange
+    from metah_runtime.doors import formats
 
-    rows = interchange.read(file, interchange.format_of(file, kind), ids)
+    source = formats.Target.of(target, kind, table)
+    rows = formats.read(source, ids)
     if None not in (fingerprint, rows.fingerprint) and fingerprint != rows.fingerprint:
         raise IndexMismatch(
-            f"{file} says that its model is {rows.fingerprint}, --fingerprint {fingerprint}"
+            f"{source} says that its model is {rows.fingerprint}, --fingerprint {fingerprint}"
         )
     model = fingerprint or rows.fingerprint
     store = _open_or_create(index, rows, model)

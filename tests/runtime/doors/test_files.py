@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from metah_runtime.doors.formats import Target, export, read
 from metah_runtime.errors import ConfigError, DataError, MissingExtra
-from metah_runtime.index import Index, interchange
+from metah_runtime.index import Index
 
 Make = Callable[..., np.ndarray]
 
@@ -32,7 +33,7 @@ def gaps(filled: Index, make_codes: Make) -> Index:
 
 
 def rows(path: Path, kind: str, ids: Path | None = None) -> tuple:
-    found = interchange.read(path, kind, ids)
+    found = read(Target(str(path), kind), ids)
     batches = list(found.batches())
     codes = np.concatenate([b[0] for b in batches]) if batches else None
     keys = None
@@ -45,7 +46,7 @@ def rows(path: Path, kind: str, ids: Path | None = None) -> tuple:
 
 
 def test_faiss_reads_our_flat_file(filled: Index, tmp_path: Path, make_codes: Make) -> None:
-    interchange.export(filled, tmp_path / "x.faiss", "faiss")
+    export(filled, Target(str(tmp_path / "x.faiss"), "faiss"))
     theirs = faiss.read_index_binary(str(tmp_path / "x.faiss"))
     assert type(theirs).__name__ == "IndexBinaryFlat"
     query = make_codes(4)
@@ -58,7 +59,7 @@ def test_faiss_reads_our_flat_file(filled: Index, tmp_path: Path, make_codes: Ma
 
 
 def test_faiss_reads_our_file_with_ids(gaps: Index, tmp_path: Path, make_codes: Make) -> None:
-    interchange.export(gaps, tmp_path / "x.faiss", "faiss")
+    export(gaps, Target(str(tmp_path / "x.faiss"), "faiss"))
     theirs = faiss.read_index_binary(str(tmp_path / "x.faiss"))
     query = make_codes(4)
     distances, ids = theirs.search(query, 22)
@@ -79,7 +80,7 @@ def test_we_read_what_faiss_wrote(tmp_path: Path, make_codes: Make, kind: str) -
     flat.add(codes)
     mapped.add_with_ids(codes, np.arange(5, 50, 5))
     faiss.write_index_binary(flat, path)
-    assert interchange.read(Path(path), "faiss").bits == 48
+    assert read(Target(str(Path(path)), "faiss")).bits == 48
     assert np.array_equal(rows(Path(path), "faiss")[0], codes)
     faiss.write_index_binary(mapped, path)
     found = rows(Path(path), "faiss")
@@ -91,10 +92,10 @@ def test_other_faiss_indexes_are_refused_by_name(tmp_path: Path) -> None:
     other = faiss.IndexBinaryHash(64, 8)
     faiss.write_index_binary(other, str(tmp_path / "x"))
     with pytest.raises(DataError, match="only IndexBinaryFlat"):
-        interchange.read(tmp_path / "x", "faiss")
+        read(Target(str(tmp_path / "x"), "faiss"))
     faiss.write_index(faiss.IndexFlatL2(8), str(tmp_path / "y"))
     with pytest.raises(DataError, match=r"y: "):
-        interchange.read(tmp_path / "y", "faiss")
+        read(Target(str(tmp_path / "y"), "faiss"))
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
@@ -108,10 +109,10 @@ def test_damaged_faiss_files_are_refused(tmp_path: Path, make_codes: Make, with_
     for length in range(len(data)):
         path.write_bytes(data[:length])
         with pytest.raises(DataError, match=r"x: "):
-            interchange.read(path, "faiss")
+            read(Target(str(path), "faiss"))
     path.write_bytes(data + b"\0")
     with pytest.raises(DataError, match="1 bytes too many"):
-        interchange.read(path, "faiss")
+        read(Target(str(path), "faiss"))
     for offset in (4, 8, 12, 25, *([29, 33] if with_ids else [])):
         for value in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
             hostile = bytearray(data)
@@ -120,7 +121,7 @@ def test_damaged_faiss_files_are_refused(tmp_path: Path, make_codes: Make, with_
             struct.pack_into("<I", hostile, offset, value)
             path.write_bytes(hostile)
             with pytest.raises(DataError, match=r"x: "):
-                interchange.read(path, "faiss")
+                read(Target(str(path), "faiss"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -130,11 +131,11 @@ def test_any_bytes_are_refused_or_read(tmp_path: Path, data: bytes, magic: bytes
     path.write_bytes(magic + data)
     for kind in ("faiss", "npy", "parquet"):
         with pytest.raises(DataError, match=r"x: "):
-            interchange.read(path, kind)
+            read(Target(str(path), kind))
 
 
 def test_npy(gaps: Index, tmp_path: Path) -> None:
-    interchange.export(gaps, tmp_path / "x.npy", "npy")
+    export(gaps, Target(str(tmp_path / "x.npy"), "npy"))
     codes, ids = np.load(tmp_path / "x.npy"), np.load(tmp_path / "x.npy.ids.npy")
     assert ids.tolist() == gaps.ids().tolist()
     assert np.array_equal(codes, gaps.codes(ids))
@@ -149,10 +150,10 @@ def test_ubinary_embeddings_are_codes(tmp_path: Path, index: Index) -> None:
     ubinary = np.packbits(embeddings > 0).reshape(6, -1)
     np.save(tmp_path / "u.npy", ubinary)
     np.save(tmp_path / "b.npy", (ubinary.astype(np.int16) - 128).astype(np.int8))
-    index.add_batches(interchange.read(tmp_path / "u.npy", "npy").batches())
+    index.add_batches(read(Target(str(tmp_path / "u.npy"), "npy")).batches())
     assert index.search(ubinary, 1).ids.ravel().tolist() == list(range(6))
     with pytest.raises(DataError, match="fix: precision 'ubinary'"):
-        interchange.read(tmp_path / "b.npy", "npy")
+        read(Target(str(tmp_path / "b.npy"), "npy"))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_ubinary_embeddings_are_codes(tmp_path: Path, index: Index) -> None:
 def test_bad_npy(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match=message):
-        interchange.read(tmp_path / "x.npy", "npy")
+        read(Target(str(tmp_path / "x.npy"), "npy"))
 
 
 def test_npy_that_lies_about_its_size(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_npy_that_lies_about_its_size(tmp_path: Path) -> None:
     for bad in (data[:-1], data + b"1", data.replace(b"(3, 8)", b"(9, 8)")):
         (tmp_path / "x.npy").write_bytes(bad)
         with pytest.raises(DataError, match=r"bytes of data, shape"):
-            interchange.read(tmp_path / "x.npy", "npy")
+            read(Target(str(tmp_path / "x.npy"), "npy"))
 
 
 def test_ids_of_another_length_or_kind(tmp_path: Path) -> None:
@@ -185,17 +186,17 @@ def test_ids_of_another_length_or_kind(tmp_path: Path) -> None:
     for bad in (np.arange(4), np.zeros(3), np.zeros((3, 1), int)):
         np.save(tmp_path / "ids.npy", bad)
         with pytest.raises(DataError, match="must be 3 whole numbers"):
-            interchange.read(tmp_path / "x.npy", "npy", tmp_path / "ids.npy")
+            read(Target(str(tmp_path / "x.npy"), "npy"), tmp_path / "ids.npy")
     with pytest.raises(ConfigError, match="--ids goes with npy"):
-        interchange.read(tmp_path / "x.npy", "faiss", tmp_path / "ids.npy")
+        read(Target(str(tmp_path / "x.npy"), "faiss"), tmp_path / "ids.npy")
 
 
 def test_parquet(gaps: Index, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    interchange.export(gaps, tmp_path / "x.parquet", "parquet")
+    export(gaps, Target(str(tmp_path / "x.parquet"), "parquet"))
     table = parquet.read_table(tmp_path / "x.parquet")
     assert table.column_names == ["id", "code", "path"]
-    found = interchange.read(tmp_path / "x.parquet", "parquet")
+    found = read(Target(str(tmp_path / "x.parquet"), "parquet"))
     assert (found.bits, found.fingerprint, found.model) == (64, "f" * 64, "toy")
     codes, ids, paths = rows(tmp_path / "x.parquet", "parquet")
     assert ids == gaps.ids().tolist()
@@ -214,11 +215,11 @@ def test_bad_parquet(tmp_path: Path) -> None:
     for columns in ({"id": [1]}, {"code": [b"12345678"]}, {"code": [1.5]}):
         parquet.write_table(arrow.table(columns), path)
         with pytest.raises(DataError, match="must be a Parquet table with a column code"):
-            interchange.read(path, "parquet")
+            read(Target(str(path), "parquet"))
     holes = arrow.table({"code": arrow.array([b"12345678", None], arrow.binary(8))})
     parquet.write_table(holes, path)
     with pytest.raises(DataError, match="column code has empty cells"):
-        list(interchange.read(path, "parquet").batches())
+        list(read(Target(str(path), "parquet")).batches())
 
 
 def test_without_pyarrow_the_extra_is_named(
@@ -226,21 +227,21 @@ def test_without_pyarrow_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"pip install 'metah\[parquet\]'"):
-        interchange.export(index, tmp_path / "x", "parquet")
+        export(index, Target(str(tmp_path / "x"), "parquet"))
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
 @pytest.mark.parametrize("kind", ["faiss", "npy", "parquet"])
 def test_an_empty_index_goes_through(index: Index, tmp_path: Path, kind: str) -> None:
-    interchange.export(index, tmp_path / "x", kind)
-    assert interchange.read(tmp_path / "x", kind).bits == 64
-    assert sum(len(b[0]) for b in interchange.read(tmp_path / "x", kind).batches()) == 0
+    export(index, Target(str(tmp_path / "x"), kind))
+    assert read(Target(str(tmp_path / "x"), kind)).bits == 64
+    assert sum(len(b[0]) for b in read(Target(str(tmp_path / "x"), kind)).batches()) == 0
 
 
 def test_formats_by_suffix() -> None:
-    assert interchange.format_of(Path("a.npy"), None) == "npy"
-    assert interchange.format_of(Path("a.npy"), "faiss") == "faiss"
+    assert Target.of("a.npy").format == "npy"
+    assert Target.of("a.npy", "faiss").format == "faiss"
     with pytest.raises(ConfigError, match=r"format of a\.bin is unknown"):
-        interchange.format_of(Path("a.bin"), None)
+        Target.of("a.bin")
     with pytest.raises(ConfigError, match="format 'csv' is unknown"):
-        interchange.format_of(Path("a.npy"), "csv")
+        Target.of("a.npy", "csv")
