@@ -70,12 +70,12 @@ def toy_model() -> Callable[..., bytes]:
     return _toy_model
 
 
-@pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    """Write a toy bundle: make_bundle(name="bundle", bits=16, seed=0, height=4, width=5)."""
+@pytest.fixture(scope="session")
+def write_toy_bundle() -> Callable[..., Bundle]:
+    """Write a toy bundle to a path: write_toy_bundle(path, bits=16, seed=0, height=4, width=5)."""
 
-    def make(
-        name: str = "bundle",
+    def write(
+        path: Path,
         *,
         bits: int = 16,
         seed: int = 0,
@@ -98,6 +98,16 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
             "parity": {},
         }
         data = _toy_model(weight, spec.shape) if model is None else model
-        return write_bundle(tmp_path / name, model=data, **(settings | changes))
+        return write_bundle(path, model=data, **(settings | changes))
+
+    return write
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path, write_toy_bundle: Callable[..., Bundle]) -> Callable[..., Bundle]:
+    """Write a toy bundle: make_bundle(name="bundle", bits=16, seed=0, height=4, width=5)."""
+
+    def make(name: str = "bundle", **changes: Any) -> Bundle:
+        return write_toy_bundle(tmp_path / name, **changes)
 
     return make
