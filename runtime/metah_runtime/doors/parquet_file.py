@@ -11,7 +11,6 @@ import numpy as np
 from metah_runtime import files
 from metah_runtime.doors.rows import STEP, Batch, Rows, bits_of, map_file, write_file
 from metah_runtime.errors import DataError, MissingExtra, StorageError
-from metah_runtime.index.segment import Ids
 from metah_runtime.index.store import Index
 
 
@@ -58,37 +57,46 @@ def _column(batch: Any, name: str, path: Path) -> list[Any]:
 
 def write(index: Index, path: Path) -> None:
     """Write columns id, code and path; the fingerprint stands in the metadata of the file."""
+    write_rows(path, Rows(index.bits, lambda: _batches(index), index.fingerprint, index.model))
+
+
+def write_rows(path: Path, rows: Rows, *, ids: bool = True) -> None:
+    """Write rows as ``read`` gives them; ids: whether they have any."""
     arrow = _pyarrow()
-    write_file(path, lambda file: _write(arrow, file, index, index.ids()))
+    write_file(path, lambda file: _write(arrow, file, rows, ids))
 
 
-def _write(arrow: Any, file: files.NewFile, index: Index, ids: Ids) -> None:
-    notes = {"metah.fingerprint": index.fingerprint, "metah.model": index.model}
+def _batches(index: Index) -> Iterator[Batch]:
+    ids = index.ids()
+    for start in range(0, len(ids), STEP):
+        some = ids[start : start + STEP]
+        paths = [None if p is None else os.fsencode(p) for p in index.paths(some)]
+        yield index.codes(some), some, paths
+
+
+def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool) -> None:
+    notes = {"metah.fingerprint": rows.fingerprint, "metah.model": rows.model}
+    width = rows.bits // 8
+    fields = [
+        arrow.field("id", arrow.int64(), nullable=False),
+        arrow.field("code", arrow.binary(width), nullable=False),
+        arrow.field("path", arrow.binary()),
+    ]
     schema = arrow.schema(
-        [
-            arrow.field("id", arrow.int64(), nullable=False),
-            arrow.field("code", arrow.binary(index.bits // 8), nullable=False),
-            arrow.field("path", arrow.binary()),
-        ],
+        fields if ids else fields[1:],
         metadata={key: value for key, value in notes.items() if value is not None},
     )
     sink = arrow.PythonFile(_Sink(file), mode="w")
     try:
         with arrow.parquet.ParquetWriter(sink, schema) as writer:
-            for start in range(0, len(ids), STEP):
-                some = ids[start : start + STEP]
-                paths = [None if p is None else os.fsencode(p) for p in index.paths(some)]
-                codes = [bytes(code) for code in index.codes(some)]
-                writer.write_batch(
-                    arrow.record_batch(
-                        [
-                            arrow.array(some),
-                            arrow.array(codes, arrow.binary(index.bits // 8)),
-                            arrow.array(paths, arrow.binary()),
-                        ],
-                        schema=schema,
-                    )
-                )
+            for codes, numbers, paths in rows.batches():
+                columns = [
+                    arrow.array([bytes(code) for code in codes], arrow.binary(width)),
+                    arrow.array(paths or [None] * len(codes), arrow.binary()),
+                ]
+                if ids:
+                    columns.insert(0, arrow.array(numbers))
+                writer.write_batch(arrow.record_batch(columns, schema=schema))
     except arrow.ArrowException as error:
         raise StorageError(f"cannot write {file.path}: {error}") from error
 
