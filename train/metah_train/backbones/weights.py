@@ -24,9 +24,10 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     network = getattr(backbone, "network", backbone)
     wanted = network.state_dict()
     unused: tuple[str, ...] = getattr(backbone, "unused", ())
+    counter = "num_batches_tracked"  # of batch norm: no weight
     for name, tensor in wanted.items():
         if name not in given:
-            if name.endswith("num_batches_tracked"):
+            if name.endswith(counter):
                 continue
             raise ConfigError(f"weights {path}: tensor {name} is missing")
         if given[name].shape != tensor.shape:
@@ -34,7 +35,11 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
                 f"weights {path}: {name} has shape {tuple(given[name].shape)}, the backbone "
                 f"{tuple(tensor.shape)}; fix: the image size and the features of these weights"
             )
-    extra = [name for name in given if name not in wanted and not name.startswith(unused)]
+    extra = [
+        name
+        for name in given
+        if name not in wanted and not name.startswith(unused) and not name.endswith(counter)
+    ]
     if extra:
         raise ConfigError(f"weights {path}: the backbone has no tensor {extra[0]}")
     network.load_state_dict({name: given[name] for name in wanted if name in given}, strict=False)

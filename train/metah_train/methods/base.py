@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from metah_train.backbones import build_backbone
+from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.weights import load_weights
 from metah_train.config import Config, Options
 
@@ -114,6 +115,8 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
         self.model = self.build_model(config, task)
         if config.weights is not None:
             load_weights(self.model.backbone, config.weights)
+        elif isinstance(self.model.backbone, EfficientNetLite0):
+            self.model.backbone.load_pretrained()
 
     @property
     def options(self) -> OptionsT:
