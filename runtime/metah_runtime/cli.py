@@ -20,6 +20,10 @@ COMMANDS = {
     "remove": (f"{_INDEX}:remove", "Remove codes by id."),
     "export": (f"{_INDEX}:export", "Write all codes to a file or a database."),
     "import": (f"{_INDEX}:import_", "Add the codes in a file or a database."),
+    "cluster": (
+        f"{_HERE}.cluster:cluster",
+        "Serve an index from many machines, and encode on all.",
+    ),
     "doctor": ("metah_runtime.doctor:doctor", "Show what runs on this machine and what to fix."),
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +74,18 @@ class Searcher(Protocol):
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius, (q,) int64."""
+
+
+class Store(Searcher, Protocol):
+    """A Searcher that also knows its model and the paths of its codes: Index, ClusterIndex."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model that made the codes."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The small JSON object that is kept with the index."""
+
+    def paths(self, ids: Any) -> list[str | None]:
+        """Return the path that was stored with each id, None where there is none."""

@@ -97,7 +97,7 @@ def open_job(folder: Path, job: Job) -> None:
         known = schema.from_json(Job, schema.parse_json(text))
     except ValueError as error:
         raise ConfigError(f"{folder / JOB} is not of a job: {error}; fix: another folder") from None
-    if known != job:
+    if (known.fingerprint, known.bits) != (job.fingerprint, job.bits):
         raise ConfigError(
             f"{folder} holds codes of model {known.fingerprint[:12]} ({known.bits} bits), the "
             f"bundle is model {job.fingerprint[:12]} ({job.bits} bits); fix: another folder"

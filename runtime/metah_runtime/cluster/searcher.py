@@ -1,6 +1,6 @@
 """The Searcher over a cluster: whole answers, the same bytes as one machine's, or an error."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -98,13 +98,18 @@ class ClusterIndex:
     def paths(self, ids: Any) -> list[str | None]:
         """Return the path stored with each id; raise IndexMismatch for an unknown id."""
         wanted = id_array(ids)
-        found: dict[int, str | None] = {}
-        for part in self.router.ask_all(Question("paths", (wanted,), len(wanted))):
-            found.update(part)
+        found = _together(self.router.ask_all(_where(wanted)))
         unknown = [i for i in wanted.tolist() if i not in found]
         if unknown:
             raise IndexMismatch(f"id {unknown[0]} is not in the index ({len(unknown)} such ids)")
         return [found[i] for i in wanted.tolist()]
+
+    def paths_partial(self, ids: Any) -> Partial[list[str | None]]:
+        """Return the path of each id that the shards that answer hold, None for the others."""
+        wanted = id_array(ids)
+        answers, missing = self._reachable(_where(wanted))
+        found = _together(answers)
+        return Partial([found.get(i) for i in wanted.tolist()], missing)
 
     def _nearest(self, queries: Any, k: Any) -> Question:
         codes = check_codes(queries, bits=self.bits, name="queries")
@@ -124,3 +129,11 @@ class ClusterIndex:
 
 def _sum(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.sum(np.stack(parts), axis=0, dtype=np.int64)
+
+
+def _where(ids: NDArray[np.int64]) -> Question:
+    return Question("paths", (ids,), len(ids))
+
+
+def _together(parts: Sequence[Mapping[int, str | None]]) -> dict[int, str | None]:
+    return {i: path for part in parts for i, path in part.items()}

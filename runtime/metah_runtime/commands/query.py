@@ -14,6 +14,7 @@ from metah_runtime.codes import Codes
 from metah_runtime.commands.model import model_options, open_encoder
 from metah_runtime.errors import ConfigError
 from metah_runtime.index import Index
+from metah_runtime.results import Store
 
 if TYPE_CHECKING:
     from metah_runtime.gallery import Row
@@ -54,37 +55,66 @@ def query(
     metah-search query photos.index cat.jpg --radius 2 --json
     metah-search query photos.index --code 0f3a99c01277
     """
+    search = check_search(k, radius, images, codes)
+    check_html(html)
+    store = Index.open(index)
+    packed = query_codes(store, index, images, codes, bundle, device, threads)
+    found = find(store, images, packed, search)
+    show(store, index, found, search, html, {"index": index} if as_json else None)
+
+
+def check_search(
+    k: int | None, radius: int | None, images: Sequence[Path], codes: Sequence[str]
+) -> Search:
+    """Return how far to look; raise ConfigError for contradicting options or no query."""
     if k is not None and radius is not None:
         raise ConfigError("give -k or --radius, not both")
     if not images and not codes:
         raise ConfigError("nothing to search for; fix: name images or give --code HEX")
-    search = (
-        ("k", check_k(10 if k is None else k))
-        if radius is None
-        else ("radius", check_radius(radius))
-    )
+    if radius is not None:
+        return "radius", check_radius(radius)
+    return "k", check_k(10 if k is None else k)
+
+
+def check_html(html: Path | None) -> None:
+    """Raise ConfigError if a page cannot be written there."""
     if html is not None and not html.absolute().parent.is_dir():
         raise ConfigError(f"--html {html}: folder {html.parent} does not exist")
-    store = Index.open(index)
-    packed = _query_codes(store, index, images, codes, bundle, device, threads)
-    names = [str(image) for image in images] + [None] * len(codes)
-    found = [
+
+
+def find(
+    store: Store, images: Sequence[Path], packed: Codes, search: Search
+) -> list[dict[str, Any]]:
+    """Return image, code and matches of each query; those past ``images`` have no image."""
+    names = [str(image) for image in images] + [None] * (len(packed) - len(images))
+    return [
         {"image": name, "code": bytes(code).hex(), "matches": matches}
         for name, code, matches in zip(names, packed, _matches(store, packed, search), strict=True)
     ]
+
+
+def show(
+    store: Store,
+    index: Path,
+    found: Sequence[dict[str, Any]],
+    search: Search,
+    html: Path | None,
+    head: dict[str, Any] | None,
+) -> None:
+    """Write the gallery if asked for; print JSON after ``head``, or tables if it is None."""
     if html is not None:
         _write_gallery(html, store, index, found, search)
-    if as_json:
-        head = {"index": index, "bits": store.bits, "images": len(store)}
-        console.print_json({**head, search[0]: search[1], "queries": found})
+    if head is not None:
+        facts = {"bits": store.bits, "images": len(store), search[0]: search[1]}
+        console.print_json({**head, **facts, "queries": found})
     elif html is None:
         _print_tables(found, search)
     else:
         console.say(f"wrote {console.printable(html)}")
 
 
-def _query_codes(
-    store: Index,
+def query_codes(
+    store: Store,
     index: Path,
     images: Sequence[Path],
     codes: Sequence[str],
@@ -107,7 +137,7 @@ def _query_codes(
     return np.concatenate(rows)
 
 
-def _matches(store: Index, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
+def _matches(store: Store, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
     """Yield, for each query, its matches as dictionaries, nearest first."""
     kind, value = search
     if kind == "radius":
@@ -136,7 +166,7 @@ def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
 
 
 def _write_gallery(
-    file: Path, store: Index, index: Path, found: Sequence[dict[str, Any]], search: Search
+    file: Path, store: Store, index: Path, found: Sequence[dict[str, Any]], search: Search
 ) -> None:
     from metah_runtime import gallery
     from metah_runtime.files import write_bytes
