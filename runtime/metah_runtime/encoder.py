@@ -1,12 +1,9 @@
-"""From images to packed codes: decode in threads, run the bundle's model, keep the order."""
+"""From images to packed codes: decode ahead, run the bundle's model, keep the order."""
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +11,14 @@ from PIL import Image
 
 from metah_runtime import runners
 from metah_runtime.bundle import Bundle
-from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
+from metah_runtime.decode import Batch, Ways, check_way, decode_in_threads
 from metah_runtime.errors import ConfigError, DataError, ImageError
-from metah_runtime.images import Preprocess, Source, load_image
+from metah_runtime.images import Preprocess, Source
 
-S = TypeVar("S")
 Images: TypeAlias = Sequence[Source] | NDArray[Any]
 
 BATCH = 64
-_TASK = 8
-"""Images that one thread decodes in a row: few enough to share, enough to hide the hand-over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +62,17 @@ class Encoder:
         *,
         device: str = "cpu",
         threads: int | None = None,
+        spin: bool = True,
     ) -> "Encoder":
         """Open a bundle (checked) and load its model on a device; threads: None = all cores.
 
+        spin: whether the model's threads on the CPU wait for work by spinning: quicker for one
+        batch after another, but taken from what else runs.
         Raises BundleError for a missing or damaged bundle, ConfigError for an unknown device,
         BackendUnavailable for one that cannot be used here: there is no silent fallback.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, runners.open(opened, device, threads=threads))
+        return cls(opened, runners.open(opened, device, threads=threads, spin=spin))
 
     @property
     def bits(self) -> int:
@@ -146,15 +143,19 @@ class Encoder:
         paths: Iterable[str | os.PathLike[str]],
         batch: int = BATCH,
         workers: int | None = None,
+        decode: Ways = "threads",
     ) -> Iterator[EncodedFiles]:
         """Yield the codes of files, ``batch`` consecutive files at a time, in their order.
 
         A file that cannot be used is a row of ``errors`` and does not end the iteration. Decoding
         runs ahead by a bounded number of images, so memory does not grow with the number of files.
-        workers: decoding threads, None = all cores.
+        decode: ``threads``, or ``processes`` for many files: they use all cores for small images
+        too, and a file that crashes or hangs the decoder is an error row. workers: how many, None =
+        one a core.
         """
         check_batch(batch)
-        for ready in _decode((os.fspath(path) for path in paths), self._spec, batch, workers):
+        names = (os.fspath(path) for path in paths)
+        for ready in _decoder(decode)(names, self._spec, batch, workers):
             images, kept = ready.good()
             codes, logits = self.runner.run(images)
             errors = {
@@ -188,7 +189,7 @@ class Encoder:
             for start in range(0, len(images), batch):
                 yield images[start : start + batch]
             return
-        for ready in _decode(iter(images), self._spec, batch, workers):
+        for ready in decode_in_threads(iter(images), self._spec, batch, workers):
             if ready.errors:
                 raise ready.errors[min(ready.errors)]
             yield ready.images
@@ -197,59 +198,12 @@ class Encoder:
 _NOT_FINITE = "the model gives NaN or infinity for it; fix: check the model"
 
 
-@dataclass(slots=True)
-class _Batch(Generic[S]):
-    """Consecutive sources while they are decoded: row i of ``images`` belongs to source i."""
+def _decoder(way: Ways) -> Callable[..., Iterator[Batch[str]]]:
+    if check_way(way) == "threads":
+        return decode_in_threads
+    from metah_runtime.decode_pool import decode_in_processes
 
-    sources: list[S]
-    images: NDArray[np.uint8]
-    errors: dict[int, ImageError]
-    tasks: list[Future[None]]
-
-    def good(self) -> tuple[NDArray[np.uint8], list[int]]:
-        """Return the images without errors and their rows."""
-        if not self.errors:
-            return self.images, list(range(len(self.sources)))
-        rows = [row for row in range(len(self.sources)) if row not in self.errors]
-        return self.images[rows], rows
-
-
-def _decode(
-    sources: Iterator[S], spec: Preprocess, batch: int, workers: int | None
-) -> Iterator[_Batch[S]]:
-    """Yield decoded batches in order, decoding at most a few batches ahead in threads."""
-    count = check_workers(workers)
-    ahead = 2 + 2 * count * _TASK // batch
-    pending: deque[_Batch[S]] = deque()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
-    try:
-        while True:
-            while len(pending) < ahead and (some := list(islice(sources, batch))):
-                pending.append(_start(some, spec, pool))
-            if not pending:
-                return
-            ready = pending.popleft()
-            for task in ready.tasks:
-                task.result()
-            yield ready
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(sources: list[S], spec: Preprocess, pool: ThreadPoolExecutor) -> _Batch[S]:
-    made = _Batch(sources, np.empty((len(sources), *spec.shape), np.uint8), {}, [])
-
-    def load(rows: range) -> None:
-        for row in rows:
-            try:
-                made.images[row] = load_image(sources[row], spec)  # type: ignore[arg-type]
-            except ImageError as error:
-                made.errors[row] = error
-
-    for start in range(0, len(sources), _TASK):
-        rows = range(start, min(start + _TASK, len(sources)))
-        made.tasks.append(pool.submit(load, rows))
-    return made
+    return decode_in_processes
 
 
 def check_batch(batch: int) -> int:
@@ -257,15 +211,6 @@ def check_batch(batch: int) -> int:
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ConfigError(f"batch must be a whole number >= 1, got {batch!r}")
     return batch
-
-
-def check_workers(workers: int | None) -> int:
-    """Return the number of decoding threads: ``workers`` >= 1, or one a core for None."""
-    if workers is None:
-        return usable_cores()
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"workers must be a whole number >= 1, got {workers!r}")
-    return workers
 
 
 def _not_finite(logits: NDArray[np.float32]) -> NDArray[np.intp]:

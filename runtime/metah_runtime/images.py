@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -35,6 +36,9 @@ SUFFIXES = frozenset(
 
 MAX_PIXELS = 89_478_485
 """A larger image is refused before it is decoded (a decompression bomb)."""
+
+DECODER = f"Pillow {PIL.__version__}"
+"""What decodes."""
 
 MAX_SIDE = 4096
 RESAMPLE = {
@@ -131,38 +135,57 @@ def load_image(source: Source, spec: Preprocess) -> NDArray[np.uint8]:
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return the image files named by ``paths``, each once, in a stable order.
+    """Return the image files named by ``paths``, each once; see ``walk_images``."""
+    return list(dict.fromkeys(walk_images(paths)))
+
+
+def walk_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yield the image files named by ``paths`` in a stable order.
 
     A file is taken as named, whatever its ending. A folder is searched in depth, sorted by name
     (byte order); in it, names that begin with a dot, endings not in ``SUFFIXES``, links to folders
     and everything that is no regular file are skipped. Raises DataError for a missing path or an
     unreadable folder.
     """
-    found: dict[Path, None] = {}
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            found.update(dict.fromkeys(_walk(path)))
+            yield from _walk(path)
         elif os.path.lexists(path):
-            found[path] = None
+            yield path
         else:
             raise DataError(f"{path}: no such file or folder")
-    return list(found)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the images below a folder, however deep; a stack, for recursion has a limit."""
+    stack = [iter(_entries(folder))]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+        elif entry.name.startswith("."):
+            continue
+        elif entry.is_dir(follow_symlinks=False):
+            stack.append(iter(_entries(entry.path)))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and _is_file(entry):  # noqa: PTH122
+            yield Path(entry.path)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-        for entry in inside:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                yield Path(entry.path)
+            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+        raise DataError(f"{os.fspath(folder)}: cannot be listed ({error.strerror})") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a regular file, or a link to one; a loop of links is not."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _name(source: Source) -> str:

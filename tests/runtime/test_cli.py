@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -98,6 +99,8 @@ def test_add_then_query_gives_what_the_slow_reference_gives(
     said = json.loads(
         good("add", path, "--bundle", bundle.path, tmp_path / "images", "--json", "--batch", "5")
     )
+    assert said.pop("seconds") > 0
+    assert said.pop("images_per_second") > 0
     assert said == {
         "index": str(path),
         "added": 23,
@@ -105,6 +108,8 @@ def test_add_then_query_gives_what_the_slow_reference_gives(
         "errors": [],
         "images": 23,
         "bits": 16,
+        "decoder": f"Pillow {PIL.__version__}",
+        "decode": "threads",
     }
     codes = Encoder.open(bundle, threads=1).encode(images)
     queries = [images[4], images[20]]

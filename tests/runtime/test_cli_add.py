@@ -1,5 +1,12 @@
 """metah-search add, cut off at any chunk and started again."""
 
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +79,77 @@ def test_a_run_that_was_cut_off_goes_on_none_twice_none_lost(
     order = [names.index(str(image)) for image in good]
     assert np.array_equal(store.codes(store.ids())[order], codes)
     assert store.verify() > 0
+
+
+RUN = """
+from metah_runtime.commands import add
+add.CHUNK = 40
+from metah_runtime.cli import main
+main()
+"""
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_none_twice_none_lost(
+    tmp_path: Path, make_bundle: Callable[..., Bundle]
+) -> None:
+    folder, path, listed = tmp_path / "images", tmp_path / "index", tmp_path / "bad.csv"
+    folder.mkdir()
+    rng = np.random.default_rng(6)
+    paths = [folder / f"{number:03d}.png" for number in range(600)]
+    for image in paths:
+        Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).save(image)
+    bad = [paths[7], paths[301], paths[599]]
+    for image in bad:
+        image.write_bytes(b"no image")
+    bundle = make_bundle()
+    settings = ["--batch", "16", "--workers", "2", "--threads", "1", "--decode", "processes"]
+    command = [sys.executable, "-c", RUN, "add", path, "--bundle", bundle.path, folder, *settings]
+    mark = {"METAH_TEST_MARK": str(tmp_path)}
+    seen = 0
+    for commits in (1, 3, 2, 1):  # new commits before the kill; then up to a tenth of a second
+        with subprocess.Popen(command, env={**os.environ, **mark}) as process:
+            while process.poll() is None and _generation(path) < seen + commits:
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.1)))
+            process.kill()
+        store = Index.open(path, check="open")
+        names = store.paths(store.ids())
+        assert len(set(names)) == len(names)
+        seen = _generation(path)
+    assert _wait_for_the_end_of(mark)
+    done = subprocess.run([*command, "--errors", listed, "--json"], capture_output=True, check=True)
+    said = json.loads(done.stdout)
+    assert said["already_there"] + said["added"] == said["images"] == 597
+    assert said["decode"] == "processes"
+    rows = list(csv.reader(listed.open(newline="")))
+    assert rows[0] == ["path", "reason"]
+    assert [row[0] for row in rows[1:]] == [str(image) for image in bad]
+    store = Index.open(path, check="open")
+    good = [image for image in paths if image not in bad]
+    names = store.paths(store.ids())
+    assert sorted(map(str, names)) == [str(image) for image in good]
+    codes = Encoder.open(bundle, threads=1).encode(good)
+    order = [names.index(str(image)) for image in good]
+    assert np.array_equal(store.codes(store.ids())[order], codes)
+
+
+def _generation(path: Path) -> int:
+    return int(Index.open(path).info()["generation"]) if path.exists() else 0
+
+
+def _wait_for_the_end_of(mark: dict[str, str]) -> bool:
+    """Tell whether no process with that environment is left: workers end with their parent."""
+    ((name, value),) = mark.items()
+    wanted = f"{name}={value}".encode()
+    for _ in range(300):
+        left = 0
+        for file in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                left += wanted in file.read_bytes().split(b"\0")
+        if not left:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_what_an_index_says_of_its_model(

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,14 +14,19 @@ import numpy as np
 from metah_runtime import console
 from metah_runtime.codes import Codes
 from metah_runtime.commands.model import BUNDLE, model_options, open_encoder, remembered
-from metah_runtime.encoder import BadImage, Encoder, check_batch, check_workers
+from metah_runtime.decode import Ways, check_way, check_workers
+from metah_runtime.encoder import BadImage, Encoder, check_batch
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
-from metah_runtime.images import find_images
+from metah_runtime.images import DECODER, walk_images
 from metah_runtime.index import Index
 
 CHUNK = 65_536
-"""Codes that are committed at once: a run that is killed loses at most about so many."""
+COMMIT_S = 60.0
+"""Codes are committed after so many, or so long: what a run that is killed loses at most."""
+
+PROCESSES_FROM = 512
+"""Files from which ``--decode auto`` starts processes: below, their start takes longer."""
 
 SHOWN_ERRORS = 5
 
@@ -36,7 +42,14 @@ SHOWN_ERRORS = 5
 )
 @model_options
 @click.option("--batch", type=int, default=64, show_default=True, help="images a model run")
-@click.option("--workers", type=int, help="decoding threads [default: all cores]")
+@click.option("--workers", type=int, help="how many decode at a time [default: all cores]")
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    show_default=True,
+    help=f"where images are decoded; auto: in processes from {PROCESSES_FROM} files on",
+)
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
@@ -49,6 +62,7 @@ def add(
     threads: int | None,
     batch: int,
     workers: int | None,
+    decode: str,
     strict: bool,
     errors: Path | None,
     as_json: bool,
@@ -56,14 +70,17 @@ def add(
     """Encode the images in PATHS (files and folders) and add their codes to INDEX.
 
     INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute, with
-    links in folders resolved. A file that INDEX already holds by its path is passed over, so a
-    run that was cut off can be started again. A file that cannot be used is reported and does not
-    stop the run.
+    links in folders resolved. A file that INDEX already holds by its path is passed over: give the
+    same command again to go on after an interruption, none is added twice and none is lost. A file
+    that cannot be used is reported and does not stop the run; the next run tries it again.
 
     \b
-    metah-search add photos.index --bundle model.bundle photos/
-    find photos -newer mark | metah-search add photos.index --list -
+    Examples:
+      metah-search add photos.index --bundle model.bundle photos/
+      metah-search add photos.index photos/ --errors bad.csv --strict
+      find photos -newer mark | metah-search add photos.index --list -
     """
+    start = time.monotonic()
     if not paths and listed is None:
         raise ConfigError("nothing to add; fix: name files or folders, or give --list FILE")
     check_batch(batch)
@@ -73,21 +90,23 @@ def add(
     store = Index.open(index) if os.path.lexists(index) else None
     if store is None and bundle is None:
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
-    encoder = open_encoder(index, store, bundle, device, threads)
+    encoder = open_encoder(index, store, bundle, device, threads, spin=False)
     wanted = [*paths, *([] if listed is None else read_list(listed))]
-    found = _stored_names(find_images(wanted))
+    found = _stored_names(console.progress(walk_images(wanted), "listing", unit="files"))
     if not found:
         places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
         raise DataError(f"no image in {places}; fix: name files or a folder")
     known = set() if store is None else _known_paths(store)
     files = [path for path in found if path not in known]
-    total, bad = _add_files(index, store, encoder, files, batch, workers)
+    way = _way(decode, len(files))
+    total, bad = _add_files(index, store, encoder, files, batch, workers, way)
     if errors is not None:
         _write_errors(errors, bad)
     _warn_of(bad, len(files), errors)
     if len(bad) == len(found):
         raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
     added = len(files) - len(bad)
+    seconds = time.monotonic() - start
     if as_json:
         console.print_json(
             {
@@ -97,14 +116,19 @@ def add(
                 "errors": [{"path": item.path, "reason": item.reason} for item in bad],
                 "images": total,
                 "bits": encoder.bits,
+                "decoder": DECODER,
+                "decode": way,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(len(files) / seconds, 1),
             }
         )
     else:
         there = len(found) - len(files)
         skipped = f", {there:,} were there already" if there else ""
-        click.echo(
+        rate = f"; {len(files) / seconds:,.0f} images/s" if way == "processes" else ""
+        console.say(
             f"added {added:,} images to {console.printable(index)}{skipped}: "
-            f"{total:,} codes of {encoder.bits} bits"
+            f"{total:,} codes of {encoder.bits} bits{rate}"
         )
     if strict and bad:
         raise DataError(f"{len(bad)} of {len(files)} files could not be used (--strict)")
@@ -144,6 +168,12 @@ def _known_paths(store: Index) -> set[str]:
     return {path for path in store.paths(store.ids()) if path is not None}
 
 
+def _way(decode: str, count: int) -> Ways:
+    if decode == "auto":
+        return "processes" if count >= PROCESSES_FROM else "threads"
+    return check_way(decode)
+
+
 def _add_files(
     index: Path,
     store: Index | None,
@@ -151,10 +181,11 @@ def _add_files(
     files: Sequence[str],
     batch: int,
     workers: int | None,
+    way: Ways,
 ) -> tuple[int, list[BadImage]]:
     """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
     bad: list[BadImage] = []
-    for paths, codes in _chunks(encoder, files, batch, workers, bad):
+    for paths, codes in _chunks(encoder, files, batch, workers, way, bad):
         if store is None:
             store = Index.create(
                 index,
@@ -174,20 +205,22 @@ def _chunks(
     files: Sequence[str],
     batch: int,
     workers: int | None,
+    way: Ways,
     bad: list[BadImage],
 ) -> Iterator[tuple[list[str], Codes]]:
     """Yield (paths, codes) of up to CHUNK files and a bit; bad files go to ``bad``."""
     paths: list[str] = []
     codes: list[Codes] = []
+    last = time.monotonic()
     with console.progress_bar("encoding", len(files), "images") as advance:
-        for part in encoder.encode_files(files, batch=batch, workers=workers):
+        for part in encoder.encode_files(files, batch=batch, workers=workers, decode=way):
             paths += part.paths
             codes.append(part.codes)
             bad += part.errors
             advance(len(part.paths) + len(part.errors))
-            if len(paths) >= CHUNK:
+            if len(paths) >= CHUNK or (paths and time.monotonic() - last > COMMIT_S):
                 yield paths, np.concatenate(codes)
-                paths, codes = [], []
+                paths, codes, last = [], [], time.monotonic()
     if paths:
         yield paths, np.concatenate(codes)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from metah_runtime.errors import BundleError, ConfigError, IndexMismatch
-from metah_runtime.index import Index
+from metah_runtime.results import Store
 
 if TYPE_CHECKING:
     from metah_runtime.encoder import Encoder
@@ -35,14 +35,20 @@ def model_options(command: F) -> F:
     return command
 
 
-def remembered(store: Index) -> Path | None:
+def remembered(store: Store) -> Path | None:
     """Return the bundle that an index was last added to with, None if it states none."""
     where = store.metadata.get(BUNDLE)
     return Path(where) if isinstance(where, str) else None
 
 
 def open_encoder(
-    index: Path, store: Index | None, bundle: Path | None, device: str, threads: int | None
+    index: Path,
+    store: Store | None,
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+    *,
+    spin: bool = True,
 ) -> "Encoder":
     """Open the bundle given, or else the one that the index remembers; both must be one model.
 
@@ -55,7 +61,7 @@ def open_encoder(
     if where is None:
         raise ConfigError(f"{index} remembers no bundle; fix: --bundle BUNDLE")
     try:
-        encoder = Encoder.open(where, device=device, threads=threads)
+        encoder = Encoder.open(where, device=device, threads=threads, spin=spin)
     except BundleError as error:
         if bundle is not None:
             raise

@@ -39,20 +39,23 @@ class Runner(Protocol):
         """Encode a batch; n = 0 is allowed. Raises DataError for another dtype or shape."""
 
 
-def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> Runner:  # noqa: A001
+def open(  # noqa: A001
+    bundle: Bundle, device: str = "cpu", *, threads: int | None = None, spin: bool = True
+) -> Runner:
     """Load a bundle's model on a device; what was asked for is what runs, or an error says why.
 
     device: 'cpu' or 'cuda' (ONNX Runtime), 'tensorrt' (an engine of the bundle), or 'auto': the
     first of tensorrt, cuda, cpu that works, with a warning that says why the others do not.
-    threads: CPU threads, None = all cores. Raises BackendUnavailable (MissingExtra if a package is
-    absent), EngineError for a foreign engine and BundleError for a bad model.
+    threads: CPU threads, None = all cores; spin: whether they wait for work by spinning. Raises
+    BackendUnavailable (MissingExtra if a package is absent), EngineError for a foreign engine and
+    BundleError for a bad model.
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if threads is not None:
         threads = check_threads(threads)
     if device == "auto":
-        return _open_any(bundle, threads)
+        return _open_any(bundle, threads, spin)
     if device == "tensorrt":
         from metah_runtime.runners.trt import open_trt
 
@@ -71,11 +74,12 @@ def open(bundle: Bundle, device: str = "cpu", *, threads: int | None = None) -> 
         device=device,
         precision=bundle.manifest.precision,
         threads=threads,
+        spin=spin,
         name=str(bundle.model_path),
     )
 
 
-def _open_any(bundle: Bundle, threads: int | None) -> Runner:
+def _open_any(bundle: Bundle, threads: int | None, spin: bool) -> Runner:
     """Open the first device that works; the fallback is said once, in one warning."""
     order = ["cuda", "cpu"]
     if bundle.manifest.engines:
@@ -83,7 +87,7 @@ def _open_any(bundle: Bundle, threads: int | None) -> Runner:
     reasons = []
     for device in order:
         try:
-            runner = open(bundle, device, threads=threads)
+            runner = open(bundle, device, threads=threads, spin=spin)
         except (BackendUnavailable, EngineError) as error:
             reasons.append(f"{device}: {error}")
             continue

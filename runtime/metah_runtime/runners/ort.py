@@ -18,7 +18,8 @@ class OrtRunner:
 
     model: bytes of an ONNX file with input ``images`` uint8 [batch, H, W, C] and outputs ``codes``
     uint8 [batch, bits/8], ``logits`` float32 [batch, bits]; precision: of the model's weights, or
-    'emulated' to keep every rounding that the graph spells out; name: how errors call the model.
+    'emulated' to keep every rounding that the graph spells out; spin: whether idle threads spin;
+    name: how errors call the model.
     Raises MissingExtra without onnxruntime, BackendUnavailable if the device cannot be used, and
     BundleError if the model cannot be loaded or its signature is another.
     """
@@ -32,13 +33,14 @@ class OrtRunner:
         device: str = "cpu",
         precision: str = "fp32",
         threads: int | None = None,
+        spin: bool = True,
         name: str = "model.onnx",
     ) -> None:
         self.bits = check_bits(bits)
         self.image_shape = image_shape
         self.device = device
         ort = _onnxruntime(device)
-        options = _options(ort, precision, threads)
+        options = _options(ort, precision, threads, spin)
         self._session = _session(ort, model, options, device=device, name=name)
         _check_signature(self._session, bits=bits, image_shape=image_shape, name=name)
 
@@ -86,7 +88,7 @@ def _onnxruntime(device: str) -> Any:
     return onnxruntime
 
 
-def _options(ort: Any, precision: str, threads: int | None) -> Any:
+def _options(ort: Any, precision: str, threads: int | None, spin: bool) -> Any:
     """Return session options under which the codes are those of the graph as written."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -102,6 +104,8 @@ def _options(ort: Any, precision: str, threads: int | None) -> Any:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if precision == "emulated":
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
