@@ -7,17 +7,21 @@ NATIVE := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-triton gpu-check check format clean
+.PHONY: help setup demo test test-triton test-milvus gpu-check check format clean
 
 help:
 	@echo "make demo    train, export, index and search real images; writes demo/report.html"
 	@echo "make test    all tests"
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
+	@echo "make test-milvus  the tests of the door to Milvus, with Milvus Lite, which it installs (300 MB)"
 	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
 	@echo "make check   ruff, ruff format, mypy"
 	@echo "make test-faults           the index under crashes, damage and hostile files, in full"
 	@echo "make test-asan             the search core under the sanitizers"
 	@echo "make test-avx512-emulated  its AVX-512 kernels on any CPU, through SIMDe"
+	@echo "make docs    the documentation as a site, in build/site"
+	@echo "make bench   latency of encoding and searching on this machine; 40 minutes, alone"
+	@echo "make dist    sdist and wheel, in dist/; make test-dist installs and tries them"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove everything that make made"
 
@@ -42,6 +46,15 @@ $(VENV)-triton/.installed:
 	$(PYTHON) -m venv $(VENV)-triton
 	PIP_CONSTRAINT= $(VENV)-triton/bin/pip install --quiet --no-deps nvidia-pytriton==0.7.0
 	PIP_CONSTRAINT= $(VENV)-triton/bin/pip install --quiet 'numpy<2' onnxruntime==1.32.0
+	touch $@
+
+# The door to Milvus against Milvus Lite 2.5, the last that knows binary vectors; it brings pandas
+# and 300 MB, so it lives apart.
+test-milvus: setup build/milvus/.installed
+	PYTHONPATH=$(CURDIR)/build/milvus $(BIN)/python -m pytest tests/runtime/doors/test_milvus.py
+
+build/milvus/.installed:
+	$(BIN)/pip install --quiet --target build/milvus 'pymilvus>=2.6,<3' milvus-lite==2.5.1 'setuptools<81'
 	touch $@
 
 # On a machine with an NVIDIA GPU: needs numpy, nvcc and one of pycuda, cuda-bindings, cupy in
@@ -88,3 +101,23 @@ test-avx512-emulated: setup
 	    ($(call NATIVE_CMAKE,build-avx512,-DMETAH_EMULATE_AVX512=ON)) && \
 	    METAH_NATIVE=build-avx512 METAH_SIMD=avx512 $(ON_BUILD); \
 	fi
+
+# The site; a broken link or an unknown name in it is an error.
+.PHONY: docs
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict
+
+# Encoding and searching, timed; writes BENCH_OUT.jsonl and .html and the table of README.md.
+BENCH_OUT ?= benchmarks/results/latency-zen3
+.PHONY: bench
+bench: setup
+	$(BIN)/python benchmarks/latency.py --out $(BENCH_OUT) $(BENCH)
+
+# sdist and wheel; then both as a user gets them: a new environment without compiler or sources.
+.PHONY: dist test-dist
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+test-dist: dist
+	$(BIN)/python tests/release/try_wheel.py dist

@@ -172,7 +172,7 @@ def _limits(manifest: "Manifest") -> str:
 def _licence(licence: Any) -> str:
     if licence is None:
         return "Not stated by whoever exported the model. The data may set terms of its own."
-    return f"{_text(licence)}. Stated by whoever exported the model, not checked."
+    return f"As stated by whoever exported the model, not checked: {_text(licence)}"
 
 
 def _table(rows: Any, columns: Sequence[str] = ("fact", "value")) -> str:
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
     for letter in str(value):
         if unicodedata.category(letter)[0] == "C":
             parts.append("\N{REPLACEMENT CHARACTER}")
-        elif letter in "\\`*_[]<>|#&~!":
+        elif letter in "\\`*_[]<|&~":
             parts.append(f"\\{letter}")
         else:
             parts.append(" " if letter.isspace() else letter)
