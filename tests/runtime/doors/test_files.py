@@ -72,6 +72,28 @@ def test_faiss_reads_our_file_with_ids(gaps: Index, tmp_path: Path, make_codes: 
     assert names is None
 
 
+@pytest.mark.parametrize(
+    ("n", "bits"), [(0, 8), (1, 16), (3, 48), (257, 64), (1025, 8), (97, 1024)]
+)
+@pytest.mark.parametrize("dense", [True, False])
+def test_faiss_gives_our_answers(
+    tmp_path: Path, make_codes: Make, n: int, bits: int, dense: bool
+) -> None:
+    """Equal ids inside ties too: rows of the file ascend by id, and FAISS keeps the first rows."""
+    index = Index.create(tmp_path / "of-bits", bits=bits)
+    index.add(make_codes(n, bits), ids=np.random.default_rng(n).permutation(n) * (2 - dense))
+    export(index, Target(str(tmp_path / "x"), "faiss"))
+    theirs = faiss.read_index_binary(str(tmp_path / "x"))
+    queries = make_codes(5, bits)
+    for k in {1, 7, max(1, n // 2), max(1, n)}:
+        mine = index.search(queries, k)
+        distances, ids = theirs.search(queries, k)
+        shown = mine.ids.shape[1]  # FAISS fills up with -1 where k > n
+        assert np.array_equal(ids[:, :shown], mine.ids)
+        assert np.array_equal(distances[:, :shown], mine.distances)
+        assert (ids[:, shown:] == -1).all()
+
+
 @pytest.mark.parametrize("kind", ["IndexBinaryIDMap", "IndexBinaryIDMap2"])
 def test_we_read_what_faiss_wrote(tmp_path: Path, make_codes: Make, kind: str) -> None:
     codes, path = make_codes(9, 48), str(tmp_path / "x.faiss")
