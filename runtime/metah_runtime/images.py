@@ -19,6 +19,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from metah_runtime import schema
 from metah_runtime.errors import ConfigError, DataError, ImageError
@@ -37,6 +38,9 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 """A larger image is refused before it is decoded (a decompression bomb)."""
 
+MAX_FILE_BYTES = 1 << 30
+"""A larger file is refused before it is read."""
+
 DECODER = f"Pillow {PIL.__version__}"
 """What decodes."""
 
@@ -49,6 +53,7 @@ RESAMPLE = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _SIXTEEN_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+_NO_FILE = "not a regular file"
 _HEADER = threading.Lock()
 
 
@@ -112,7 +117,8 @@ def load_image(source: Source, spec: Preprocess) -> NDArray[np.uint8]:
 
     source: path of a regular file, encoded bytes, Pillow image, or array: uint8 (h, w),
     (h, w, 1 | 3 | 4) or uint16 (h, w). 16-bit values lose their low byte (v >> 8) and are not
-    clipped. A JPEG of more than twice the wanted size is decoded at 1/2, 1/4 or 1/8 scale.
+    clipped; a CMYK JPEG is read inverted, as Adobe writes it. A JPEG of more than twice the wanted
+    size is decoded at 1/2, 1/4 or 1/8 scale. Bytes after the end of an image are not looked at.
     Raises ImageError with the source's name and the reason.
     """
     name = _name(source)
@@ -199,8 +205,12 @@ def _name(source: Source) -> str:
 
 
 def _open_regular(path: Path, name: str) -> BinaryIO:
-    """Open a regular file without ever waiting on a pipe or a device."""
+    """Open a regular file without ever waiting on a pipe or waking a device."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "is a folder, not an image" if stat.S_ISDIR(status.st_mode) else _NO_FILE
+            raise ImageError(f"{name}: {what}")
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a null byte in the name
         raise ImageError(f"{name!r}: {error}") from error
@@ -208,11 +218,15 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
         reason = "no such file" if error.errno == errno.ENOENT else error.strerror
         raise ImageError(f"{name}: {reason}") from error
     status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+    reason = ""
+    if not stat.S_ISREG(status.st_mode):  # it was another file a moment ago
+        reason = _NO_FILE
+    elif status.st_size == 0:
+        reason = "empty file"
+    elif status.st_size > MAX_FILE_BYTES:
+        reason = f"{status.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read"
+    if reason:
         os.close(handle)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name}: is a folder, not an image")
-        reason = "empty file" if stat.S_ISREG(status.st_mode) else "not a regular file"
         raise ImageError(f"{name}: {reason}")
     return os.fdopen(handle, "rb")
 
@@ -232,7 +246,7 @@ def _decode(file: BinaryIO, name: str, spec: Preprocess) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels") from error
     with image:
         _check_size(image, name)
-        if image.format == "JPEG":
+        if isinstance(image, JpegImageFile):  # MPO, as phones write it, is one too
             side = 2 * max(spec.height, spec.width)
             image.draft(None, (side, side))
         image.load()
@@ -280,7 +294,7 @@ def _convert(image: Image.Image, name: str, spec: Preprocess) -> NDArray[np.uint
 
 def _to_eight_bit(image: Image.Image, name: str) -> Image.Image:
     """Scale a 16-bit (or, in TIFF, 12-bit) grey image to 8 bits; keep a transparent value."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     tags = getattr(image, "tag_v2", {})
     depth = int(tags.get(258, (16,))[0]) if image.mode == "I;16" else 16
     if values.min() < 0 or values.max() >> depth:

@@ -294,6 +294,7 @@ class TestBadInput:
         def refuse(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
+        (tmp_path / "secret.png").touch()
         monkeypatch.setattr(images.os, "open", refuse)
         with pytest.raises(ImageError, match=r"secret\.png: Permission denied"):
             load_image(tmp_path / "secret.png", SPEC)
