@@ -32,10 +32,6 @@ _HUES = ("#3b75b4", "#d9822b", "#3a9a5b", "#9d56b0", "#c2453d", "#2b9aa0", "#947
 
 def page(comparison: Comparison) -> str:
     """Return the page as HTML text."""
-    colours = "".join(
-        f".c{i}{{fill:{hue};stroke:{hue}}}.line.c{i}{{fill:none}}.k{i}{{background:{hue}}}"
-        for i, hue in enumerate(_HUES)
-    )
     versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
     body = [
         "<h1>Exported models compared</h1>",
@@ -49,12 +45,21 @@ def page(comparison: Comparison) -> str:
         )
     body += [_table(comparison), _overview(comparison.rows)]
     body += [_details(row) for row in comparison.rows]
+    return document("Exported models compared", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """Return a self-contained page of HTML parts in the style of all reports."""
+    colours = "".join(
+        f".c{i}{{fill:{hue};stroke:{hue}}}.line.c{i}{{fill:none}}.k{i}{{background:{hue}}}"
+        for i, hue in enumerate(_HUES)
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width">'
-        f"<title>Exported models compared</title><style>{_STYLE}{colours}</style></head>"
+        f"<title>{_e(title)}</title><style>{_STYLE}{colours}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
 
@@ -78,9 +83,9 @@ def _overview(rows: Sequence[Row]) -> str:
     flips = [None if row.parity is None else 100 * row.parity.flip_rate for row in rows]
     rates = [max((t.rate for t in row.timings), default=None) for row in rows]
     cards = [
-        _card("Size", svg.rows([row.megabytes for row in rows], labels, unit="MB", digits=2)),
-        _card("Flipped bits", svg.rows(flips, labels, unit="%", digits=4)),
-        _card("Throughput, best batch", svg.rows(rates, labels, unit="/s", digits=0)),
+        card("Size", svg.rows([row.megabytes for row in rows], labels, unit="MB", digits=2)),
+        card("Flipped bits", svg.rows(flips, labels, unit="%", digits=4)),
+        card("Throughput, best batch", svg.rows(rates, labels, unit="/s", digits=0)),
     ]
     timed = [(i, row) for i, row in enumerate(rows) if row.timings]
     if timed:
@@ -97,7 +102,7 @@ def _overview(rows: Sequence[Row]) -> str:
             f'<span class="key k{i % svg.COLOURS}"></span>{_e(_label(row))}' for i, row in timed
         )
         chart = svg.lines(curves, x="batch", y="ms per image")
-        cards.append(_card("Time per image: p50, bar up to p99", f"{chart}<p>{keys}</p>"))
+        cards.append(card("Time per image: p50, bar up to p99", f"{chart}<p>{keys}</p>"))
     return f'<h2>Overview</h2><div class="charts">{"".join(cards)}</div>'
 
 
@@ -118,15 +123,15 @@ def _details(row: Row) -> str:
     part = slice(min(filled, default=0), max(filled, default=0) + 1)
     parts.append(
         '<div class="charts">'
-        + _card(
+        + card(
             "Images by number of flipped bits",
             svg.columns(report.hamming, hamming, x="flipped bits", y="images (log)", log=True),
         )
-        + _card(
+        + card(
             "Flips of each bit",
             svg.columns(report.flips_per_bit, bits, x="bit of the code", y="flips"),
         )
-        + _card(
+        + card(
             "How far from zero the logits are, and those that flipped (red)",
             svg.columns(
                 report.margin_counts[part],
@@ -160,7 +165,8 @@ def _summary(report: Parity) -> str:
     )
 
 
-def _card(title: str, inner: str) -> str:
+def card(title: str, inner: str) -> str:
+    """Return a titled box for a chart."""
     return f'<div class="card"><h3>{_e(title)}</h3>{inner}</div>'
 
 
