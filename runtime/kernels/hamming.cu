@@ -6,6 +6,7 @@
 // A key is distance << 32 | row: keys are unique, and their order is the order (distance, row).
 // A scan appends every key <= bound to its query's segment keys[begin[q] .. begin[q + 1]) and counts all of them, those
 // that found no room too: a count above the room tells of an overflow, and nothing is lost in silence.
+// removed: a bit a row, word row / 32, bit row % 32; a row whose bit is set is nowhere found. Null: none is removed.
 //
 // The same file compiles as C++ with -DMETAH_SHIM: shim/cuda_shim.h runs it on the CPU, one fiber a CUDA thread.
 #ifdef METAH_SHIM
@@ -60,20 +61,8 @@ __device__ __forceinline__ uint64_t key_of(uint32_t distance, uint32_t row) {
   return (uint64_t)distance << 32 | row;
 }
 
-// ---- packing: rows of bytes -> padded words ------------------------------------------------------------------------
-
-// Word w of row i goes to target[i * row_step + (w / 4) * plane_step + w % 4]. Grid: rows / 256.
-extern "C" __global__ void __launch_bounds__(THREADS)
-pack(const unsigned char* __restrict__ source, uint32_t width, uint32_t rows, uint32_t words,
-     uint32_t* __restrict__ target, uint32_t row_step, uint64_t plane_step) {
-  uint32_t row = blockIdx.x * THREADS + threadIdx.x;
-  if (row >= rows) return;
-  const unsigned char* bytes = source + (uint64_t)row * width;
-  for (uint32_t w = 0; w < words; w++) {
-    uint32_t word = 0;
-    for (uint32_t b = 0; b < 4 && 4 * w + b < width; b++) word |= (uint32_t)bytes[4 * w + b] << (8 * b);
-    target[(uint64_t)row * row_step + (w >> 2) * plane_step + (w & 3)] = word;
-  }
+__device__ __forceinline__ bool is_removed(const uint32_t* __restrict__ removed, uint32_t row) {
+  return removed && removed[row >> 5] >> (row & 31) & 1;
 }
 
 // ---- one thread's codes --------------------------------------------------------------------------------------------
@@ -134,15 +123,22 @@ __device__ __forceinline__ void read_words(uint32_t (&out)[W], const uint32_t* s
   }
 }
 
-// Append the keys of the lanes that hit, one atomic for the warp. Every lane of the warp calls.
-__device__ __forceinline__ void append(bool hit, uint64_t key, uint32_t query, const uint64_t* __restrict__ begin,
+// Lanes that hit with a row that is there. Every lane of the warp calls.
+__device__ __forceinline__ uint32_t hits_of(bool hit, uint32_t row, const uint32_t* __restrict__ removed) {
+  uint32_t hits = __ballot_sync(FULL, hit);
+  if (hits && removed) hits = __ballot_sync(FULL, hit && !is_removed(removed, row));
+  return hits;
+}
+
+// Append the keys of the lanes in `hits`, one atomic for the warp. Every lane of the warp calls.
+__device__ __forceinline__ void append(uint32_t hits, uint64_t key, uint32_t query, const uint64_t* __restrict__ begin,
                                        uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
-  uint32_t lane = threadIdx.x & 31, hits = __ballot_sync(FULL, hit), first = 0;
+  uint32_t lane = threadIdx.x & 31, first = 0;
   if (!hits) return;
   if (lane == 0) first = atomicAdd(counts + query, (uint32_t)__popc(hits));
   first = __shfl_sync(FULL, first, 0);
   uint64_t place = begin[query] + first + __popc(hits & ((1u << lane) - 1));
-  if (hit && place < begin[query + 1]) keys[place] = key;
+  if ((hits >> lane & 1) && place < begin[query + 1]) keys[place] = key;
 }
 
 // ---- the popcount scan: top-k candidates, radius fill (COUNT false), radius count (COUNT true) ---------------------
@@ -152,7 +148,8 @@ template <int W, bool COUNT>
 __device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t stride, uint32_t rows,
                                      const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
                                      const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
-                                     uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+                                     uint32_t* __restrict__ counts, uint64_t* __restrict__ keys,
+                                     const uint32_t* __restrict__ removed) {
   __shared__ __align__(16) uint32_t words[QUERY_TILE * W];
   __shared__ uint64_t limits[QUERY_TILE];
   __shared__ uint32_t found[QUERY_TILE];
@@ -181,11 +178,11 @@ __device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t s
       for (int c = 0; c < Tile<W>::codes; c++) {
         uint32_t row = tile.row(blockIdx.x, c);
         uint64_t key = key_of(distances[c], row);
-        bool hit = key <= bound && row < rows;
+        uint32_t hits = hits_of(key <= bound && row < rows, row, removed);
         if constexpr (COUNT) {
-          total += __popc(__ballot_sync(FULL, hit));
+          total += __popc(hits);
         } else {
-          append(hit, key, first + j, begin, counts, keys);
+          append(hits, key, first + j, begin, counts, keys);
         }
       }
       if constexpr (COUNT) {
@@ -268,7 +265,8 @@ template <int W>
 __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
                                          const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
                                          const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
-                                         uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+                                         uint32_t* __restrict__ counts, uint64_t* __restrict__ keys,
+                                         const uint32_t* __restrict__ removed) {
   using F = Fragments<W>;
   __shared__ uint32_t words[MMA_TILE][F::planes][32];
   __shared__ uint64_t limits[MMA_TILE * 8];
@@ -319,7 +317,7 @@ __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uin
           for (int i = 0; i < 4; i++) {
             uint32_t query = j * 8 + 2 * t + (i & 1), row = F::row(warp * F::tiles + r, i >> 1);
             uint64_t key = key_of(d[i], row);
-            if (query >= n || key > limits[query] || row >= rows) continue;
+            if (query >= n || key > limits[query] || row >= rows || is_removed(removed, row)) continue;
             uint64_t place = begin[first + query] + atomicAdd(counts + first + query, 1u);
             if (place < begin[first + query + 1]) keys[place] = key;
           }
@@ -337,7 +335,7 @@ __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uin
 template <int W>
 __device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
                                        uint32_t runs, uint32_t step, const uint32_t* __restrict__ queries,
-                                       uint32_t* __restrict__ histogram) {
+                                       uint32_t* __restrict__ histogram, const uint32_t* __restrict__ removed) {
   constexpr uint32_t bins = 32 * W + 1;
   __shared__ uint32_t local[bins];
   for (uint32_t i = threadIdx.x; i < bins; i += THREADS) local[i] = 0;
@@ -347,7 +345,7 @@ __device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint6
   __syncthreads();  // the bins are zero
   for (uint32_t run = blockIdx.x * WARPS + threadIdx.x / RUN; run < runs; run += gridDim.x * WARPS) {
     uint64_t row = (uint64_t)run * step + threadIdx.x % RUN;
-    if (row >= rows) continue;
+    if (row >= rows || is_removed(removed, (uint32_t)row)) continue;
 #pragma unroll
     for (int w = 0; w < W; w++)
       x[w] = query[w] ^ codes[W < 4 ? row * W + w : ((w / 4) * stride + row) * 4 + w % 4];
@@ -363,24 +361,25 @@ __device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint6
 #define POPC_KERNELS(W)                                                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_w##W(                                                  \
       const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
-      const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {                               \
-    scan<W, false>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                       \
+      const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys, const uint32_t* removed) {      \
+    scan<W, false>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys, removed);              \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) count_w##W(                                                 \
       const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
-      const uint64_t* bounds, uint32_t* counts) {                                                                      \
-    scan<W, true>(codes, stride, rows, queries, n_queries, group, bounds, nullptr, counts, nullptr);                   \
+      const uint64_t* bounds, uint32_t* counts, const uint32_t* removed) {                                             \
+    scan<W, true>(codes, stride, rows, queries, n_queries, group, bounds, nullptr, counts, nullptr, removed);          \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(THREADS) sample_w##W(                                                   \
       const uint32_t* codes, uint64_t stride, uint32_t rows, uint32_t runs, uint32_t step, const uint32_t* queries,    \
-      uint32_t* histogram) {                                                                                           \
-    sample<W>(codes, stride, rows, runs, step, queries, histogram);                                                    \
+      uint32_t* histogram, const uint32_t* removed) {                                                                  \
+    sample<W>(codes, stride, rows, runs, step, queries, histogram, removed);                                           \
   }
 #define MMA_KERNELS(W)                                                                                                 \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) mma_w##W(                                                   \
       const uint32_t* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries,              \
-      uint32_t group, const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys) {               \
-    scan_mma<W>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys);                          \
+      uint32_t group, const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys,                 \
+      const uint32_t* removed) {                                                                                       \
+    scan_mma<W>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys, removed);                 \
   }
 POPC_KERNELS(1)
 POPC_KERNELS(2)
@@ -405,3 +404,4 @@ MMA_KERNELS(32)
 #endif
 
 #include "select.cuh"
+#include "encoded.cuh"

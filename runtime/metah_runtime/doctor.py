@@ -105,24 +105,19 @@ def diagnose() -> Diagnosis:
 
 
 def _driver(found: Mapping[str, Any]) -> tuple[Probe, Probe]:
-    if "error" in found:
-        reason = found["error"]
-        if "libcuda" in reason or "nvcuda" in reason:
-            reason = "libcuda is not there: the NVIDIA driver is not installed"
-        return (
-            Probe(name="NVIDIA driver", ok=False, detail=reason),
-            Probe(name="GPUs", ok=False, detail="none: no driver"),
-        )
-    if found["status"]:
-        detail = f"cuInit gives error {found['status']} (driver for CUDA {found['cuda']})"
-        return (
-            Probe(name="NVIDIA driver", ok=False, detail=detail),
-            Probe(name="GPUs", ok=False, detail="none: the driver does not start"),
-        )
-    names = [f"{g['name']} (sm {g['sm']}, {g['bytes'] / 2**30:.0f} GiB)" for g in found["gpus"]]
+    """Return the probes of the driver and of the GPUs, of what ``cuda.probe.look`` found."""
+    reason = found.get("error") or found["reason"]
+    starts = bool(found.get("starts"))
+    cards = [
+        f"{g['name']} (sm {g['sm']}, {g['bytes'] / 2**30:.0f} GiB)" for g in found.get("gpus", ())
+    ]
     return (
-        Probe(name="NVIDIA driver", ok=True, detail=f"for CUDA {found['cuda']}"),
-        Probe(name="GPUs", ok=bool(names), detail=", ".join(names) or "the driver finds none"),
+        Probe(
+            name="NVIDIA driver",
+            ok=starts,
+            detail=f"for CUDA {found['cuda']}" if starts else reason,
+        ),
+        Probe(name="GPUs", ok=bool(cards), detail=", ".join(cards) or f"none: {reason}"),
     )
 
 

@@ -4,28 +4,8 @@ Each fills the dictionary ``found``. Nothing here is executed by importing this 
 """
 
 DRIVER = """
-import ctypes
-cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-number = ctypes.c_int()
-cuda.cuDriverGetVersion(ctypes.byref(number))
-found["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
-found["status"] = cuda.cuInit(0)
-found["gpus"] = []
-if found["status"] == 0:
-    cuda.cuDeviceGetCount(ctypes.byref(number))
-    for i in range(number.value):
-        name, device, size = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_size_t()
-        cuda.cuDeviceGet(ctypes.byref(device), i)
-        cuda.cuDeviceGetName(name, 128, device)
-        cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        found["gpus"].append({
-            "name": name.value.decode(),
-            "sm": f"{major.value}.{minor.value}",
-            "bytes": size.value,
-        })
+from metah_runtime.cuda.probe import look
+found.update(look().as_json())
 """
 
 ONNXRUNTIME = """

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from metah_runtime import _native
 from metah_runtime.checks import check_k, check_radius, check_threads
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import BackendUnavailable, DataError
+from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
 
 if TYPE_CHECKING:
@@ -108,21 +108,27 @@ class CodeIndex:
         other = copy.copy(self)
         gone = self._removed(removed)
         other._native = self._native.without(gone)
-        other._gpu = other._open_gpu(gone)
+        other._gpu = None if self._gpu is None else self._gpu.without(gone)
         return other
 
     def _open_gpu(self, gone: NDArray[np.bool_] | None) -> "CudaIndex | None":
-        """Return the index on the GPUs over the rows that are there, None for the CPU."""
+        """Return the index on the GPUs, None for the CPU."""
         if self.device == "cpu":
             return None
         from metah_runtime.cuda.choice import open_cuda
 
-        if gone is None:
-            return open_cuda(self.codes, self.ids, self.device)
-        rows = np.flatnonzero(~gone)
-        return open_cuda(
-            self.codes[rows], rows if self.ids is None else self.ids[rows], self.device
-        )
+        return open_cuda(self.codes, self.ids, self.device, gone)
+
+    def capture(self, batch: int, k: int) -> None:
+        """Record the search of ``batch`` queries for k neighbours as a CUDA graph.
+
+        Later searches of just that size replay it, with the same answers: for small batches, whose
+        time is that of launches. ConfigError on the CPU or for a batch that takes more than one
+        scan, BackendUnavailable if the codes do not fit the GPUs.
+        """
+        if self._gpu is None:
+            raise ConfigError("capture needs a GPU, this index is on the CPU; fix: device='cuda'")
+        self._gpu.capture(batch, check_k(k))
 
     def prepare(self, radius: int | None = None) -> None:
         """Build now what searches would build once it pays: groups of equal codes and tables.

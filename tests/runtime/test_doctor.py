@@ -14,13 +14,20 @@ from metah_runtime.doctor import diagnose, run_probe
 
 DRIVER = {
     "cuda": "13.0",
-    "status": 0,
+    "starts": True,
+    "reason": None,
     "gpus": [{"name": "NVIDIA H100", "sm": "9.0", "bytes": 80 * 2**30}],
 }
 ORT = {
     "version": "1.31.1",
     "compiled_in": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "loads": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+NO_DRIVER = {
+    "cuda": None,
+    "starts": False,
+    "reason": "the NVIDIA driver is not installed (libcuda.so.1 not found)",
+    "gpus": [],
 }
 MISSING = {"error": "ModuleNotFoundError: No module named 'x'", "missing": True}
 Play = Callable[..., None]
@@ -68,12 +75,17 @@ def test_a_good_machine(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     ("answers", "device", "match"),
     [
         (
-            {"driver": {"error": "OSError: libcuda.so.1: cannot open shared object file"}},
+            {"driver": NO_DRIVER},
             "cuda",
             "the NVIDIA driver is not installed",
         ),
-        ({"driver": DRIVER | {"status": 100, "gpus": []}}, "cuda", "cuInit gives error 100"),
-        ({"driver": DRIVER | {"gpus": []}}, "tensorrt", "the driver finds none"),
+        ({"driver": NO_DRIVER | {"reason": "cuInit gives error 100"}}, "cuda", "gives error 100"),
+        (
+            {"driver": DRIVER | {"gpus": [], "reason": "the NVIDIA driver finds no GPU"}},
+            "tensorrt",
+            "GPUs: none: the NVIDIA driver finds no GPU",
+        ),
+        ({"driver": {"error": "did not answer within 60 s"}}, "cuda", "did not answer within 60 s"),
         (
             {"ort": ORT | {"loads": ["CPUExecutionProvider"]}},
             "cuda",
@@ -119,9 +131,9 @@ def test_what_is_wrong_is_said_and_decides_the_exit_code(
 
 
 def test_auto_fails_only_if_nothing_works(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
-    play(driver={"error": "OSError: libcuda.so.1"})
+    play(driver=NO_DRIVER)
     assert run(capsys)[0] == 0
-    play(driver={"error": "OSError: libcuda.so.1"}, ort=MISSING)
+    play(driver=NO_DRIVER, ort=MISSING)
     code, _, err = run(capsys)
     assert code == 1
     assert "no device works here: cpu: " in err

@@ -16,11 +16,16 @@ DEVICES = ("cpu", "cuda", "auto")
 _said: set[str] = set()
 
 
-def open_cuda(codes: Codes, ids: NDArray[np.int64] | None, device: str) -> "CudaIndex | None":
+def open_cuda(
+    codes: Codes,
+    ids: NDArray[np.int64] | None,
+    device: str,
+    removed: NDArray[np.bool_] | None = None,
+) -> "CudaIndex | None":
     """Return a CudaIndex for device "cuda"; for "auto" too, or None where CUDA cannot be used.
 
-    codes, ids: as for CudaIndex. "auto" warns once in a process that the CPU is taken, and why;
-    "cuda" raises BackendUnavailable with the reason. ConfigError for another device.
+    codes, ids, removed: as for CudaIndex. "auto" warns once in a process that the CPU is taken,
+    and why; "cuda" raises BackendUnavailable with the reason. ConfigError for another device.
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
@@ -29,7 +34,7 @@ def open_cuda(codes: Codes, ids: NDArray[np.int64] | None, device: str) -> "Cuda
     from metah_runtime.cuda.index import CudaIndex
 
     try:
-        return CudaIndex(codes, ids)
+        return CudaIndex(codes, ids, removed=removed)
     except BackendUnavailable as error:
         if device == "cuda":
             raise

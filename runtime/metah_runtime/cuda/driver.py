@@ -4,9 +4,8 @@ Nothing here is imported before a GPU is asked for. The primary context of each 
 PyTorch, CuPy, ONNX Runtime and TensorRT use too, so all can work in one process on one memory.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, Self
@@ -14,6 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.cuda.probe import look
 from metah_runtime.errors import BackendUnavailable
 
 
@@ -28,7 +28,8 @@ class DeviceMemoryError(DeviceError):
 class Device(Protocol):
     """One GPU. Memory and launches are used inside ``with device:``, which makes it current.
 
-    All work goes to one stream, in order; ``read`` waits for it.
+    All work goes to one stream, in order; ``read`` waits for it. ``fork`` gives the same GPU with
+    a stream of its own; events order the work of two streams, which else run as they like.
     """
 
     @property
@@ -47,6 +48,10 @@ class Device(Protocol):
     def processors(self) -> int:
         """Number of streaming multiprocessors."""
 
+    @property
+    def stream(self) -> int:
+        """Address of its stream, as other libraries take it; 0 for the default stream."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
@@ -55,7 +60,7 @@ class Device(Protocol):
         """Return (free, total) bytes."""
 
     def load(self, image: Callable[[], bytes], /) -> None:
-        """Load the fatbin or cubin that image() gives; its kernels can then be launched by name."""
+        """Load the fatbin or cubin that image() gives, once: kernels are launched by name."""
 
     def alloc(self, size: int) -> int:
         """Return the address of ``size`` new bytes; raise DeviceMemoryError."""
@@ -81,10 +86,58 @@ class Device(Protocol):
         """Wait for all work of the stream."""
 
     def mark(self) -> Any:
-        """Record an event in the stream."""
+        """Return a point in time of the stream."""
 
     def elapsed(self, start: Any, end: Any, /) -> float:
-        """Milliseconds between two events, after waiting for the second."""
+        """Milliseconds between two marks, after waiting for the second."""
+
+    def fork(self) -> Self:
+        """Return the same GPU and kernels with a new stream, which waits for no other."""
+
+    def close(self) -> None:
+        """Destroy the stream of a fork."""
+
+    def event(self) -> int:
+        """Return a new event."""
+
+    def drop_event(self, event: int, /) -> None:
+        """Give an event back."""
+
+    def record(self, event: int, /) -> None:
+        """Let the event stand for all work sent to the stream so far."""
+
+    def wait(self, event: int, /) -> None:
+        """Let later work of the stream wait for the event; the CPU does not."""
+
+    def settle(self, event: int, /) -> None:
+        """Wait for the event; at once if it was never recorded."""
+
+    def follow(self, stream: int, /) -> None:
+        """Let later work wait for what was sent to another stream of this GPU so far."""
+
+    def pinned(self, size: int, /) -> NDArray[np.uint8]:
+        """Return page-locked memory of the CPU; give it back with ``unpin``."""
+
+    def unpin(self, array: NDArray[np.uint8], /) -> None:
+        """Give page-locked memory back."""
+
+    def write_later(self, address: int, array: NDArray[Any], /) -> None:
+        """Copy page-locked memory to the GPU when the stream gets there."""
+
+    def read_later(self, address: int, array: NDArray[Any], /) -> None:
+        """Copy from the GPU to page-locked memory when the stream gets there."""
+
+    def capture(self, run: Callable[[], None], /) -> int:
+        """Return a graph of all that run() sends to this stream, which must be a fork's.
+
+        run() may launch, fill and copy later; it may not allocate, free or wait.
+        """
+
+    def replay(self, graph: int, /) -> None:
+        """Send all of a graph to the stream, in one call."""
+
+    def drop_graph(self, graph: int, /) -> None:
+        """Give a graph back."""
 
 
 # Library, module that must be importable, back end; the first that is there is taken.
@@ -96,22 +149,10 @@ LIBRARIES = (
 
 
 def probe() -> str | None:
-    """Return why no GPU can be used here, or None if one can; imports none of the libraries.
-
-    Asks the driver itself: libcuda is loaded and cuInit and cuDeviceGetCount are called.
-    """
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return f"the NVIDIA driver is not installed ({name} not found)"
-    status = driver.cuInit(0)
-    if status:
-        return f"the NVIDIA driver does not start (cuInit gives error {status})"
-    number = ctypes.c_int(0)
-    status = driver.cuDeviceGetCount(ctypes.byref(number))
-    if status or number.value == 0:
-        return "the NVIDIA driver finds no GPU"
+    """Return why no GPU can be used here, or None if one can; imports none of the libraries."""
+    reason = look().reason
+    if reason:
+        return reason
     if not installed():
         wanted = ", ".join(library for library, _, _ in LIBRARIES)
         return (
@@ -146,6 +187,16 @@ def open_devices(library: str | None = None, stream: Any = None) -> list[Device]
         except (ImportError, OSError, DeviceError) as error:
             failures.append(f"{name}: {error}")
     raise BackendUnavailable(f"CUDA cannot be used here: {'; '.join(failures)}")
+
+
+@cache
+def shared_devices() -> tuple[Device, ...]:
+    """Return every GPU on its default stream, opened once a process.
+
+    Indexes and models that take their GPU from here share its stream, so that their work is in
+    order, and the buffers of searches. Raises BackendUnavailable.
+    """
+    return tuple(open_devices())
 
 
 def _importable(module: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable
 
-SOURCES = ("hamming.cu", "select.cuh")
+SOURCES = ("hamming.cu", "select.cuh", "encoded.cuh")
 ARCHS = (80, 90, 100, 120)
 OPTIONS = ("-std=c++17", "-O3")
 PTX = "-gencode=arch=compute_80,code=compute_80"  # for cards of other architectures

@@ -107,13 +107,14 @@ def plan_queries(*, room: int, budget: int) -> int:
     return max(1, min(MAX_QUERIES, budget // (2 * _KEY * room)))
 
 
-def plan_pieces(*, rows: int, bits: int, budget: int) -> tuple[bool, int]:
+def plan_pieces(*, rows: int, bits: int, budget: int, kept: int = 0) -> tuple[bool, int]:
     """Return (resident, rows of a piece): all rows at once if they fit three quarters of budget.
 
-    Otherwise pieces of half of the budget are copied to the GPU in turn at each search.
+    Otherwise pieces are copied to the GPU in turn at each search, one while the one before is
+    searched: two of a quarter of the budget and ``kept``, the bytes that such pieces have already.
     budget: free bytes of the GPU; the rest is left to buffers.
     """
     if rows <= MAX_ROWS and 4 * code_bytes(rows, bits) <= 3 * budget:
         return True, rows
-    step = budget // 2 // (padded_words(bits) * 4) // ROW_STEP * ROW_STEP
+    step = (budget + kept) // 4 // (padded_words(bits) * 4) // ROW_STEP * ROW_STEP
     return False, max(ROW_STEP, min(step, MAX_ROWS))

@@ -1,84 +1,93 @@
 """A device that is none: the CUDA kernels compiled as C++ and run on the CPU, to test them.
 
-It offers what a driver offers (memory, copies, launches), so that everything above the driver runs
-as it would on a GPU. It is slow, and its times say nothing about a GPU.
+It offers what a driver offers (memory, copies, launches, streams, events, graphs), so that
+everything above the driver runs as it would on a GPU. It is slow, and its times say nothing about
+a GPU.
 """
 
+import copy
 import ctypes
-import hashlib
-import os
-import re
-import shutil
-import subprocess
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import files
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
-from metah_runtime.cuda.image import SOURCES, cache_folder, source_folder
-from metah_runtime.errors import BackendUnavailable
-
-FLAGS = ("-std=c++20", "-O2", "-DMETAH_SHIM", "-shared", "-fPIC", "-pthread")
-_SHIM = ("cuda_shim.h", "shim_entries.h")
-_ENTRY = re.compile(r"__launch_bounds__\(\w+\)\s+(\w+)\(")
-_MACRO = re.compile(r"^(POPC|MMA)_KERNELS\((\d+)\)", re.MULTILINE)
-_PREFIXES = {"POPC": ("scan", "count", "sample"), "MMA": ("mma",)}
+from metah_runtime.cuda.shim import build
 
 
-def kernel_names(text: str) -> list[str]:
-    """Return the names of the kernels in a source text."""
-    names = _ENTRY.findall(text)
-    for macro, width in _MACRO.findall(text):
-        names += [f"{prefix}_w{width}" for prefix in _PREFIXES[macro]]
-    return names
+class _Point:
+    """A place in the work of a stream, which an event stands for."""
+
+    def __init__(self, stream: "_Stream") -> None:
+        self.stream = stream
+        self.passed = False
 
 
-def build(sources: dict[str, str] | None = None, flags: tuple[str, ...] = ()) -> Path:
-    """Compile the kernels as C++; return the library, from the cache if nothing has changed.
+class _Stream:
+    """Work in order; ``put_off``: until it is waited for, else done at once."""
 
-    sources: texts to put in place of SOURCES, by name; flags: further compiler options.
-    Raises BackendUnavailable without a compiler or the source tree.
-    """
-    folder = source_folder()
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or not (folder / "shim").is_dir():
-        raise BackendUnavailable("the simulator needs a C++ compiler and METAH's source tree")
-    texts = {name: (folder / name).read_text() for name in SOURCES} | (sources or {})
-    texts |= {name: (folder / "shim" / name).read_text() for name in _SHIM}
-    kernels = [name for source in SOURCES for name in kernel_names(texts[source])]
-    texts["simulated.cpp"] = '#include "hamming.cu"\n#include "shim_entries.h"\n' + "".join(
-        f"METAH_SHIM_ENTRY({kernel})\n" for kernel in kernels
-    )
-    command = [compiler, *FLAGS, *flags]
-    key = hashlib.sha256(repr([sorted(texts.items()), command]).encode()).hexdigest()[:24]
-    library = cache_folder() / "simulator" / f"{key}.so"
-    if library.is_file():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with files.new_folder(library.parent / f"{key}.src") as work:
-        for name, text in texts.items():
-            (work / name).write_text(text)
-        target = work / "out.so"
-        done = subprocess.run(
-            [*command, "-o", str(target), str(work / "simulated.cpp")],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise BackendUnavailable(f"the simulator does not compile: {done.stderr[:2000]}")
-        target.rename(library)
-    shutil.rmtree(library.parent / f"{key}.src", ignore_errors=True)
-    return library
+    def __init__(self, number: int, put_off: bool) -> None:
+        self.number = number
+        self.put_off = put_off
+        self.work: deque[Callable[[], None] | _Point] = deque()
+        self.recorded: list[Callable[[], None]] | None = None
+
+    def send(self, work: Callable[[], None]) -> None:
+        if self.recorded is not None:
+            self.recorded.append(work)
+            return
+        self.work.append(work)
+        if not self.put_off:
+            self.drain()
+
+    def drain(self, until: _Point | None = None) -> None:
+        while self.work and not (until and until.passed):
+            first = self.work.popleft()
+            if isinstance(first, _Point):
+                first.passed = True
+            else:
+                first()
+
+
+class _Card:
+    """What all streams of a simulated GPU share."""
+
+    def __init__(self, room: int, put_off: bool) -> None:
+        self.room = room
+        self.put_off = put_off
+        self.sizes: dict[int, int] = {}
+        self.events: dict[int, _Point | None] = {}
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.pinned: dict[int, NDArray[np.uint8]] = {}
+        self.streams: dict[int, _Stream] = {}
+        self.handles = count(1)
+        self.lock = threading.RLock()
+        self.current = threading.local()  # as a context is current to one thread
+
+    def new_stream(self, number: int) -> _Stream:
+        made = self.streams[number] = _Stream(number, self.put_off)
+        return made
+
+
+def _fill(address: int, value: int, size: int) -> None:
+    ctypes.memset(address, value, size)
 
 
 class SimulatedDevice:
     """The CPU in the place of a GPU.
 
     seed: order of blocks, warps and lanes, 0 as numbered; cores: OS threads; room: bytes of its
-    memory; arch and processors: what it claims to be.
+    memory; arch and processors: what it claims to be; put_off: do nothing before it is waited for,
+    so that work which should have waited for other work comes too early.
+    launches, copies, replays: logs of the kernels that ran, of the copies between host and device
+    as ("write" or "read", bytes), and of the graphs that were replayed.
     """
 
     name = "simulated"
@@ -93,6 +102,7 @@ class SimulatedDevice:
         room: int = 1 << 30,
         arch: int = 90,
         processors: int = 4,
+        put_off: bool = False,
     ) -> None:
         self._library = ctypes.CDLL(str(library or build()))
         self._library.shim_alloc.restype = ctypes.c_void_p
@@ -100,24 +110,55 @@ class SimulatedDevice:
         self._library.shim_free.argtypes = [ctypes.c_void_p]
         self.seed, self.cores, self.arch, self.processors = seed, cores, arch, processors
         self.launches: list[str] = []
-        self._room = room
-        self._sizes: dict[int, int] = {}
-        self._active = 0
+        self.copies: list[tuple[str, int]] = []
+        self.replays: list[int] = []
+        self._card = _Card(room, put_off)
+        self._stream = self._card.new_stream(0)
+
+    @property
+    def stream(self) -> int:
+        """Number of the stream, 0 for the default one."""
+        return self._stream.number
+
+    def fork(self) -> Self:
+        """Return the same device with a new stream; the logs are shared."""
+        self._check_active()
+        other = copy.copy(self)
+        other._stream = self._card.new_stream(next(self._card.handles))
+        return other
+
+    def close(self) -> None:
+        """Finish and forget the stream of a fork."""
+        with self._card.lock:
+            self._stream.drain()
+            del self._card.streams[self.stream]
 
     def __enter__(self) -> Self:
-        self._active += 1
+        self._card.current.depth = getattr(self._card.current, "depth", 0) + 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._active -= 1
+        self._card.current.depth -= 1
 
     def _check_active(self) -> None:
-        if not self._active:
+        if not getattr(self._card.current, "depth", 0):
             raise DeviceError("the device is not current: use it inside `with device:`")
+
+    def _check_no_capture(self, what: str) -> None:
+        self._check_active()
+        if self._stream.recorded is not None:
+            raise DeviceError(f"{what} is not allowed while a graph is recorded")
+
+    def _send(self, work: Callable[[], None]) -> None:
+        self._check_active()
+        with self._card.lock:
+            self._stream.send(work)
+
+    # ---- memory --------------------------------------------------------------------------------
 
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes."""
-        return self._room - sum(self._sizes.values()), self._room
+        return self._card.room - sum(self._card.sizes.values()), self._card.room
 
     def load(self, _image: Callable[[], bytes]) -> None:
         """Do nothing: the kernels are in the library."""
@@ -125,41 +166,81 @@ class SimulatedDevice:
 
     def alloc(self, size: int) -> int:
         """Return the address of new memory, which holds 0xEE bytes."""
-        self._check_active()
-        if size > self.memory()[0]:
-            raise DeviceMemoryError("the GPU is out of memory")
-        address = int(self._library.shim_alloc(size))
-        self._sizes[address] = size
-        self.fill(address, 0xEE, size)
+        self._check_no_capture("to allocate")
+        with self._card.lock:
+            if size > self.memory()[0]:
+                raise DeviceMemoryError("the GPU is out of memory")
+            address = int(self._library.shim_alloc(size))
+            self._card.sizes[address] = size
+        ctypes.memset(address, 0xEE, size)
         return address
 
     def free(self, address: int) -> None:
-        """Give memory back."""
-        self._check_active()
-        del self._sizes[address]
-        self._library.shim_free(address)
+        """Give memory back, after all work, as the driver does."""
+        self._check_no_capture("to free")
+        with self._card.lock:
+            for stream in self._card.streams.values():
+                stream.drain()
+            del self._card.sizes[address]
+            self._library.shim_free(address)
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """Return memory of the CPU."""
+        self._check_no_capture("to allocate")
+        made = np.full(size, 0xEE, np.uint8)
+        self._card.pinned[made.ctypes.data] = made
+        return made
+
+    def unpin(self, array: NDArray[np.uint8]) -> None:
+        """Give it back."""
+        self._check_no_capture("to free")
+        del self._card.pinned[array.ctypes.data]
 
     def fill(self, address: int, value: int, size: int) -> None:
         """Set bytes."""
         self._check(address, size)
-        ctypes.memset(address, value, size)
+        self._send(partial(_fill, address, value, size))
 
     def write(self, address: int, array: NDArray[Any]) -> None:
         """Copy to the device."""
-        self._check(address, array.nbytes)
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        self._check_no_capture("to wait")
+        self._copy("write", address, array)
+        self.synchronise()
 
     def read(self, address: int, array: NDArray[Any]) -> None:
         """Copy from the device."""
+        self._check_no_capture("to wait")
+        self._copy("read", address, array)
+        self.synchronise()
+
+    def write_later(self, address: int, array: NDArray[Any]) -> None:
+        """Copy page-locked memory to the device when the stream gets there."""
+        self._check_pinned(array)
+        self._copy("write", address, array)
+
+    def read_later(self, address: int, array: NDArray[Any]) -> None:
+        """Copy to page-locked memory when the stream gets there."""
+        self._check_pinned(array)
+        self._copy("read", address, array)
+
+    def _copy(self, way: str, address: int, array: NDArray[Any]) -> None:
         self._check(address, array.nbytes)
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+        def run() -> None:
+            self.copies.append((way, array.nbytes))
+            host = array.ctypes.data
+            pair = (address, host) if way == "write" else (host, address)
+            ctypes.memmove(*pair, array.nbytes)
+
+        self._send(run)
+
+    # ---- launches ------------------------------------------------------------------------------
 
     def launch(
         self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
     ) -> None:
         """Run a kernel to its end; DeviceError for wrong arguments or what the shim reports."""
         self._check_active()
-        self.launches.append(kernel)
         sizes = getattr(self._library, f"shim_sizes_{kernel}")
         sizes.restype = ctypes.c_char_p
         given = bytes(a.dtype.itemsize for a in args)
@@ -168,6 +249,12 @@ class SimulatedDevice:
                 f"kernel {kernel} has parameters of {list(sizes())} bytes, got {list(given)}"
             )
         values = [np.array(a) for a in args]
+        self._send(lambda: self._run(kernel, grid, threads, values))
+
+    def _run(
+        self, kernel: str, grid: tuple[int, int], threads: int, values: list[NDArray[Any]]
+    ) -> None:
+        self.launches.append(kernel)
         pointers = (ctypes.c_void_p * len(values))(*[v.ctypes.data for v in values])
         error = ctypes.create_string_buffer(256)
         failed = getattr(self._library, f"shim_launch_{kernel}")(
@@ -179,7 +266,10 @@ class SimulatedDevice:
             raise DeviceError(f"kernel {kernel}: {error.value.decode()}")
 
     def synchronise(self) -> None:
-        """Do nothing: a launch returns when it is done."""
+        """Do all work of the stream."""
+        self._check_no_capture("to wait")
+        with self._card.lock:
+            self._stream.drain()
 
     def mark(self) -> Any:
         """Return nothing: the times of a simulator mean nothing."""
@@ -188,9 +278,98 @@ class SimulatedDevice:
         """Return not-a-number: the times of a simulator mean nothing."""
         return float("nan")
 
+    # ---- events and graphs ---------------------------------------------------------------------
+
+    def event(self) -> int:
+        """Return a new event."""
+        self._check_active()
+        handle = next(self._card.handles)
+        self._card.events[handle] = None
+        return handle
+
+    def drop_event(self, event: int) -> None:
+        """Give an event back; what waits for it goes on waiting."""
+        del self._card.events[event]
+
+    def record(self, event: int) -> None:
+        """Let the event stand for all work sent to the stream so far."""
+        self._check_no_capture("an event")
+        with self._card.lock:
+            self._card.events[event] = self._point(self._stream)
+
+    def _point(self, stream: _Stream) -> _Point:
+        point = _Point(stream)
+        stream.work.append(point)
+        if not stream.put_off:
+            stream.drain()
+        return point
+
+    def wait(self, event: int) -> None:
+        """Let later work of the stream wait for what the event stands for now."""
+        self._check_no_capture("an event")
+        point = self._card.events[event]
+        if point is not None:
+            self._send(lambda: point.stream.drain(point))
+
+    def settle(self, event: int) -> None:
+        """Do what the event stands for."""
+        self._check_no_capture("to wait")
+        point = self._card.events[event]
+        if point is not None:
+            with self._card.lock:
+                point.stream.drain(point)
+
+    def follow(self, stream: int) -> None:
+        """Let later work wait for what was sent to another stream so far."""
+        with self._card.lock:
+            point = self._point(self._card.streams[stream])
+            self._send(lambda: point.stream.drain(point))
+
+    def capture(self, run: Callable[[], None]) -> int:
+        """Return a graph of all that run() sends to this stream."""
+        self._check_active()
+        if not self.stream:
+            raise DeviceError("the default stream cannot be captured; fix: a fork")
+        self._stream.recorded = []
+        try:
+            run()
+            handle = next(self._card.handles)
+            self._card.graphs[handle] = self._stream.recorded
+        finally:
+            self._stream.recorded = None
+        return handle
+
+    def replay(self, graph: int) -> None:
+        """Send all of a graph to the stream."""
+        self.replays.append(graph)
+        for work in self._card.graphs[graph]:
+            self._send(work)
+
+    def drop_graph(self, graph: int) -> None:
+        """Give a graph back."""
+        del self._card.graphs[graph]
+
+    def kept(self) -> dict[str, int]:
+        """Return how much of each kind of thing has not been given back."""
+        card = self._card
+        return {
+            "bytes": sum(card.sizes.values()),
+            "pinned": len(card.pinned),
+            "events": len(card.events),
+            "graphs": len(card.graphs),
+            "streams": len(card.streams) - 1,
+        }
+
     def _check(self, address: int, size: int) -> None:
         self._check_active()
-        for start, room in self._sizes.items():
+        for start, room in self._card.sizes.items():
             if start <= address and address + size <= start + room:
                 return
         raise DeviceError(f"{size} bytes at {address:#x} are outside the device's memory")
+
+    def _check_pinned(self, array: NDArray[Any]) -> None:
+        start = array.ctypes.data
+        for base, memory in self._card.pinned.items():
+            if base <= start and start + array.nbytes <= base + memory.nbytes:
+                return
+        raise DeviceError("a copy that is not waited for needs page-locked memory")

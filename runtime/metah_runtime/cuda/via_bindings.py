@@ -1,5 +1,6 @@
 """The driver through NVIDIA's cuda-bindings."""
 
+import copy
 import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -9,6 +10,7 @@ from cuda.bindings import driver as cuda
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device, DeviceError, DeviceMemoryError
+from metah_runtime.cuda.libcuda import NON_BLOCKING, Native
 
 _TYPES = {"uint32": ctypes.c_uint32, "uint64": ctypes.c_uint64}
 
@@ -30,7 +32,7 @@ def open_devices(stream: Any) -> list[Device]:
     return [BindingsDevice(i, stream if i == 0 else None) for i in range(number)]
 
 
-class BindingsDevice:
+class BindingsDevice(Native):
     """One GPU, by its primary context."""
 
     library = "cuda-bindings"
@@ -51,6 +53,21 @@ class BindingsDevice:
     def _ask(self, attribute: Any) -> int:
         return int(check(cuda.cuDeviceGetAttribute(attribute, self._device)))
 
+    @property
+    def stream(self) -> int:
+        """Address of the stream."""
+        return int(self._stream)
+
+    def fork(self) -> Self:
+        """Return the same GPU with a new stream."""
+        other = copy.copy(self)
+        other._stream = check(cuda.cuStreamCreate(NON_BLOCKING))
+        return other
+
+    def close(self) -> None:
+        """Destroy the stream of a fork."""
+        check(cuda.cuStreamDestroy(self._stream))
+
     def __enter__(self) -> Self:
         check(cuda.cuCtxPushCurrent(self._context))
         return self
@@ -64,8 +81,9 @@ class BindingsDevice:
         return int(free), int(total)
 
     def load(self, image: Callable[[], bytes]) -> None:
-        """Load a fatbin or cubin."""
-        self._modules.append(check(cuda.cuModuleLoadData(image())))
+        """Load a fatbin or cubin, once."""
+        if not self._modules:
+            self._modules.append(check(cuda.cuModuleLoadData(image())))
 
     def alloc(self, size: int) -> int:
         """Return the address of new memory."""

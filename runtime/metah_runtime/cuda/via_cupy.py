@@ -1,5 +1,6 @@
 """The driver through CuPy, which works on the primary context."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device, DeviceError, DeviceMemoryError
+from metah_runtime.cuda.libcuda import Native
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 
@@ -35,23 +37,53 @@ def open_devices(stream: Any) -> list[Device]:
         return [CupyDevice(i, stream if i == 0 else None) for i in range(number)]
 
 
-class CupyDevice:
+class _Foreign:
+    """A stream of another library, by the CUDA stream protocol that CuPy 14 asks for."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream
+
+
+def _external(stream: int) -> Any:
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        return cupy.cuda.Stream.from_external(_Foreign(stream))
+    return cupy.cuda.ExternalStream(stream)
+
+
+class CupyDevice(Native):
     """One GPU."""
 
     library = "cupy"
 
     def __init__(self, number: int, stream: Any = None) -> None:
         self._device = cupy.cuda.Device(number)
-        self._stream = (
-            cupy.cuda.Stream.null if stream is None else cupy.cuda.ExternalStream(int(stream))
-        )
+        self._stream = cupy.cuda.Stream.null if stream is None else _external(int(stream))
         self._folder = tempfile.TemporaryDirectory(prefix="metah-")  # CuPy loads from files only
-        self._module: Any = None
+        self._modules: list[Any] = []
         self._kernels: dict[str, Any] = {}
         facts = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = facts["name"].decode()
         self.arch = 10 * int(facts["major"]) + int(facts["minor"])
         self.processors = int(facts["multiProcessorCount"])
+
+    @property
+    def stream(self) -> int:
+        """Address of the stream."""
+        return int(self._stream.ptr)
+
+    def fork(self) -> Self:
+        """Return the same GPU with a new stream."""
+        other = copy.copy(self)
+        with checked():
+            other._stream = cupy.cuda.Stream(non_blocking=True)
+        return other
+
+    def close(self) -> None:
+        """Destroy the stream of a fork, which CuPy does with its object."""
+        self._stream = cupy.cuda.Stream.null
 
     def __enter__(self) -> Self:
         self._device.__enter__()
@@ -66,12 +98,15 @@ class CupyDevice:
         return int(free), int(total)
 
     def load(self, image: Callable[[], bytes]) -> None:
-        """Load a fatbin or cubin."""
+        """Load a fatbin or cubin, once."""
+        if self._modules:
+            return
         path = Path(self._folder.name) / "image.cubin"
         path.write_bytes(image())
         with checked():
-            self._module = cupy.RawModule(path=str(path))
-            self._module.compile()
+            module = cupy.RawModule(path=str(path))
+            module.compile()
+        self._modules.append(module)
 
     def alloc(self, size: int) -> int:
         """Return the address of new memory."""
@@ -107,7 +142,7 @@ class CupyDevice:
         """Start a kernel."""
         with checked(), self._stream:
             if kernel not in self._kernels:
-                self._kernels[kernel] = self._module.get_function(kernel)
+                self._kernels[kernel] = self._modules[-1].get_function(kernel)
             self._kernels[kernel]((*grid, 1), (threads, 1, 1), tuple(args))
 
     def synchronise(self) -> None:

@@ -1,5 +1,6 @@
 """The driver through pycuda, on the primary context (never pycuda.autoinit)."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -9,6 +10,7 @@ import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device, DeviceError, DeviceMemoryError
+from metah_runtime.cuda.libcuda import NON_BLOCKING, Native
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def open_devices(stream: Any) -> list[Device]:
         return [PycudaDevice(i, stream if i == 0 else None) for i in range(cuda.Device.count())]
 
 
-class PycudaDevice:
+class PycudaDevice(Native):
     """One GPU, by its primary context."""
 
     library = "pycuda"
@@ -46,6 +48,22 @@ class PycudaDevice:
         self.arch = 10 * major + minor
         self.processors = int(self._device.multiprocessor_count)
 
+    @property
+    def stream(self) -> int:
+        """Address of the stream."""
+        return 0 if self._stream is None else int(self._stream.handle)
+
+    def fork(self) -> Self:
+        """Return the same GPU with a new stream."""
+        other = copy.copy(self)
+        with checked():
+            other._stream = cuda.Stream(NON_BLOCKING)
+        return other
+
+    def close(self) -> None:
+        """Destroy the stream of a fork, which pycuda does with its object."""
+        self._stream = None
+
     def __enter__(self) -> Self:
         self._context.push()
         return self
@@ -59,7 +77,9 @@ class PycudaDevice:
         return int(free), int(total)
 
     def load(self, image: Callable[[], bytes]) -> None:
-        """Load a fatbin or cubin."""
+        """Load a fatbin or cubin, once."""
+        if self._modules:
+            return
         with checked():
             self._modules.append(cuda.module_from_buffer(image()))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from metah_runtime.cuda.simulator import SimulatedDevice, build
+from metah_runtime.cuda.shim import build
+from metah_runtime.cuda.simulator import SimulatedDevice
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -21,6 +23,20 @@ int context;    // its address is the primary context
 struct Kernel {
   std::string name;
 };
+using Work = std::function<int()>;
+struct Stream {
+  bool recording = false;
+  std::vector<Work> graph;
+};
+
+// Do it now, or keep it for the graph that the stream records.
+int send(void* stream, const Work& work) {
+  if (depth <= 0) return invalid_context;
+  Stream* s = (Stream*)stream;
+  if (!s || !s->recording) return work();
+  s->graph.push_back(work);
+  return ok;
+}
 using Launch = int (*)(unsigned, unsigned, unsigned, uint64_t, unsigned, void**, char*, size_t);
 
 void* simulator() {
@@ -48,6 +64,7 @@ int cuCtxPopCurrent_v2(void** out) { return *out = &context, --depth >= 0 ? ok :
 int cuCtxGetCurrent(void** out) { return *out = depth ? &context : nullptr, ok; }
 int cuCtxGetDevice(int* device) { return *device = 0, ok; }
 int cuCtxSynchronize() { return ok; }
+int cuDeviceTotalMem_v2(size_t* size, int) { return *size = ROOM, ok; }
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return *free = ROOM - used, *total = ROOM, depth ? ok : invalid_context;
 }
@@ -68,15 +85,17 @@ int cuMemFree_v2(uint64_t at) {
   std::free(memory);
   return ok;
 }
-int cuMemsetD8Async(uint64_t at, unsigned char value, size_t size, void*) {
-  return std::memset((void*)at, value, size), depth ? ok : invalid_context;
+int cuMemsetD8Async(uint64_t at, unsigned char value, size_t size, void* stream) {
+  return send(stream, [=] { return std::memset((void*)at, value, size), ok; });
 }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void*) {
-  return std::memcpy((void*)to, from, size), depth ? ok : invalid_context;
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void* stream) {
+  return send(stream, [=] { return std::memcpy((void*)to, from, size), ok; });
 }
-int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void*) {
-  return std::memcpy(to, (const void*)from, size), depth ? ok : invalid_context;
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void* stream) {
+  return send(stream, [=] { return std::memcpy(to, (const void*)from, size), ok; });
 }
+int cuMemHostAlloc(void** out, size_t size, unsigned) { return *out = std::malloc(size), ok; }
+int cuMemFreeHost(void* memory) { return std::free(memory), ok; }
 int cuModuleLoadData(void** out, const void* image) { return *out = (void*)image, depth ? ok : invalid_context; }
 int cuModuleLoadDataEx(void** out, const void* image, unsigned, int*, void**) { return cuModuleLoadData(out, image); }
 int cuModuleUnload(void*) { return ok; }
@@ -85,32 +104,58 @@ int cuModuleGetFunction(void** out, void*, const char* name) {
   return *out = new Kernel{name}, ok;
 }
 int cuLaunchKernel(void* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void*, void** params, void** extra) {
-  if (depth <= 0) return invalid_context;
+                   unsigned shared, void* stream, void** params, void** extra) {
   if (gz != 1 || by != 1 || bz != 1 || shared) return invalid_value;
-  const std::string& name = ((Kernel*)kernel)->name;
-  void* unpacked[16];
-  if (!params) {  // pycuda: all arguments in one buffer, as (1, buffer, 2, address of its size, 0)
-    auto sizes = (const unsigned char* (*)())dlsym(simulator(), ("shim_sizes_" + name).c_str());
-    uint64_t at = 0, given = *(size_t*)extra[3];
-    params = unpacked;
-    for (const unsigned char* size = sizes(); *size; size++) {
-      at = (at + *size - 1) / *size * *size;
-      *params++ = (char*)extra[1] + at;
-      at += *size;
-    }
-    if (at != given) return invalid_value;
-    params = unpacked;
+  const std::string name = ((Kernel*)kernel)->name;
+  auto sizes = (const unsigned char* (*)())dlsym(simulator(), ("shim_sizes_" + name).c_str());
+  // The arguments are copied now, as the driver does. pycuda gives all in one buffer: (1, buffer, 2, its size, 0).
+  std::vector<uint64_t> values;
+  uint64_t at = 0;
+  for (const unsigned char* size = sizes(); *size; size++) {
+    at = (at + *size - 1) / *size * *size;
+    values.push_back(0);
+    std::memcpy(&values.back(), params ? params[values.size() - 1] : (char*)extra[1] + at, *size);
+    at += *size;
   }
-  char error[256] = "";
-  auto launch = (Launch)dlsym(simulator(), ("shim_launch_" + name).c_str());
-  if (launch(gx, gy, bx, 1, 1, params, error, sizeof error)) return std::fprintf(stderr, "%s\n", error), launch_failed;
+  if (!params && at != *(size_t*)extra[3]) return invalid_value;
+  return send(stream, [=]() mutable {
+    std::vector<void*> pointers;
+    for (uint64_t& value : values) pointers.push_back(&value);
+    char error[256] = "";
+    auto launch = (Launch)dlsym(simulator(), ("shim_launch_" + name).c_str());
+    if (!launch(gx, gy, bx, 1, 1, pointers.data(), error, sizeof error)) return (int)ok;
+    return std::fprintf(stderr, "%s\n", error), (int)launch_failed;
+  });
+}
+int cuStreamCreate(void** out, unsigned) { return *out = new Stream, ok; }
+int cuStreamDestroy_v2(void* stream) { return delete (Stream*)stream, ok; }
+int cuStreamWaitEvent(void*, void*, unsigned) { return depth ? ok : invalid_context; }
+int cuStreamBeginCapture_v2(void* stream, int) {
+  if (!stream) return invalid_value;
+  return ((Stream*)stream)->recording = true, ok;
+}
+int cuStreamEndCapture(void* stream, void** out) {
+  Stream* s = (Stream*)stream;
+  if (!s || !s->recording) return invalid_value;
+  *out = new std::vector<Work>(s->graph);
+  return s->graph.clear(), s->recording = false, ok;
+}
+int cuGraphInstantiateWithFlags(void** out, void* graph, uint64_t) {
+  return *out = new std::vector<Work>(*(std::vector<Work>*)graph), ok;
+}
+int cuGraphDestroy(void* graph) { return delete (std::vector<Work>*)graph, ok; }
+int cuGraphExecDestroy(void* graph) { return delete (std::vector<Work>*)graph, ok; }
+int cuGraphLaunch(void* graph, void* stream) {
+  if (!graph) return invalid_value;
+  for (const Work& work : *(std::vector<Work>*)graph)
+    if (int status = send(stream, work)) return status;
   return ok;
 }
 int cuStreamSynchronize(void*) { return depth ? ok : invalid_context; }
 int cuEventCreate(void** out, unsigned) { return *out = &context, ok; }
 int cuEventRecord(void*, void*) { return ok; }
 int cuEventSynchronize(void*) { return ok; }
+int cuEventDestroy_v2(void*) { return ok; }
 int cuEventElapsedTime(float* ms, void*, void*) { return *ms = 1.5f, ok; }
 int cuEventElapsedTime_v2(float* ms, void*, void*) { return *ms = 1.5f, ok; }
 int cuGetErrorString(int status, const char** text) {

@@ -1,7 +1,7 @@
 """Stand-ins for cuda-bindings, pycuda and CuPy with a simulated device behind them.
 
 They take only what the real functions take, with the real names and the real order of arguments,
-and hand out results in the real form; memory and kernels are the simulator's.
+and hand out results in the real form; memory, kernels and streams are the simulator's.
 """
 
 import ctypes
@@ -17,6 +17,76 @@ def as_array(address, size):
 
 class Handle(int):
     """CUstream, CUdeviceptr."""
+
+
+class Streams(dict):
+    """Handle of a stream -> the simulated device or its fork; a caller's stream is the device's."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __missing__(self, handle):
+        return self.device
+
+    def create(self):
+        fork = self.device.fork()
+        self[fork.stream] = fork
+        return fork.stream
+
+
+def fake_driver(streams):
+    """The driver's C interface, {name: function}, as ``libcuda.call`` calls it."""
+    device = streams.device
+
+    def give(reference, value):
+        reference._obj.value = value
+
+    def alloc(reference, size, flags):
+        give(reference, device.pinned(size).ctypes.data)
+
+    def free(address):
+        device.unpin(device._card.pinned[address])
+
+    def begin(stream, mode):
+        assert mode == 1
+        streams[stream]._stream.recorded = []
+
+    def copy(way):
+        def run(first, second, size, stream):
+            address, host = (first, second) if way == "write_later" else (second, first)
+            getattr(streams[stream], way)(address, as_array(host, size))
+
+        return run
+
+    def end_capture(stream, reference):
+        give(reference, 1 << 40)
+        device.ended = streams[stream]._stream.recorded
+        streams[stream]._stream.recorded = None
+
+    def instantiate(reference, graph, flags):
+        assert (graph, flags) == (1 << 40, 0)
+        handle = next(device._card.handles)
+        device._card.graphs[handle] = device.ended
+        give(reference, handle)
+
+    return {
+        "cuEventCreate": lambda reference, flags: give(reference, device.event()),
+        "cuEventRecord": lambda event, stream: streams[stream].record(event),
+        "cuEventSynchronize": device.settle,
+        "cuEventDestroy_v2": device.drop_event,
+        "cuStreamWaitEvent": lambda stream, event, flags: streams[stream].wait(event),
+        "cuMemHostAlloc": alloc,
+        "cuMemFreeHost": free,
+        "cuMemcpyHtoDAsync_v2": copy("write_later"),
+        "cuMemcpyDtoHAsync_v2": copy("read_later"),
+        "cuStreamBeginCapture_v2": begin,
+        "cuStreamEndCapture": end_capture,
+        "cuGraphInstantiateWithFlags": instantiate,
+        "cuGraphDestroy": lambda graph: None,
+        "cuGraphLaunch": lambda graph, stream: streams[stream].replay(graph),
+        "cuGraphExecDestroy": device.drop_graph,
+    }
 
 
 class CUresult(enum.Enum):
@@ -35,6 +105,7 @@ def fake_bindings(device):
     """The module ``cuda.bindings.driver``: functions return (status, values...)."""
     ok = CUresult.CUDA_SUCCESS
     log = []
+    streams = Streams(device)
 
     def alloc(size):
         try:
@@ -44,15 +115,15 @@ def fake_bindings(device):
 
     def fill(address, value, size, stream):
         assert isinstance(stream, Handle)
-        device.fill(address, value, size)
+        streams[stream].fill(address, value, size)
         return (ok,)
 
     def to_device(address, source, size, stream):
-        device.write(address, as_array(source, size))
+        streams[stream].write(address, as_array(source, size))
         return (ok,)
 
     def to_host(target, address, size, stream):
-        device.read(address, as_array(target, size))
+        streams[stream].read(address, as_array(target, size))
         return (ok,)
 
     def launch(kernel, gx, gy, gz, bx, by, bz, shared, stream, params, extra):
@@ -63,13 +134,14 @@ def fake_bindings(device):
             np.uint32(v) if t is ctypes.c_uint32 else np.uint64(v)
             for v, t in zip(values, types, strict=True)
         ]
-        device.launch(kernel, (gx, gy), bx, args)
+        streams[stream].launch(kernel, (gx, gy), bx, args)
         return (ok,)
 
     attributes = dict(zip(CUattribute, (9, 0, 132), strict=True))
     return module(
         "cuda.bindings.driver",
         CUresult=CUresult, CUdevice_attribute=CUattribute, CUstream=Handle, log=log,
+        streams=streams,
         cuInit=lambda flags: (ok,),
         cuDeviceGetCount=lambda: (ok, 1),
         cuDeviceGet=lambda number: (ok, number),
@@ -85,7 +157,9 @@ def fake_bindings(device):
         cuMemFree=lambda address: (device.free(address), (ok,))[1],
         cuMemsetD8Async=fill, cuMemcpyHtoDAsync=to_device, cuMemcpyDtoHAsync=to_host,
         cuLaunchKernel=launch,
-        cuStreamSynchronize=lambda stream: (ok,),
+        cuStreamCreate=lambda flags: (ok, Handle(streams.create())),
+        cuStreamDestroy=lambda stream: (streams.pop(stream).close(), (ok,))[1],
+        cuStreamSynchronize=lambda stream: (streams[stream].synchronise(), (ok,))[1],
         cuEventCreate=lambda flags: (ok, "event"),
         cuEventRecord=lambda event, stream: (ok,),
         cuEventSynchronize=lambda event: (ok,),
@@ -96,6 +170,10 @@ def fake_bindings(device):
 def fake_pycuda(device):
     """The module ``pycuda.driver``: objects and exceptions."""
     log = []
+    streams = Streams(device)
+
+    def on(stream):
+        return streams[0 if stream is None else stream.handle]
 
     class Error(Exception):
         pass
@@ -115,6 +193,16 @@ def fake_pycuda(device):
 
         def free(self):
             device.free(self.address)
+
+    class Stream:
+        def __init__(self, flags=0):
+            self.handle = streams.create()
+
+        def synchronize(self):
+            on(self).synchronise()
+
+        def __del__(self):
+            streams.pop(self.handle).close()
 
     class Context:
         def push(self):
@@ -156,7 +244,7 @@ def fake_pycuda(device):
             assert grid[2:] == (1,)
             assert block[1:] == (1, 1)
             log.append(stream)
-            device.launch(self.name, grid[:2], block[0], args)
+            on(stream).launch(self.name, grid[:2], block[0], args)
 
     class Event:
         def record(self, stream):
@@ -169,18 +257,18 @@ def fake_pycuda(device):
             return 1.5
 
     def to_host(target, address, stream):
-        device.read(address, target)
+        on(stream).read(address, target)
 
     return module(
         "pycuda.driver",
         Error=Error, MemoryError=NoMemoryError, Context=Context, Device=Device, Event=Event,
-        log=log,
+        log=log, streams=streams, Stream=Stream,
         init=lambda: None,
         mem_get_info=device.memory,
         mem_alloc=Allocation,
         module_from_buffer=lambda image: SimpleNamespace(get_function=Function),
-        memset_d8_async=lambda address, value, size, stream: device.fill(address, value, size),
-        memcpy_htod_async=lambda address, array, stream: device.write(address, array),
+        memset_d8_async=lambda address, value, size, stream: on(stream).fill(address, value, size),
+        memcpy_htod_async=lambda address, array, stream: on(stream).write(address, array),
         memcpy_dtoh_async=to_host,
     )  # fmt: skip
 
@@ -188,6 +276,8 @@ def fake_pycuda(device):
 def fake_cupy(device):
     """The module ``cupy``: its runtime, streams, events and RawModule."""
     log = []
+    streams = Streams(device)
+    current = []
 
     class RuntimeApiError(RuntimeError):
         pass
@@ -196,17 +286,30 @@ def fake_cupy(device):
         pass
 
     class Stream:
-        def __init__(self, ptr=0):
-            self.ptr = ptr
+        def __init__(self, *, non_blocking=False):
+            self.ptr = streams.create() if non_blocking else 0
+
+        @classmethod
+        def from_external(cls, other):
+            version, pointer = other.__cuda_stream__()
+            assert version == 0
+            made = cls()
+            made.ptr = pointer
+            return made
 
         def __enter__(self):
             log.append(self.ptr)
+            current.append(self.ptr)
 
         def __exit__(self, *error):
-            pass
+            current.pop()
 
         def synchronize(self):
-            pass
+            streams[self.ptr].synchronise()
+
+        def __del__(self):
+            if self.ptr in streams:
+                streams.pop(self.ptr).close()
 
     Stream.null = Stream()
 
@@ -225,17 +328,17 @@ def fake_cupy(device):
 
     def copy(target, source, size, kind, stream):
         if kind == 1:
-            device.write(target, as_array(source, size))
+            streams[stream].write(target, as_array(source, size))
         else:
             assert kind == 2
-            device.read(source, as_array(target, size))
+            streams[stream].read(source, as_array(target, size))
 
     class Kernel:
         def __init__(self, name):
             self.name = name
 
         def __call__(self, grid, block, args):
-            device.launch(self.name, grid[:2], block[0], args)
+            streams[current[-1]].launch(self.name, grid[:2], block[0], args)
 
     class RawModule:
         def __init__(self, *, path):
@@ -255,14 +358,14 @@ def fake_cupy(device):
             "name": b"NVIDIA Simulated", "major": 9, "minor": 0, "multiProcessorCount": 132,
         },
         memGetInfo=device.memory, malloc=alloc, free=device.free, memcpyAsync=copy,
-        memsetAsync=lambda address, value, size, stream: device.fill(address, value, size),
+        memsetAsync=lambda address, value, size, stream: streams[stream].fill(address, value, size),
     )  # fmt: skip
     cuda = SimpleNamespace(
         runtime=runtime, driver=SimpleNamespace(CUDADriverError=DriverApiError),
-        Device=lambda number: device, Stream=Stream, ExternalStream=Stream, Event=Event,
+        Device=lambda number: device, Stream=Stream, Event=Event,
         get_elapsed_time=lambda start, end: 1.5,
     )  # fmt: skip
-    return module("cupy", cuda=cuda, RawModule=RawModule, log=log)
+    return module("cupy", cuda=cuda, RawModule=RawModule, log=log, streams=streams)
 
 
 def module(name, **contents):

@@ -1,6 +1,6 @@
 """The driver layer: the choice of a library, the reasons for none, and one search through each."""
 
-import ctypes
+import gc
 import importlib.util
 import os
 import subprocess
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from metah_runtime import reference
-from metah_runtime.cuda import choice, driver
+from metah_runtime.cuda import choice, driver, libcuda
 from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.probe import Driver, Gpu
 from metah_runtime.errors import BackendUnavailable, ConfigError
 from metah_runtime.search import CodeIndex
 
@@ -26,37 +27,25 @@ sys.path.pop(0)
 CODES = np.arange(4096, dtype=np.uint8).reshape(-1, 8)
 
 
-def fake_libcuda(monkeypatch, *, init=0, count=1):
-    def set_count(pointer):
-        pointer._obj.value = count
-        return 0
+def found(reason=None):
+    """What the probe of the driver finds; the probe itself: test_cuda_probe."""
+    gpu = Gpu(name="NVIDIA Simulated", sm="9.0", bytes=1 << 26)
+    return lambda: Driver(
+        cuda="13.0", starts=not reason, gpus=() if reason else (gpu,), reason=reason
+    )
 
-    library = SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=set_count)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+
+def fake_libcuda(monkeypatch):
+    monkeypatch.setattr(driver, "look", found())
 
 
 def no_libcuda(monkeypatch):
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(driver, "look", found("the NVIDIA driver is not installed"))
 
 
 def test_without_a_driver(monkeypatch):
     no_libcuda(monkeypatch)
     with pytest.raises(BackendUnavailable, match="the NVIDIA driver is not installed"):
-        driver.open_devices()
-
-
-def test_a_driver_that_does_not_start(monkeypatch):
-    fake_libcuda(monkeypatch, init=803)
-    with pytest.raises(BackendUnavailable, match=r"does not start \(cuInit gives error 803\)"):
-        driver.open_devices()
-
-
-def test_a_driver_without_a_gpu(monkeypatch):
-    fake_libcuda(monkeypatch, count=0)
-    with pytest.raises(BackendUnavailable, match="the NVIDIA driver finds no GPU"):
         driver.open_devices()
 
 
@@ -104,7 +93,11 @@ def opened(request, simulate, monkeypatch):
     if child:
         setattr(sys.modules[package], child, stand_in)
     monkeypatch.delitem(sys.modules, f"metah_runtime.cuda.{back_end}", raising=False)
-    stream = SimpleNamespace(synchronize=list) if package == "pycuda" else 5
+    functions = fake_libraries.fake_driver(stand_in.streams)
+    monkeypatch.setattr(libcuda, "_function", lambda name: lambda *a: functions[name](*a) or 0)
+    stream = 777
+    if package == "pycuda":
+        stream = SimpleNamespace(synchronize=device.synchronise, handle=777)
     yield request.param, stand_in, device, driver.open_devices(stream=stream)
     sys.modules.pop(f"metah_runtime.cuda.{back_end}", None)
 
@@ -114,17 +107,23 @@ def test_a_search_through_each_library(opened, monkeypatch):
     (device,) = devices
     assert (device.library, device.name, device.arch) == (library, "NVIDIA Simulated", 90)
     assert device.processors == 132
-    monkeypatch.setattr("metah_runtime.cuda.index.load_image", lambda: b"image")
+    assert device.stream == 777
+    monkeypatch.setattr("metah_runtime.cuda.shard.load_image", lambda: b"image")
     index = CudaIndex(CODES, devices=devices)
-    for queries in (CODES[:3], CODES[:50]):
+    index.capture(4, 9)
+    for queries in (CODES[:3], CODES[:50], CODES[7:11]):
         found, truth = index.search(queries, 9), reference.search(queries, CODES, 9)
         np.testing.assert_array_equal(found.ids, truth.ids)
         np.testing.assert_array_equal(found.distances, truth.distances)
     assert "mma_w2" in simulated.launches
-    assert all(stream == device._stream or stream == 5 for stream in stand_in.log)
-    assert len(stand_in.log) == len(simulated.launches), "every launch is on the caller's stream"
+    streams = {getattr(stream, "handle", stream) for stream in stand_in.log}
+    assert len(streams) == 3, "the caller's stream, the loader's, and the one of the capture"
+    assert 777 in streams
+    assert len(simulated.replays) == 1
     index.close()
-    assert simulated.memory()[0] == simulated.memory()[1]
+    stand_in.log.clear()
+    gc.collect()
+    assert not any(simulated.kept().values())
     with device:
         device.synchronise()
         assert device.elapsed(device.mark(), device.mark()) == 1.5
@@ -172,16 +171,17 @@ def test_bindings_have_what_the_back_end_calls():
 
 THROUGH_THE_DRIVER = """
 import numpy as np
-import metah_runtime.cuda.index
+import metah_runtime.cuda.shard
 from metah_runtime import reference
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
 from metah_runtime.search import CodeIndex
 
-metah_runtime.cuda.index.load_image = lambda: b"image"
+metah_runtime.cuda.shard.load_image = lambda: b"image"
 metah_runtime.cuda.driver.installed = lambda: ["cuda-bindings"]
 codes = np.random.default_rng(0).integers(0, 256, (5000, 8), dtype=np.uint8)
 index = CodeIndex(codes, device="cuda")
-for queries in (codes[:3], codes[:60]):
+index.capture(3, 20)
+for queries in (codes[:3], codes[5:8], codes[:60]):
     found, truth = index.search(queries, 20), reference.search(queries, codes, 20)
     assert np.array_equal(found.ids, truth.ids)
     assert np.array_equal(found.distances, truth.distances)
@@ -190,6 +190,19 @@ assert np.array_equal(found.lims, truth.lims)
 assert np.array_equal(found.ids, truth.ids)
 device = index._gpu._shards[0].device
 with device:
+    for run, words in (
+        (lambda: device.capture(list), "the default stream cannot be captured"),
+        (lambda: device.replay(0), "cuGraphLaunch gives error 1"),
+    ):
+        try:
+            run()
+            raise AssertionError("no error")
+        except DeviceError as error:
+            assert words in str(error), error
+    fork = device.fork()
+    fork.follow(device.stream)
+    fork.synchronise()
+    fork.close()
     assert device.elapsed(device.mark(), device.mark()) == 1.5
     for size, wanted in ((1 << 29, DeviceMemoryError), (0, DeviceError)):
         try:
@@ -246,22 +259,29 @@ def test_cuda_is_not_replaced_silently(monkeypatch):
 def test_code_index_on_a_gpu(simulate, monkeypatch, with_ids):
     """CodeIndex checks, orders ids and takes out rows; the search is the GPU's."""
     device = simulate()
-    monkeypatch.setattr("metah_runtime.cuda.index.open_devices", lambda stream=None: [device])
+    monkeypatch.setattr("metah_runtime.cuda.index.shared_devices", lambda: [device])
     rng = np.random.default_rng(0)
     ids = rng.permutation(len(CODES)) if with_ids else None
     removed = rng.random(len(CODES)) < 0.4
     for gone in (None, removed):
         cpu = CodeIndex(CODES, ids, removed=gone)
         gpu = CodeIndex(CODES, ids, removed=gone, device="cuda")
+        gpu.capture(5, 20)
+        others = [index.without(~removed) for index in (gpu, cpu)]
         for one, other in (
             (gpu.search(CODES[:5], 20), cpu.search(CODES[:5], 20)),
             (gpu.range_search(CODES[:5], 30), cpu.range_search(CODES[:5], 30)),
-            (gpu.without(removed).search(CODES[:5], 9), cpu.without(removed).search(CODES[:5], 9)),
+            tuple(index.search(CODES[:5], 9) for index in others),
         ):
             for name in one.__slots__:
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         np.testing.assert_array_equal(gpu.count(CODES[:5], 20), cpu.count(CODES[:5], 20))
         assert len(gpu) == len(cpu)
+    assert len(device.replays) == 2
+    with pytest.raises(ConfigError, match="capture needs a GPU, this index is on the CPU"):
+        cpu.capture(5, 20)
+    with pytest.raises(ConfigError, match=r"batch must be a whole number in 1..\d+ .*, got 0"):
+        gpu.capture(0, 20)
     assert "scan_w2" in device.launches
     with pytest.raises(ConfigError, match="device must be one of"):
         CodeIndex(CODES, device="tpu")

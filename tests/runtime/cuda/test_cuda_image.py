@@ -72,7 +72,7 @@ def test_tensor_cores_where_they_are(code):
 
 def test_all_kernels_are_there(code):
     arch, kernels = code
-    assert len(kernels) == 3 * 10 + 3 + (9 if arch in TENSOR else 0)
+    assert len(kernels) == 3 * 10 + 4 + (9 if arch in TENSOR else 0)
 
 
 def test_hot_loop_leaves_out_the_rare_path():

@@ -1,10 +1,22 @@
 """Single kernels against numpy: what the search would hide, for it repairs a bad bound."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from metah_runtime import reference
-from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY, Piece
+from metah_runtime.cuda import planner
+from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pieces
+
+sys.path.pop(0)
+
+
+POPC, TENSOR = 120, 90
 
 
 def put(device, array):
@@ -19,29 +31,29 @@ def get(device, address, shape, dtype):
     return out
 
 
-@pytest.mark.parametrize("width", [4, 6, 8, 16, 40, 128])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("width", "seed"), [(4, 0), (6, 1), (8, 2), (16, 0), (40, 1), (128, 2), (8, 5)]
+)
 def test_sample_counts_every_distance(simulate, width, seed):
+    """Those of the rows that are there, once."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256, (777, width), dtype=np.uint8)
     queries = rng.integers(0, 256, (3, width), dtype=np.uint8)
-    runs, step = 7, 123  # the last run ends after the last row
+    removed = rng.random(777) < 0.3
+    sample = planner.Sample(runs=7, step=123, rank=1, blocks=2)  # the last run ends after the rows
     with simulate(seed=seed) as device:
-        piece = Piece(device, 8 * width, 1 << 20)
-        piece.load(codes)
-        words = piece._words
-        bins = 32 * words + 1
-        histogram = put(device, np.zeros((3, bins), np.uint32))
-        device.launch(
-            f"sample_w{words}", (2, 3), 256,
-            [np.uint64(piece._codes()), np.uint64(piece._stride), np.uint32(777), np.uint32(runs),
-             np.uint32(step), np.uint64(piece._put_queries(queries)), histogram],
-        )  # fmt: skip
-        found = get(device, histogram, (3, bins), np.uint32)
-    rows = (np.arange(runs)[:, None] * step + np.arange(32)).ravel()
-    truth = reference.distances(queries, codes[rows[rows < 777]])
-    for row in range(3):
-        np.testing.assert_array_equal(found[row], np.bincount(truth[row], minlength=bins))
+        for gone in (None, removed):
+            piece = pieces.load(device, codes, gone)
+            histogram = put(device, np.full((3, piece.bins), 9, np.uint32))
+            piece.sample(sample, pieces.put_queries(piece, queries), 3, int(histogram))
+            found = get(device, histogram, (3, piece.bins), np.uint32)
+            rows = (np.arange(7)[:, None] * 123 + np.arange(32)).ravel()
+            rows = rows[rows < 777]
+            rows = rows if gone is None else rows[~gone[rows]]
+            truth = reference.distances(queries, codes[rows])
+            for row in range(3):
+                expected = np.bincount(truth[row], minlength=piece.bins)
+                np.testing.assert_array_equal(found[row], expected)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +83,7 @@ def test_first_bound(simulate, rank, bound):
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 257, 2047, 2048, 2049, 5000])
-@pytest.mark.parametrize("k", [1, 100, 4999])
-@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize(("k", "seed"), [(1, 5), (100, 0), (4999, 0), (4999, 5)])
 def test_first_keys(simulate, n, k, seed):
     """Sorts any number of keys, with few and with many equal distances."""
     rng = np.random.default_rng(n + k)
@@ -114,22 +125,38 @@ def test_a_full_buffer_still_gives_a_bound(simulate):
 
 def test_scan_writes_no_more_than_the_room_and_counts_all(simulate):
     codes = np.zeros((500, 8), np.uint8)
-    with simulate(arch=90) as device:
-        piece = Piece(device, 64, 1 << 20)
-        piece.load(codes)
-        for kernel in ("scan_w2", "mma_w2"):
+    removed = np.zeros(500, np.bool_)
+    removed[[0, 31, 32, 499]] = True
+    for arch in (POPC, TENSOR):
+        with simulate(arch=arch) as device:
+            piece = pieces.load(device, codes, removed)
+            n = 1 if arch == POPC else 48
             keys = put(device, np.full(30, 5, np.uint64))
-            counts = put(device, np.zeros(1, np.uint32))
-            device.launch(
-                kernel, (1, 1), 256,
-                [np.uint64(piece._codes()), np.uint64(piece._stride), np.uint32(500),
-                 np.uint64(piece._put_queries(codes[:1])), np.uint32(1), np.uint32(128),
-                 put(device, np.array([ALL_ROWS], np.uint64)),
-                 put(device, np.array([10, 20], np.uint64)), counts, keys],
+            counts = put(device, np.full(n, 9, np.uint32))
+            begin = np.full(n + 1, 20, np.uint64)
+            begin[0] = 10
+            bounds = np.array([ALL_ROWS] * n, np.uint64)
+            piece.scan(
+                pieces.put_queries(piece, codes[:n]), n, int(put(device, bounds)),
+                int(put(device, begin)), int(counts), int(keys),
             )  # fmt: skip
+            assert device.launches[-1] == ("scan_w2" if arch == POPC else "mma_w2")
             found = get(device, keys, 30, np.uint64)
-            assert get(device, counts, 1, np.uint32)[0] == 500
+            assert (get(device, counts, n, np.uint32) == 496).all()
             assert (found[:10] == 5).all()
             assert (found[20:] == 5).all()
             assert len(set(found[10:20].tolist())) == 10
             assert (found[10:20] < 500).all()
+            assert not set(found[10:20].tolist()) & {0, 31, 32, 499}
+
+
+@pytest.mark.parametrize("bits", [8, 32, 48, 1024])
+def test_not_finite(simulate, bits):
+    """NaN and both infinities are found, wherever in the row; the largest numbers are not."""
+    logits = np.zeros((5, bits), np.float32)
+    logits[0, -1], logits[1, 0], logits[2, bits // 2] = np.nan, np.inf, -np.inf
+    logits[3] = np.finfo(np.float32).max
+    with simulate(seed=4) as device:
+        bad = put(device, np.full(5, 7, np.uint32))
+        device.launch("not_finite", (5, 1), 32, [put(device, logits), np.uint32(bits), bad])
+        assert get(device, bad, 5, np.uint32).tolist() == [1, 1, 1, 0, 0]

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
 from metah_runtime.cuda.image import SOURCES, source_folder
-from metah_runtime.cuda.simulator import SimulatedDevice, build, kernel_names
+from metah_runtime.cuda.shim import build, kernel_names
+from metah_runtime.cuda.simulator import SimulatedDevice
 
 sys.path.insert(0, str(Path(__file__).parent))
 import mutants
@@ -56,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(64) order(uint32_t* out) {
 @pytest.fixture(scope="module", params=["switch", "ucontext"])
 def toys(request, cache):
     flags = ("-DMETAH_SHIM_UCONTEXT",) if request.param == "ucontext" else ()
-    return build({"hamming.cu": TOYS, "select.cuh": ""}, flags)
+    return build({"hamming.cu": TOYS} | dict.fromkeys(SOURCES[1:], ""), flags)
 
 
 @pytest.mark.parametrize(
@@ -120,53 +122,84 @@ def test_memory_is_checked(toys):
 
 def test_every_kernel_has_an_entry():
     names = [n for s in SOURCES for n in kernel_names((source_folder() / s).read_text())]
-    assert len(names) == len(set(names)) == 3 * 10 + 9 + 3
+    assert len(names) == len(set(names)) == 3 * 10 + 9 + 4
     assert {"pack", "first_bound", "first_keys", "scan_w1", "count_w32", "mma_w2"} < set(names)
 
 
+@pytest.fixture(scope="module")
+def switchable(cache):
+    return mutants.build(mutants.sources())
+
+
 @pytest.mark.parametrize("arch", [mutants.POPC, mutants.TENSOR])
-def test_the_small_build_is_exact(cache, arch):
-    assert mutants.exact(build(mutants.sources()), arch, 1)
+def test_the_small_build_is_exact(switchable, arch):
+    mutants.remove(switchable, None)
+    assert mutants.exact(switchable, arch, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "arch"),
-    [
-        ("hamming.cu", 0, mutants.POPC),  # scan: the tile before is still read
-        ("hamming.cu", 1, mutants.POPC),  # scan: the tile is not complete
-        ("hamming.cu", 4, mutants.TENSOR),  # the same in the tensor-core scan
-        ("select.cuh", 0, mutants.POPC),  # a step of the sort in shared memory
-        ("select.cuh", 8, mutants.POPC),  # the bins of the selection are not zero
-    ],
-)
-def test_a_missing_barrier_is_noticed(cache, name, number, arch):
-    library = build(mutants.replace(name, mutants.BARRIER, "", number))
-    assert not all(mutants.exact(library, arch, seed) for seed in (1, 2, 3, 4))
+BARRIERS = mutants.barriers()
+SAMPLE = [5, 6]  # the search repairs a bad bound, so the sample's kernel is asked by itself
+CRASHES = [16]  # the selection reads a distance that is not there yet
 
 
-@pytest.mark.parametrize("number", [5, 6])
-def test_a_missing_barrier_of_the_sample_is_noticed(cache, number):
-    """The search repairs a bad bound, so the sample's kernel is asked by itself."""
-    assert mutants.sample_exact(build(mutants.sources()), 1)
-    library = build(mutants.replace("hamming.cu", mutants.BARRIER, "", number))
-    assert not all(mutants.sample_exact(library, seed) for seed in range(1, 6))
+def test_every_barrier_has_a_test():
+    assert [name for _, name in BARRIERS] == ["hamming.cu"] * 7 + ["select.cuh"] * 11
+
+
+@pytest.mark.parametrize("number", [n for n, _ in BARRIERS if n not in SAMPLE + CRASHES])
+def test_a_missing_barrier_is_noticed(switchable, number):
+    arch = mutants.TENSOR if number in (3, 4) else mutants.POPC
+    mutants.remove(switchable, number)
+    try:
+        assert not all(mutants.exact(switchable, arch, seed) for seed in (1, 2, 3, 4))
+    finally:
+        mutants.remove(switchable, None)
+
+
+@pytest.mark.parametrize("number", SAMPLE)
+def test_a_missing_barrier_of_the_sample_is_noticed(switchable, number):
+    assert mutants.sample_exact(switchable, 1)
+    mutants.remove(switchable, number)
+    try:
+        assert not all(mutants.sample_exact(switchable, seed) for seed in range(1, 6))
+    finally:
+        mutants.remove(switchable, None)
+
+
+CRASH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mutants
+library = mutants.build(mutants.sources())
+mutants.remove(library, int(sys.argv[2]))
+sys.exit(all(mutants.exact(library, mutants.POPC, seed) for seed in (1, 2, 3)))
+"""
+
+
+@pytest.mark.parametrize("number", CRASHES)
+def test_a_missing_barrier_that_crashes_is_noticed(switchable, number):
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(Path(__file__).parent), str(number)],
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode in (0, -signal.SIGSEGV), done.stderr
 
 
 ASAN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import mutants
-from metah_runtime.cuda.simulator import build
 flags = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-good = mutants.sources()
-bad = mutants.replace("hamming.cu", "if (hit && place < begin[query + 1]) keys", "if (hit) keys")
+library = mutants.build(mutants.sources(), flags)
 print("built", flush=True)
 for arch in (mutants.POPC, mutants.TENSOR):
-    assert mutants.exact(build(good, flags), arch, 1, q=50)
+    assert mutants.exact(library, arch, 1, q=50)
 print("exact", flush=True)
 from metah_runtime.cuda import planner
 planner.plan_room = lambda k, **_: k
-mutants.exact(build(bad, flags), mutants.POPC, 1, q=2)
+mutants.remove(library, mutants.NO_ROOM_CHECK)
+mutants.exact(library, mutants.POPC, 1, q=2)
 print("not noticed", flush=True)
 """
 

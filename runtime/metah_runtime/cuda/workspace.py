@@ -1,0 +1,64 @@
+"""Buffers of one GPU that are kept between searches and grow when needed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.cuda.driver import Device
+
+_LARGEST = 1 << 30  # bytes of candidate keys at a time
+
+
+class Workspace:
+    """Buffers by name. Use inside ``with device:``."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.budget = min(_LARGEST, device.memory()[0] // 8)
+        self.tables: Any = None
+        """What the buffer ``tables`` holds, to write it only when that changes."""
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self._pinned: dict[str, NDArray[np.uint8]] = {}
+
+    def get(self, name: str, size: int) -> int:
+        """Return the address of at least ``size`` bytes; what was in the buffer may be lost."""
+        address, room = self._buffers.get(name, (0, 0))
+        if size > room or not address:
+            self.drop(name)
+            size = max(256, size)
+            address = self.device.alloc(size)
+            self._buffers[name] = address, size
+        return address
+
+    def pinned(self, name: str, size: int) -> NDArray[np.uint8]:
+        """Return ``size`` bytes of page-locked memory of the CPU."""
+        kept = self._pinned.get(name)
+        if kept is None or len(kept) < size:
+            if kept is not None:
+                self.device.unpin(self._pinned.pop(name))
+            kept = self._pinned[name] = self.device.pinned(size)
+        return kept[:size]
+
+    def room(self, *names: str) -> int:
+        """Return the bytes that buffers hold."""
+        return sum(self._buffers.get(name, (0, 0))[1] for name in names)
+
+    def available(self) -> int:
+        """Return the free bytes of the GPU, less those that searches may still ask for."""
+        free, _ = self.device.memory()
+        return max(0, free - max(0, self.budget - self.room("keys", "scratch")))
+
+    def drop(self, name: str) -> None:
+        """Free one buffer, if it is there."""
+        address, _ = self._buffers.pop(name, (0, 0))
+        if address:
+            self.device.free(address)
+
+    def close(self) -> None:
+        """Free all buffers."""
+        for name in list(self._buffers):
+            self.drop(name)
+        for name in list(self._pinned):
+            self.device.unpin(self._pinned.pop(name))
+        self.tables = None

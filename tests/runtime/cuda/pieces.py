@@ -1,0 +1,39 @@
+"""Codes on a simulated device, for tests that launch single kernels."""
+
+import numpy as np
+
+from metah_runtime.cuda import planner
+from metah_runtime.cuda.loader import Loader
+from metah_runtime.cuda.piece import Piece
+from metah_runtime.cuda.workspace import Workspace
+
+
+def load(device, codes, removed=None):
+    """Return the piece of codes, (n, width) uint8, without the rows removed, (n,) bool."""
+    rows, width = codes.shape
+    mask = 0
+    if removed is not None:
+        bits = np.packbits(removed, bitorder="little")
+        words = np.append(bits, np.zeros(-len(bits) % 4, np.uint8))
+        mask = device.alloc(words.nbytes)
+        device.write(mask, words)
+    address = device.alloc(planner.code_bytes(rows, 8 * width))
+    loader = Loader(device)
+    loader.load(codes, address)
+    device.wait(loader.done)
+    return Piece(
+        device=device,
+        workspace=Workspace(device),
+        bits=8 * width,
+        rows=rows,
+        codes=address,
+        alive=rows if removed is None else rows - int(removed.sum()),
+        removed=mask,
+    )
+
+
+def put_queries(piece, queries):
+    """Return the address of queries as the kernels take them."""
+    address = piece.workspace.get("queries", 4 * len(queries) * piece.words)
+    piece.put_queries(queries, address)
+    return address
