@@ -3,8 +3,6 @@
 import asyncio
 import mimetypes
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -18,7 +16,7 @@ from metah_runtime.errors import ImageError, IndexMismatch, MetahError
 from metah_runtime.serve import models
 from metah_runtime.serve.body import MAX_ID, read_query
 from metah_runtime.serve.decoding import DecoderDied, DecoderSlow, TooManyPixels
-from metah_runtime.serve.guard import Guard
+from metah_runtime.serve.guard import UNEXPECTED, Guard
 from metah_runtime.serve.openapi import document, problems, search_body
 from metah_runtime.serve.problems import Problem, busy, of_error, too_slow
 from metah_runtime.serve.searching import Reach
@@ -34,7 +32,7 @@ FIX_OF_IMAGES = "open it in an image viewer and save it again"
 
 
 def create_app(service: Service, page: FilePath = PAGE) -> Guard:
-    """Return the ASGI application of a service, which it starts and closes.
+    """Return the ASGI application of a service, which must be started.
 
     page: folder of the files that are served at /; they are read once, here.
     """
@@ -50,21 +48,12 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
             None, ge=1, le=settings.max_k, description="with radius: at most so many, the nearest"
         )
 
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        try:
-            yield
-        finally:
-            await service.close()
-
     api = FastAPI(
         title="metah-search",
         description="Exact search for images by their binary codes.",
         version="1",
         docs_url=None,
         redoc_url=None,
-        lifespan=life,
         redirect_slashes=False,
     )
 
@@ -258,6 +247,10 @@ def _add_handlers(api: FastAPI) -> None:
         return of_error(
             500, error, rule="index and model work", fix="look at the server's log"
         ).response()
+
+    @api.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> Response:
+        return UNEXPECTED.response()  # the guard logs it
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

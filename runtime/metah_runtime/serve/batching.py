@@ -77,6 +77,10 @@ class Batcher:
             try:
                 images = np.stack([item.image for item in batch])
                 codes, logits = await loop.run_in_executor(self._thread, self._run, images)
+            except asyncio.CancelledError:
+                for item in batch:
+                    item.done.cancel()
+                raise
             except Exception as error:
                 for item in batch:
                     if not item.done.done():

@@ -82,10 +82,13 @@ class Worker:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise DecoderDied("the process that decoded the image died") from error
 
-    async def kill(self) -> None:
-        """End the process now and collect it."""
+    def kill(self) -> None:
+        """End the process now."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> None:
+        """Wait for its end."""
         await self._process.wait()
         self._in.close()
 
@@ -135,7 +138,9 @@ class Decoders:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.kill() for worker in self._all))
+        for worker in self._all:
+            worker.kill()
+        await asyncio.gather(*(worker.wait() for worker in self._all))
         self._all.clear()
 
     async def pixels(self, data: bytes) -> NDArray[np.uint8]:
@@ -190,14 +195,15 @@ class Decoders:
     def _replace(self, worker: Worker) -> None:
         if self._closed:
             return
+        self._all.discard(worker)
+        worker.kill()
         task = asyncio.create_task(self._restart(worker))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
     async def _restart(self, worker: Worker) -> None:
-        await worker.kill()
-        self._all.discard(worker)
         self._on_restart()
+        await worker.wait()
         while True:
             try:
                 self._idle.put_nowait(await self._new())

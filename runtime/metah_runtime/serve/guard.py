@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from starlette.datastructures import Headers, MutableHeaders
 
 from metah_runtime.serve.metrics import Metrics
-from metah_runtime.serve.problems import Problem
+from metah_runtime.serve.problems import Problem, busy
 from metah_runtime.serve.settings import Settings, is_loopback
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -33,6 +33,7 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
+HEAD_LIMIT = 16 << 10
 LINGER = 1.0
 """Seconds in which the rest of a refused body is read, so that the client sees the answer."""
 
@@ -55,17 +56,18 @@ class Guard:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return
+            raise RuntimeError(f"only HTTP is served, not {scope['type']!r}")
         request = _Request(scope, receive, send, self._drop)
         start = perf_counter()
         try:
-            problem = self._refusal(Headers(scope=scope), scope["path"])
+            problem = _too_long(scope) or self._refusal(Headers(scope=scope), scope["path"])
             if problem is None:
                 await self._app(scope, request.receive, request.send)
             else:
                 await problem.response()(scope, request.receive, request.send)
+        except asyncio.CancelledError:  # the time that a stop leaves to requests is over
+            if request.status is None:
+                await STOPPING.response()(scope, request.receive, request.send)
         except Exception:
             log.exception("unexpected error")
             if request.status is None:
@@ -122,6 +124,21 @@ class Guard:
         )
 
 
+def _too_long(scope: MutableMapping[str, Any]) -> Problem | None:
+    """Refuse a head that came in one piece and so passed the limit of the parser."""
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size <= HEAD_LIMIT:
+        return None
+    return Problem(
+        431,
+        f"the head of the request has {size:,} bytes",
+        rule=f"a head may have {HEAD_LIMIT:,} bytes",
+        fix="send fewer or shorter headers",
+        headers={"Connection": "close"},
+    )
+
+
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 UNEXPECTED = Problem(
@@ -130,6 +147,8 @@ UNEXPECTED = Problem(
     rule="the server's log says more",
     fix="report it with the log",
 )
+
+STOPPING = busy("the server is stopping", rule="a stop ends requests that take long")
 
 
 class _Request:

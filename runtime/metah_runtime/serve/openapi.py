@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from metah_runtime.images import FORMATS
 from metah_runtime.serve.body import FIELD, MAX_ID
+from metah_runtime.serve.guard import PROTECTED
 from metah_runtime.serve.models import ProblemBody
 from metah_runtime.serve.problems import MEDIA_TYPE
 
@@ -55,47 +56,41 @@ def search_body(bits: int) -> dict[str, Any]:
 
 
 def document(api: FastAPI, *, bearer: bool) -> None:
-    """Complete the OpenAPI document of ``api``; bearer: whether a token is needed."""
-    made: dict[str, Any] = {}
+    """Make the OpenAPI document of ``api`` complete; bearer: whether a token is needed."""
 
-    def complete() -> dict[str, Any]:
-        if not made:
-            made.update(
-                get_openapi(
-                    title=api.title,
-                    version=api.version,
-                    description=api.description,
-                    routes=api.routes,
-                )
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            made = get_openapi(
+                title=api.title,
+                version=api.version,
+                description=api.description,
+                routes=api.routes,
             )
-            parts = made["components"]
-            parts["schemas"][ProblemBody.__name__] = ProblemBody.model_json_schema()
-            for unused in ("HTTPValidationError", "ValidationError"):
-                parts["schemas"].pop(unused, None)
-            operations = [
-                (path, item) for path, methods in made["paths"].items() for item in methods.values()
-            ]
-            for path, operation in operations:
-                operation["responses"].update(_common(path, bearer))
-            if bearer:
-                parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        return made
+            _complete(made, bearer)
+            api.openapi_schema = made
+        return api.openapi_schema
 
-    def _common(path: str, bearer: bool) -> dict[str, Any]:
-        protected = path.startswith(("/v1/", "/metrics"))
-        status = (401 if protected else None) if bearer else 421
-        return {} if status is None else {str(status): problems(status)[status]}
+    api.openapi = openapi  # type: ignore[method-assign]
 
-    def secured() -> dict[str, Any]:
-        value = complete()
-        if bearer:
-            for path, methods in value["paths"].items():
-                if path.startswith(("/v1/", "/metrics")):
-                    for operation in methods.values():
-                        operation["security"] = [{"token": []}]
-        return value
 
-    api.openapi = secured  # type: ignore[method-assign]
+def _complete(made: dict[str, Any], bearer: bool) -> None:
+    parts = made["components"]
+    parts["schemas"][ProblemBody.__name__] = ProblemBody.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):
+        parts["schemas"].pop(unused, None)
+    if bearer:
+        parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, methods in made["paths"].items():
+        for operation in methods.values():
+            if not bearer:
+                _add(operation, 421)
+            elif path.startswith(PROTECTED):
+                _add(operation, 401)
+                operation["security"] = [{"token": []}]
+
+
+def _add(operation: dict[str, Any], status: int) -> None:
+    operation["responses"][str(status)] = problems(status)[status]
 
 
 def _object(key: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -52,11 +52,18 @@ class Server(uvicorn.Server):
         self._service = service
         self._ready = ready
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the service, answer until told to stop, close the service."""
+        try:
+            await self._service.start()
+            await super().serve(sockets)
+        finally:
+            await self._service.close()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
+        """Begin to accept connections, and say so."""
         await super().startup(sockets)
-        if self.started:
-            self._ready()
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop: SIGTERM or Ctrl-C; a second Ctrl-C does not wait."""
@@ -64,11 +71,8 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests at work; ``ready`` is told once.
-
-    Raises BackendUnavailable-like MetahErrors that the start of the service raises.
-    """
+def make_server(service: Service, ready: Callable[[], None] = lambda: None) -> Server:
+    """Return the server of a service; ``ready`` is called once it answers."""
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
@@ -78,7 +82,7 @@ def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambd
             connections=settings.connections,
         ),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -86,8 +90,13 @@ def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambd
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=max(1, round(settings.drain)),
     )
-    server = Server(config, service, ready)
-    # uvicorn raises the signal again when it is done; a server that has stopped as told succeeded.
+    return Server(config, service, ready)
+
+
+def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests at work."""
+    server = make_server(service, ready)
+    # uvicorn raises the signal again when it is done: a server that stopped as told has succeeded.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     asyncio.run(server.serve([sock]))
