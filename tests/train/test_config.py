@@ -72,6 +72,33 @@ def test_layers_go_over_one_another(tmp_path: Path) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.parametrize(
+    ("settings", "assignments", "expected"),
+    [
+        ({}, [], (Config.epochs, 3)),
+        ({"epochs": 5}, [], (5, None)),
+        ({}, ["epochs=5"], (5, None)),
+        ({"epochs": 5}, ["steps=9"], None),
+        ({"direction": "a2b"}, [], (2, None)),
+        ({"direction": "a2b"}, ["steps=9"], (2, 9)),
+    ],
+)
+def test_the_last_layer_says_how_long_to_train(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    assignments: list[str],
+    expected: tuple[int, int | None] | None,
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("steps = 3\n[direction.a2b]\nepochs = 2\n")
+    if expected is None:
+        with pytest.raises(ConfigError, match="epochs=5 and steps=9 are two lengths of training"):
+            load(recipe, settings, assignments)
+        return
+    config = load(recipe, settings, assignments)
+    assert (config.epochs, config.steps) == expected
+
+
 def test_a_method_keeps_the_terms_that_define_it() -> None:
     for name, dropped in (("tah", ("classifier", "entropy")), ("metah-e", ("entropy",))):
         o = options(load("digits", {"method": name}))

@@ -158,8 +158,9 @@ def load(
 ) -> Config:
     """Build the Config of ``recipe`` < ``settings`` (Config fields) < ``assignments`` (key=value).
 
-    The method keeps the terms that define it: TAH drops the classifier's weight that a recipe
-    states for METAH, while an assignment that contradicts the method is an error.
+    ``epochs`` in a later layer takes the place of an earlier layer's ``steps``; ``steps`` go before
+    ``epochs``. The method keeps the terms that define it: TAH drops the classifier's weight that a
+    recipe states for METAH, while an assignment that contradicts the method is an error.
     Raises ConfigError for an unknown key, a wrong type or a value out of range.
     """
     table = read_recipe(recipe)
@@ -171,13 +172,15 @@ def load(
     layers = [table, *([directions[direction]] if direction in directions else [])]
     values: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
-    for layer in layers:
+    for layer in (*layers, given):
+        _check_length(layer)
+        if "epochs" in layer:
+            values.pop("steps", None)
         for key, value in layer.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and layer is not given:
                 tables.setdefault(key, {}).update(value)
             else:
                 values[key] = value
-    values.update(given)
     _check_keys(values, SETTINGS, "a setting")
     method = values.get("method", Config.method)
     if method not in METHODS:
@@ -264,6 +267,15 @@ def _check_layer(layer: Mapping[str, Any], recipe: str) -> None:
             _check_keys(value, sections[key], f"an option of [{key}] ({recipe})")
         else:
             _check_keys([key], SETTINGS, f"a setting ({recipe})")
+
+
+def _check_length(layer: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a layer states the length of training twice."""
+    if "epochs" in layer and layer.get("steps") is not None:
+        raise ConfigError(
+            f"epochs={layer['epochs']} and steps={layer['steps']} are two lengths of training; "
+            "fix: give one of them"
+        )
 
 
 def _build(kind: type[T], section: str, table: Mapping[str, Any]) -> T:

@@ -10,7 +10,7 @@ class SmallCNN(nn.Module):
     """Three convolutions and one linear layer, for images of about 32 x 32.
 
     (n, C, H, W) -> (n, features), H and W multiples of 8 and >= 16; batch norm after every layer.
-    The first two convolutions halve the image, a pooling the third: fast on a CPU.
+    The first convolution halves the image, a pooling before each of the others: fast on a CPU.
     """
 
     def __init__(self, channels: int, height: int, width: int, features: int) -> None:
@@ -22,9 +22,10 @@ class SmallCNN(nn.Module):
             )
         self.convolutions = nn.Sequential(
             *_block(channels, 32, kernel=5, stride=2),
-            *_block(32, 64, kernel=3, stride=2),
-            *_block(64, 128, kernel=3, stride=1),
             nn.MaxPool2d(2),
+            *_block(32, 64, kernel=3, stride=1),
+            nn.MaxPool2d(2),
+            *_block(64, 128, kernel=3, stride=1),
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.linear = nn.Sequential(
             nn.Flatten(),

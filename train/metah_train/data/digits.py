@@ -59,6 +59,8 @@ FONTS = (
 areas (STIXNonUni*) or boxes (LastResort)."""
 
 _SCALE = 3  # rendered at three times the size, then averaged down
+_POINTS = 34, 48
+"""Font sizes: digits of 21 to 32 pixels' height, for the handwritten ones fill all 32."""
 
 
 def load(
@@ -130,7 +132,7 @@ def write(out: Path, *, seed: int, sizes: SplitSizes) -> int:
 def render(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return one random image of a digit, (32, 32) uint8, white on black."""
     side = SIDE * _SCALE
-    font = _font(FONTS[rng.integers(len(FONTS))], int(rng.integers(24, 40)) * _SCALE)
+    font = _font(FONTS[rng.integers(len(FONTS))], int(rng.integers(*_POINTS)) * _SCALE)
     canvas = Image.new("L", (2 * side, 2 * side))
     stroke = float(rng.choice([0, 0, 0.5, 1])) * _SCALE
     draw = ImageDraw.Draw(canvas)
