@@ -81,6 +81,11 @@ def build(
 
     The codes of the exported model are compared with those of the trained one on real images of
     both domains. If they differ by more than the limit, nothing is written and the exit code is 1.
+
+    \b
+    Examples:
+      metah-export build runs/metah --out digits.bundle
+      metah-export build runs/metah --out small.bundle --precision int8
     """
     from metah_export import build as stage
     from metah_export import config as configs
@@ -105,7 +110,12 @@ def build(
 @_threads
 @_json
 def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> None:
-    """Check BUNDLE here: digests, ONNX rules, one batch, and parity with the stored truth."""
+    """Check BUNDLE here: digests, ONNX rules, one batch, and parity with the stored truth.
+
+    \b
+    Examples:
+      metah-export verify digits.bundle
+    """
     from metah_export import verify as stage
 
     found = stage.verify(bundle, device=device, threads=threads)
@@ -155,6 +165,10 @@ def engine(
 
     Where a GPU can run it, its codes are compared with the stored truth; over the limit, the
     bundle stays as it was and the exit code is 1.
+
+    \b
+    Examples:
+      metah-export engine digits.bundle --engine tensorrt-rtx --batch 1,8,64
     """
     from metah_export import engine as stage
 
@@ -192,6 +206,10 @@ def compare(
 
     Codes are compared with the truth stored in each bundle. The exit code is 1 if a limit is
     broken.
+
+    \b
+    Examples:
+      metah-export compare digits.bundle small.bundle --html compare.html
     """
     from metah_export import compare as stage
     from metah_export.compare_page import page as make_page
@@ -252,7 +270,12 @@ def triton(
     preferred: str,
     delay_us: int,
 ) -> None:
-    """Write BUNDLE as a model of a Triton Inference Server's model repository."""
+    """Write BUNDLE as a model of a Triton Inference Server's model repository.
+
+    \b
+    Examples:
+      metah-export triton digits.bundle --repo models/ --instances cpu
+    """
     from metah_export import triton as stage
 
     config = stage.TritonConfig(

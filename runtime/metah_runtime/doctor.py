@@ -221,7 +221,13 @@ def _first(*needed: Probe) -> str | None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def doctor(device: str, as_json: bool) -> None:
-    """Show what runs on this machine: driver, GPUs, ONNX Runtime, TensorRT, and what to fix."""
+    """Show what runs on this machine: driver, GPUs, ONNX Runtime, TensorRT, and what to fix.
+
+    \b
+    Examples:
+      metah-search doctor
+      metah-search doctor --device cuda --json
+    """
     found = diagnose()
     if as_json:
         console.print_json(

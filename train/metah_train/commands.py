@@ -55,7 +55,14 @@ def fit(
     evaluate: bool,
     **settings: Any,
 ) -> None:
-    """Train a method on labelled source and unlabelled target images, and score it."""
+    """Train a method on labelled source and unlabelled target images, and score it.
+
+    \b
+    Examples:
+      metah-train fit --data digits --method metah --bits 48 --out runs/metah
+      metah-train fit --data folder:renders/:photos/ --set epochs=20 --out runs/mine
+      metah-train fit --out runs/metah --resume
+    """
     from metah_train import config as configs
     from metah_train import loop
     from metah_train.data import split_of
@@ -93,7 +100,13 @@ def fit(
 @click.option("--radius", type=int, default=2, show_default=True, help="Of the Hamming ball.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(run: Path, radius: int, as_json: bool) -> None:
-    """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json."""
+    """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json.
+
+    \b
+    Examples:
+      metah-train evaluate runs/metah
+      metah-train evaluate runs/metah --radius 3 --json
+    """
     from metah_train.checkpoint import Run
     from metah_train.data import split_of
     from metah_train.evaluate import evaluate as score

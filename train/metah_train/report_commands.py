@@ -39,6 +39,10 @@ def report(
 
     Writes OUT/report.html, OUT/report.png and OUT/report.json, and prints the table of scores. The
     runs must be of one data set, one direction and one code length.
+
+    \b
+    Examples:
+      metah-train report runs/lsh runs/metah --out report --queries 5
     """
     from metah_train.report import write
     from metah_train.report_runs import compare_runs

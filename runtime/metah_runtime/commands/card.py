@@ -14,7 +14,12 @@ from metah_runtime.errors import BundleError
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print the facts behind the card as JSON")
 def card(bundle: Path, as_json: bool) -> None:
-    """Show the model card of BUNDLE: data, method, scores, preprocessing, limits, licence."""
+    """Show the model card of BUNDLE: data, method, scores, preprocessing, limits, licence.
+
+    \b
+    Examples:
+      metah-search card model.bundle
+    """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if as_json:

@@ -55,6 +55,10 @@ def start(
 
     INDEX must be at the same place on every node. The replicas of a shard are put on different
     nodes; one whose files are not those of this INDEX refuses to join, and then nothing starts.
+
+    \b
+    Examples:
+      metah-search cluster start photos.index --shards 4 --replicas 2
     """
     from metah_runtime.cluster import rays
 
@@ -76,7 +80,12 @@ def start(
 @_where
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def status(name: str, address: str | None, as_json: bool) -> None:
-    """Show every replica; exit 1 if one does not serve."""
+    """Show every replica; exit 1 if one does not serve.
+
+    \b
+    Examples:
+      metah-search cluster status
+    """
     from dataclasses import asdict
 
     from metah_runtime.cluster import rays
@@ -122,7 +131,12 @@ def status(name: str, address: str | None, as_json: bool) -> None:
 @cluster.command()
 @_where
 def stop(name: str, address: str | None) -> None:
-    """Stop all replicas of a cluster. The index on disk is not touched."""
+    """Stop all replicas of a cluster. The index on disk is not touched.
+
+    \b
+    Examples:
+      metah-search cluster stop
+    """
     from metah_runtime.cluster import rays
     from metah_runtime.errors import ClusterError
 
@@ -172,6 +186,11 @@ def query(
     """Find the codes nearest to those of IMAGES: the answer of `metah-search query`, or an error.
 
     With --partial shards that do not answer are left out; the answer says so.
+
+    \b
+    Examples:
+      metah-search cluster query cat.jpg -k 10
+      metah-search cluster query --code 0f3a99c01277 --radius 2 --json
     """
     from metah_runtime.cluster import rays
     from metah_runtime.cluster.routing import Patience

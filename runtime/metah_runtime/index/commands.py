@@ -12,6 +12,7 @@ from metah_runtime.errors import ConfigError, DataError, IndexMismatch
 from metah_runtime.index.store import Index
 
 _INDEX = click.argument("index", type=click.Path(path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 _FORMAT = click.option(
     "--format", "kind", help="one of those below [default: by the suffix, or by postgresql://]"
 )
@@ -20,9 +21,15 @@ _TABLE = click.option("--table", help="NAME or SCHEMA.NAME in pgvector, the coll
 
 @click.command()
 @_INDEX
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_JSON
 def info(index: Path, as_json: bool) -> None:
-    """Show what INDEX holds. Reads headers only; `verify` reads everything."""
+    """Show what INDEX holds. Reads headers only; `verify` reads everything.
+
+    \b
+    Examples:
+      metah-search info photos.index
+      metah-search info photos.index --json
+    """
     with Index.open(index) as store:
         facts = store.info()
     if as_json:
@@ -50,16 +57,21 @@ def info(index: Path, as_json: bool) -> None:
 
 @click.command()
 @_INDEX
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_JSON
 def verify(index: Path, as_json: bool) -> None:
-    """Read every byte of INDEX and compare all checksums; exit 1 if anything is damaged."""
+    """Read every byte of INDEX and compare all checksums; exit 1 if anything is damaged.
+
+    \b
+    Examples:
+      metah-search verify photos.index
+    """
     with Index.open(index) as store:
         blocks = store.verify()
         facts = {"index": index, "codes": len(store), "blocks": blocks, "ok": True}
     if as_json:
         console.print_json(facts)
     else:
-        click.echo(
+        console.say(
             f"{console.printable(index)}: {facts['codes']:,} codes in {blocks:,} blocks, "
             "all checksums match"
         )
@@ -67,13 +79,22 @@ def verify(index: Path, as_json: bool) -> None:
 
 @click.command()
 @_INDEX
-def compact(index: Path) -> None:
-    """Merge the segments of INDEX into one and free the space of removed codes."""
+@_JSON
+def compact(index: Path, as_json: bool) -> None:
+    """Merge the segments of INDEX into one and free the space of removed codes.
+
+    \b
+    Examples:
+      metah-search compact photos.index
+    """
     with Index.open(index) as store:
         before = store.info()
         store.compact()
         after = store.info()
-    click.echo(
+    if as_json:
+        console.print_json({"index": index, "before": _size(before), "after": _size(after)})
+        return
+    console.say(
         f"{console.printable(index)}: {len(before['segments'])} segments, {before['bytes']:,} "
         f"bytes -> {len(after['segments'])} segments, {after['bytes']:,} bytes"
     )
@@ -84,15 +105,27 @@ def compact(index: Path) -> None:
 @click.argument("ids", nargs=-1, type=int)
 @click.option("--ids-file", type=click.Path(path_type=Path), help="take ids from FILE, one a line")
 @click.option("--missing", default="error", help="ids that are not there: error or ignore")
-def remove(index: Path, ids: Sequence[int], ids_file: Path | None, missing: str) -> None:
-    """Remove the codes with the given IDS from INDEX."""
+@_JSON
+def remove(
+    index: Path, ids: Sequence[int], ids_file: Path | None, missing: str, as_json: bool
+) -> None:
+    """Remove the codes with the given IDS from INDEX.
+
+    \b
+    Examples:
+      metah-search remove photos.index 17 18
+      metah-search remove photos.index --ids-file ids.txt --missing ignore
+    """
     wanted = [*ids, *([] if ids_file is None else _read_ids(ids_file))]
     if not wanted:
         raise ConfigError("nothing to remove; fix: give ids or --ids-file FILE")
     with Index.open(index) as store:
         count = store.remove(wanted, missing=missing)  # type: ignore[arg-type]
         left = len(store)
-    click.echo(f"removed {count:,} codes from {console.printable(index)}: {left:,} left")
+    if as_json:
+        console.print_json({"index": index, "removed": count, "codes": left})
+        return
+    console.say(f"removed {count:,} codes from {console.printable(index)}: {left:,} left")
 
 
 @click.command()
@@ -102,8 +135,15 @@ def remove(index: Path, ids: Sequence[int], ids_file: Path | None, missing: str)
 @_TABLE
 @click.option("--overwrite", is_flag=True, help="replace the file or empty the table if it exists")
 @click.option("--append", is_flag=True, help="add to the table if it exists")
+@_JSON
 def export(
-    index: Path, target: str, kind: str | None, table: str | None, overwrite: bool, append: bool
+    index: Path,
+    target: str,
+    kind: str | None,
+    table: str | None,
+    overwrite: bool,
+    append: bool,
+    as_json: bool,
 ) -> None:
     """Write all codes of INDEX to a file or a database, in ascending order of ids.
 
@@ -113,6 +153,11 @@ def export(
     parquet   columns id, code, path (needs pyarrow)
     pgvector  TARGET is a connection string: table of id bigint, code bit(n), path text
     milvus    TARGET is an address or a .db file of Milvus Lite: collection of id, code, path
+
+    \b
+    Examples:
+      metah-search export photos.index photos.faiss
+      metah-search export photos.index photos.parquet --overwrite
     """
     from metah_runtime.doors import formats
 
@@ -122,7 +167,11 @@ def export(
     to = formats.Target.of(target, kind, table)
     with Index.open(index) as store:
         formats.export(store, to, exists=exists)
-        click.echo(f"wrote {len(store):,} codes to {console.printable(str(to))}")
+        count = len(store)
+    if as_json:
+        console.print_json({"index": index, "target": str(to), "codes": count})
+    else:
+        console.say(f"wrote {count:,} codes to {console.printable(str(to))}")
 
 
 @click.command("import")
@@ -133,6 +182,7 @@ def export(
 @click.option("--ids", type=click.Path(path_type=Path), help="the ids of npy codes, a .npy file")
 @click.option("--fingerprint", help="state that the codes are of the model with this fingerprint")
 @click.option("--on-duplicate", default="error", help="an id that is there: error or upsert")
+@_JSON
 def import_(
     index: Path,
     target: str,
@@ -141,11 +191,17 @@ def import_(
     ids: Path | None,
     fingerprint: str | None,
     on_duplicate: str,
+    as_json: bool,
 ) -> None:
     """Add the codes in a file or a database to INDEX, which is created if it does not exist.
 
     Reads what `export` writes, and arrays of packed codes such as the `ubinary` embeddings of
     sentence-transformers. Codes without ids get the next free ones.
+
+    \b
+    Examples:
+      metah-search import photos.index photos.parquet
+      metah-search import photos.index codes.npy --ids ids.npy
     """
     from metah_runtime.doors import formats
 
@@ -160,9 +216,16 @@ def import_(
     with store:
         count = store.add_batches(_counted(rows.batches()), on_duplicate=on_duplicate)  # type: ignore[arg-type]
         total = len(store)
-    click.echo(
+    if as_json:
+        console.print_json({"index": index, "added": count, "codes": total, "bits": rows.bits})
+        return
+    console.say(
         f"added {count:,} codes to {console.printable(index)}: {total:,} codes of {rows.bits} bits"
     )
+
+
+def _size(facts: dict[str, Any]) -> dict[str, int]:
+    return {"segments": len(facts["segments"]), "bytes": facts["bytes"]}
 
 
 def _open_or_create(index: Path, rows: Any, fingerprint: str | None) -> Index:

@@ -65,6 +65,11 @@ def compare(
 
     Give the same command again to go on after an interruption: finished cells are kept, the one
     under way goes on from its last state. A cell that fails is reported at the end, with exit 1.
+
+    \b
+    Examples:
+      metah-train compare --methods lsh,source,metah --bits 48 --seeds 3 --out digits-48
+      metah-train compare --seeds metah=5 --set metah:epochs=20 --out grid --workers 2
     """
     from metah_train.compare import grid
     from metah_train.compare.cell import split_of

@@ -27,6 +27,10 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
 
     OUT/{syn,real}/CLASS/NUMBER.png, and OUT/DIRECTION-{query,database}.txt with one path below
     OUT a line, as metah-search add --list takes it.
+
+    \b
+    Examples:
+      metah-train data digits --out digits
     """
     from metah_train.data.digits import write
     from metah_train.data.splits import SplitSizes
@@ -49,6 +53,10 @@ def emoji(out: Path, packages: Path | None, seed: int) -> None:
     They come from the npm packages emoji-datasource-google and emoji-datasource-twitter (130 MB),
     whose contents are checked. OUT/{google,twitter}/CODEPOINTS.png, OUT/emoji.json, and
     OUT/DIRECTION-{query,database}.txt with one path below OUT a line.
+
+    \b
+    Examples:
+      metah-train data emoji --out emoji
     """
     from metah_train.data.emoji_fetch import write
 
@@ -69,6 +77,11 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     takes the sets from list files, visda2017-objects:ROOT keeps objects of queries out of the
     database. emoji:ROOT (google2twitter and twitter2google) takes options: emoji:ROOT:OPTIONS with
     subcategories, cross, unseen, separated by commas.
+
+    \b
+    Examples:
+      metah-train data info digits --direction syn2real
+      metah-train data info folder:renders/:photos/ --json
     """
     from metah_train.data import load_split
     from metah_train.data.splits import statistics
