@@ -1,10 +1,15 @@
 """The command metah-search. Its sub-commands are imported when they run."""
 
 import os
+import sys
 
-import click
+try:
+    import click
 
-from metah_runtime import console
+    from metah_runtime import console
+except KeyboardInterrupt:  # Ctrl-C before there is a handler for it
+    print("metah-search: error: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 _HERE = "metah_runtime.commands"
 _INDEX = "metah_runtime.index.commands"

@@ -41,6 +41,8 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
     (no such file, disk full) is one line on stderr, never a traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
+    _interrupted.clear()
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     if sys.stdout is None:
@@ -67,9 +69,9 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
         _fail(program, str(error), error.exit_code)
     except ModuleNotFoundError as error:
         missing = MissingExtra.of(error)
-        if missing is None:
+        if missing is None and not _interrupted:
             raise
-        _fail(program, str(missing), missing.exit_code)
+        _fail(program, str(missing), 1)
     except BrokenPipeError:
         # The reader of stdout is gone (`... | head`): leave nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,6 +79,10 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
     except OSError as error:
         name = "" if error.filename is None else f"{printable(error.filename)}: "
         _fail(program, f"{name}{error.strerror or error}", 1)
+    except Exception:
+        if not _interrupted:
+            raise
+        _fail(program, "", 130)  # a library made another error of the KeyboardInterrupt
 
 
 def say(message: str) -> None:
@@ -140,6 +146,15 @@ class _TerminatedError(BaseException):
     """SIGTERM arrived: unwind as for Ctrl-C, so that half-written files are removed."""
 
 
+_interrupted: list[bool] = []
+"""Not empty after Ctrl-C."""
+
+
+def _interrupt(_: int, __: object) -> NoReturn:
+    _interrupted.append(True)
+    raise KeyboardInterrupt
+
+
 def _terminate(_: int, __: object) -> NoReturn:
     raise _TerminatedError
 
@@ -176,6 +191,8 @@ def _one_line(message: str) -> str:
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
     _ignore_signals()  # a second Ctrl-C is no second message
+    if _interrupted:
+        message, status = "interrupted", 130
     click.echo(f"{program}: error: {_one_line(message)}", err=True)
     sys.exit(status)
 

@@ -14,7 +14,7 @@ from metah_runtime import console
 from metah_runtime.errors import MissingExtra, require
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 import click
 from metah_runtime import console
 from metah_runtime.errors import BundleError, ConfigError
@@ -39,6 +39,9 @@ def fail(what):
     if what == "bundle": raise BundleError("bundle \\udcff is damaged")
     if what == "file": open("/nowhere/x\\x1b.txt")
     if what == "interrupt": raise KeyboardInterrupt
+    if what == "converted":
+        try: os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt: raise ImportError("a library made this of Ctrl-C")
     if what == "bug": raise ZeroDivisionError("a bug")
 
 @cli.command()
@@ -75,6 +78,7 @@ def prog(*args: str) -> subprocess.CompletedProcess[str]:
         (["fail", "bundle"], 1, "bundle \\xff is damaged"),
         (["fail", "file"], 1, "/nowhere/x\\x1b.txt: No such file or directory"),
         (["fail", "interrupt"], 130, "interrupted"),
+        (["fail", "converted"], 130, "interrupted"),
     ],
 )
 def test_a_mistake_is_one_line_and_its_status(args: list[str], status: int, message: str) -> None:
@@ -106,6 +110,22 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"metah\[cpu\]"):
         require("onnxruntime")
+
+
+@pytest.mark.parametrize("package", ["runtime", "train", "export"])
+def test_an_interrupt_while_the_program_starts_is_one_line(package: str) -> None:
+    code = f"""
+import sys
+class Stop:
+    def find_spec(name, *_):
+        if name == "click": raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop)
+import metah_{package}.cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    name = {"runtime": "search"}.get(package, package)
+    assert done.stderr == f"metah-{name}: error: interrupted\n"
 
 
 def test_a_closed_standard_output_is_said() -> None:

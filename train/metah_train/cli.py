@@ -1,8 +1,14 @@
 """The command metah-train."""
 
-import click
+import sys
 
-from metah_runtime import console
+try:
+    import click
+
+    from metah_runtime import console
+except KeyboardInterrupt:  # Ctrl-C before there is a handler for it
+    print("metah-train: error: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 @click.group(
