@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from metah_runtime.codes import Codes
 from metah_runtime.decode import Batch, Ways, check_way, decode_in_threads
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images import Preprocess, Source
+from metah_runtime.results import Matches, Searcher
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.resident import ResidentSearch
 
 Images: TypeAlias = Sequence[Source] | NDArray[Any]
 
@@ -54,6 +58,7 @@ class Encoder:
     def __init__(self, bundle: Bundle, runner: runners.Runner) -> None:
         self.bundle = bundle
         self.runner = runner
+        self._resident: ResidentSearch | None = None
 
     @classmethod
     def open(
@@ -120,12 +125,7 @@ class Encoder:
         Raises ImageError at the first image that cannot be used, DataError for no sequence.
         """
         check_batch(batch)
-        if isinstance(images, str | bytes | os.PathLike | Image.Image):
-            raise DataError(
-                f"images must be a sequence, got one {type(images).__name__}; fix: encode([image])"
-            )
-        if isinstance(images, np.ndarray) and images.ndim != 4:
-            raise DataError(f"an array of images must have shape (n, h, w, c), got {images.shape}")
+        check_images(images)
         codes = np.empty((len(images), self.bits // 8), np.uint8)
         logits = np.empty((len(images), self.bits), np.float32)
         start = 0
@@ -137,6 +137,46 @@ class Encoder:
                 raise ImageError(f"image {start + bad[0]}: {_NOT_FINITE}")
             start = part.stop
         return codes, logits
+
+    def search(
+        self,
+        images: Sequence[Source] | NDArray[Any],
+        index: Searcher,
+        k: int,
+        batch: int = BATCH,
+        workers: int | None = None,
+    ) -> Matches:
+        """Return ``index.search(self.encode(images), k)``: the nearest codes of each image.
+
+        With the model on a GPU and an index on GPUs (device 'cuda') the codes stay there: images
+        go to the GPU and neighbours come back. Raises as ``run`` and the index do.
+        """
+        check_batch(batch)
+        if self.device == "cpu" or getattr(index, "device", "cpu") != "cuda":
+            return index.search(self.encode(images, batch, workers), k)
+        check_images(images)
+        parts = []
+        start = 0
+        for ready in self._ready(images, batch, workers):
+            for codes in self.runner.resident(ready):
+                found, bad = self._on_device().search(index, codes, k)
+                if bad.size:
+                    raise ImageError(f"image {start + bad[0]}: {_NOT_FINITE}")
+                parts.append(found)
+                start += len(codes)
+        if not parts:
+            return index.search(np.empty((0, self.bits // 8), np.uint8), k)
+        return Matches(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.distances for part in parts]),
+        )
+
+    def _on_device(self) -> "ResidentSearch":
+        from metah_runtime.cuda.resident import ResidentSearch
+
+        if self._resident is None:
+            self._resident = ResidentSearch(self.runner.gpu)
+        return self._resident
 
     def encode_files(
         self,
@@ -204,6 +244,16 @@ def _decoder(way: Ways) -> Callable[..., Iterator[Batch[str]]]:
     from metah_runtime.decode_pool import decode_in_processes
 
     return decode_in_processes
+
+
+def check_images(images: Any) -> None:
+    """Raise DataError for one image in place of a sequence, or an array of another shape."""
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        raise DataError(
+            f"images must be a sequence, got one {type(images).__name__}; fix: encode([image])"
+        )
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise DataError(f"an array of images must have shape (n, h, w, c), got {images.shape}")
 
 
 def check_batch(batch: int) -> int:

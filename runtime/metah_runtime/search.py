@@ -97,8 +97,7 @@ class CodeIndex:
         if gone is not None:
             self._native = self._native.without(gone)
         self._gpu = self._open_gpu(gone)
-        if self._gpu is None:
-            self.device = "cpu"
+        self.device = "cpu" if self._gpu is None else "cuda"
 
     def without(self, removed: Any) -> "CodeIndex":
         """Return an index over the same memory and tables in which the rows ``removed`` are gone.

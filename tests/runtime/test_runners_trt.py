@@ -26,7 +26,7 @@ Make = Callable[..., Bundle]
 class FakeGpu:
     """Memory as a dictionary of address -> bytes."""
 
-    name, library, arch, processors = "fake", "numpy", 89, 1
+    name, library, arch, processors, stream = "fake", "numpy", 89, 1, 0
 
     def __init__(self) -> None:
         self.memory: dict[int, np.ndarray] = {}
@@ -242,7 +242,7 @@ def with_engine(
     bundle = add_engine(bundle, entry(model_sha256=digest, **changes), b"the plan")
     gpu = FakeGpu()
     trt = fake_trt(gpu, (1, 8, 16))
-    monkeypatch.setattr(trt_module, "open_devices", lambda: [gpu])
+    monkeypatch.setattr(trt_module, "shared_devices", lambda: [gpu])
     monkeypatch.setattr(trt_module, "import_trt", lambda kind: trt)
     return bundle, trt
 

@@ -23,7 +23,10 @@ def model_options(command: F) -> F:
     for option in (
         click.option("--threads", type=int, help="CPU threads of the model [default: all cores]"),
         click.option(
-            "--device", default="cpu", show_default=True, help="where the model runs: cpu or cuda"
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="where the model runs: cpu, cuda, tensorrt or auto",
         ),
         click.option(
             "--bundle",

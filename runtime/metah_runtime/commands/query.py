@@ -50,6 +50,8 @@ def query(
 ) -> None:
     """Find the codes in INDEX nearest to those of IMAGES, in the order (distance, id).
 
+    The codes are searched on the --device of the model: on the GPU for cuda and tensorrt.
+
     \b
     metah-search query photos.index cat.jpg -k 10 --html cat.html
     metah-search query photos.index cat.jpg --radius 2 --json
@@ -57,7 +59,7 @@ def query(
     """
     search = check_search(k, radius, images, codes)
     check_html(html)
-    store = Index.open(index)
+    store = Index.open(index, device={"tensorrt": "cuda"}.get(device, device))
     packed = query_codes(store, index, images, codes, bundle, device, threads)
     found = find(store, images, packed, search)
     show(store, index, found, search, html, {"index": index} if as_json else None)

@@ -16,6 +16,27 @@ DEVICES = ("cpu", "cuda", "auto")
 _said: set[str] = set()
 
 
+def choose_device(device: str) -> str:
+    """Return where to search, "cpu" or "cuda"; opens the GPUs and loads the kernels for the latter.
+
+    "auto" takes the CPU where CUDA cannot be used and warns once in a process; "cuda" raises
+    BackendUnavailable with the reason. ConfigError for another device.
+    """
+    if _check(device) == "cpu":
+        return "cpu"
+    from metah_runtime.cuda.driver import shared_devices
+    from metah_runtime.cuda.image import load_image
+
+    try:
+        for gpu in shared_devices():
+            with gpu:
+                gpu.load(load_image)
+    except BackendUnavailable as error:
+        _explain(error, device)
+        return "cpu"
+    return "cuda"
+
+
 def open_cuda(
     codes: Codes,
     ids: NDArray[np.int64] | None,
@@ -27,18 +48,27 @@ def open_cuda(
     codes, ids, removed: as for CudaIndex. "auto" warns once in a process that the CPU is taken,
     and why; "cuda" raises BackendUnavailable with the reason. ConfigError for another device.
     """
-    if device not in DEVICES:
-        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if device == "cpu":
+    if _check(device) == "cpu":
         return None
     from metah_runtime.cuda.index import CudaIndex
 
     try:
         return CudaIndex(codes, ids, removed=removed)
     except BackendUnavailable as error:
-        if device == "cuda":
-            raise
-        if not _said:
-            _said.add(str(error))
-            warnings.warn(f"searching on the CPU: {error}", stacklevel=4)
+        _explain(error, device)
         return None
+
+
+def _check(device: str) -> str:
+    if device not in DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    return device
+
+
+def _explain(error: BackendUnavailable, device: str) -> None:
+    """Raise the error again for "cuda"; say it once for "auto"."""
+    if device == "cuda":
+        raise error
+    if not _said:
+        _said.add(str(error))
+        warnings.warn(f"searching on the CPU: {error}", stacklevel=5)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
+from metah_runtime.errors import ConfigError, IndexCorrupt, IndexMismatch, MetahError
 from metah_runtime.index.describe import describe
 from metah_runtime.index.manifest import Manifest
 from metah_runtime.index.segment import Ids, ascending
@@ -65,6 +65,11 @@ class Reader:
     def generation(self) -> int:
         """Number of the state that is read: +1 a commit."""
         return self._snapshot.manifest.generation
+
+    @property
+    def device(self) -> str:
+        """Where the codes are searched: 'cpu' or 'cuda'."""
+        return self._snapshot.device
 
     def __len__(self) -> int:
         return len(self._snapshot)
@@ -160,18 +165,35 @@ class Reader:
             raise MetahError(f"{self.path} is closed; fix: open it again")
         return self._state
 
-    def _queries(self, queries: Any) -> Codes:
+    def capture(self, batch: int, k: int) -> None:
+        """Record the search of ``batch`` queries as CUDA graphs, as ``CodeIndex.capture`` does.
+
+        For the state that is read now: after a refresh or an addition, capture again.
+        """
+        if self.device == "cpu":
+            raise ConfigError(
+                f"capture needs a GPU, {self.path} is searched on the CPU; "
+                "fix: Index.open(..., device='cuda')"
+            )
+        for part in self._snapshot.parts:
+            part.searcher.capture(batch, k)
+
+    def _queries(self, queries: Any) -> Any:
+        if self.device == "cuda" and hasattr(queries, "__cuda_array_interface__"):
+            return queries
         return check_codes(queries, bits=self.bits, name="queries")
 
 
-def newest(folder: Path, check: Check, known: Snapshot | None = None) -> Snapshot:
+def newest(
+    folder: Path, check: Check, known: Snapshot | None = None, device: str = "cpu"
+) -> Snapshot:
     """Open the newest state, again if a writer replaced it meanwhile."""
     while True:
         manifest = Manifest.read(folder)
         if known is not None and manifest == known.manifest:
             return known
         try:
-            return Snapshot.open(folder, manifest, check, known)
+            return Snapshot.open(folder, manifest, check, known, device)
         except FileNotFoundError as error:
             if Manifest.read(folder).generation == manifest.generation:
                 raise IndexCorrupt(

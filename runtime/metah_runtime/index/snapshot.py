@@ -30,26 +30,39 @@ class Part:
     the order (distance, id)."""
 
     def __init__(
-        self, entry: SegmentEntry, segment: Segment, removed: RemovedRows | None, check: Check
+        self,
+        entry: SegmentEntry,
+        segment: Segment,
+        removed: RemovedRows | None,
+        check: Check,
+        *,
+        device: str = "cpu",
+        before: "Part | None" = None,
     ) -> None:
         self.entry = entry
         self.segment = segment
         self.removed_file = removed
         self.removed = NONE_REMOVED if removed is None else removed.rows
         self._check = check
+        self._device = device
+        built = None if before is None else before.__dict__.get("searcher")
+        self._shared: CodeIndex | None = built  # over the same codes, with other rows removed
 
     def __len__(self) -> int:
         return len(self.segment) - len(self.removed)
 
     @cached_property
     def searcher(self) -> CodeIndex:
-        """The native core over the mapped codes; the first use checks their checksums."""
+        """The search over the mapped codes; the first use checks their checksums."""
         self.ensure_checked()
+        shared, self._shared = self._shared, None
         removed = None
-        if len(self.removed):
+        if shared is not None or len(self.removed):
             removed = np.zeros(len(self.segment), np.bool_)
             removed[self.removed] = True
-        return CodeIndex(self.segment.codes, removed=removed)
+        if shared is not None:
+            return shared.without(removed)
+        return CodeIndex(self.segment.codes, removed=removed, device=self._device)
 
     def ensure_checked(self) -> None:
         """Compare the checksums of codes and ids, unless the index was opened without checks."""
@@ -102,33 +115,44 @@ class Part:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A manifest and its open parts; files that are unlinked later stay readable through it."""
+    """A manifest and its open parts; files that are unlinked later stay readable through it.
+
+    device: where the parts are searched, "cpu" or "cuda".
+    """
 
     manifest: Manifest
     parts: tuple[Part, ...]
+    device: str = "cpu"
 
     @classmethod
     def open(
-        cls, folder: Path, manifest: Manifest, check: Check, known: "Snapshot | None" = None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        check: Check,
+        known: "Snapshot | None" = None,
+        device: str = "cpu",
     ) -> "Snapshot":
-        """Map all files of a state; those already open in ``known`` are shared.
+        """Map all files of a state; those already open in ``known``, and its device, are shared.
 
         Raises IndexCorrupt; FileNotFoundError where a file is gone.
         """
         old = {part.entry: part for part in known.parts} if known else {}
-        segments = {part.entry.codes: part.segment for part in old.values()}
+        device = known.device if known else device
+        before = {part.entry.codes: part for part in old.values()}
         parts = []
         for entry in manifest.segments:
             if entry in old:
                 parts.append(old[entry])
                 continue
-            segment = segments.get(entry.codes) or _open(Segment, folder, entry.codes, manifest)
+            last = before.get(entry.codes)
+            segment = last.segment if last else _open(Segment, folder, entry.codes, manifest)
             removed = None
             if entry.removed:
                 removed = _open(RemovedRows, folder, entry.removed, manifest)
                 _check_pair(segment, removed)
-            parts.append(Part(entry, segment, removed, check))
-        return cls(manifest, tuple(parts))
+            parts.append(Part(entry, segment, removed, check, device=device, before=last))
+        return cls(manifest, tuple(parts), device)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

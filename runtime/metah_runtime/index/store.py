@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from metah_runtime import files
 from metah_runtime.codes import check_bits
+from metah_runtime.cuda.choice import choose_device
 from metah_runtime.errors import (
     ConfigError,
     IndexCorrupt,
@@ -88,18 +89,21 @@ class Index(Reader):
         *,
         expect: str | None = None,
         check: Check = "first-use",
+        device: str = "cpu",
     ) -> "Index":
         """Open the newest state of an index; nothing is copied, and a read-only folder will do.
 
         expect: the fingerprint that the index must have. check: when the checksums of codes and
         ids are compared: once before the first search (``first-use``), now, of everything
         (``open``), or only by verify() (``never``). Headers, sizes and the manifest are always
-        checked. Raises IndexCorrupt, IndexMismatch.
+        checked. device: where to search: ``cpu``; ``cuda``: codes are copied to all NVIDIA GPUs
+        here before the first search; ``auto``: those or, with one warning, the CPU. Raises
+        IndexCorrupt, IndexMismatch, ConfigError, BackendUnavailable.
         """
         if check not in get_args(Check):
             raise ConfigError(f"check must be one of {', '.join(get_args(Check))}, got {check!r}")
         folder = Path(path)
-        snapshot = newest(folder, check)
+        snapshot = newest(folder, check, device=choose_device(device))
         found = snapshot.manifest.fingerprint
         if expect is not None and found != expect:
             raise IndexMismatch(
@@ -111,8 +115,10 @@ class Index(Reader):
             index.verify()
         return index
 
-    def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check]]:
-        return _reopen, (str(self.path.absolute()), self._snapshot.manifest.index_id, self._check)
+    def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check, str]]:
+        snapshot = self._snapshot
+        path = str(self.path.absolute())
+        return _reopen, (path, snapshot.manifest.index_id, self._check, snapshot.device)
 
     def add(
         self,
@@ -258,8 +264,8 @@ class Index(Reader):
                         self._commit(draft, draft.replacement(keep))
 
 
-def _reopen(path: str, index_id: str, check: Check) -> Index:
-    index = Index.open(path, check=check)
+def _reopen(path: str, index_id: str, check: Check, device: str) -> Index:
+    index = Index.open(path, check=check, device=device)
     if index._snapshot.manifest.index_id != index_id:
         raise IndexMismatch(f"{path} is another index now; fix: open it again")
     return index

@@ -3,7 +3,8 @@
 images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits float32 (n, bits)
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from metah_runtime.bundle import Bundle
 from metah_runtime.checks import check_threads
 from metah_runtime.codes import Codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.driver import Device
+    from metah_runtime.cuda.queries import DeviceCodes
 
 DEVICES = ("cpu", "cuda", "tensorrt", "auto")
 
@@ -37,6 +42,16 @@ class Runner(Protocol):
 
     def run(self, images: Images) -> tuple[Codes, Logits]:
         """Encode a batch; n = 0 is allowed. Raises DataError for another dtype or shape."""
+
+    @property
+    def gpu(self) -> "Device":
+        """The GPU of the devices 'cuda' and 'tensorrt'."""
+
+    def resident(self, images: Images) -> Iterator["DeviceCodes"]:
+        """Encode a batch on a GPU and leave the codes, with their logits, there.
+
+        Yields consecutive pieces; one must have been used before the next is asked for.
+        """
 
 
 def open(  # noqa: A001

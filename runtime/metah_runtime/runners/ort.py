@@ -1,12 +1,17 @@
 """ONNX Runtime: runs the bundle's model on the CPU or on CUDA, never on another than asked for."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metah_runtime.codes import Codes, check_bits
 from metah_runtime.errors import BackendUnavailable, BundleError, DataError, MissingExtra
 from metah_runtime.runners import Images, Logits
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.driver import Device
+    from metah_runtime.cuda.queries import DeviceCodes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 INPUT = "images"
@@ -39,6 +44,7 @@ class OrtRunner:
         self.bits = check_bits(bits)
         self.image_shape = image_shape
         self.device = device
+        self._memory = device  # where ``resident`` leaves its outputs, as ONNX Runtime names it
         ort = _onnxruntime(device)
         options = _options(ort, precision, threads, spin)
         self._session = _session(ort, model, options, device=device, name=name)
@@ -54,6 +60,37 @@ class OrtRunner:
             )
         codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
         return codes, logits
+
+    @property
+    def gpu(self) -> "Device":
+        """The GPU of device 'cuda'."""
+        from metah_runtime.cuda.driver import shared_devices
+
+        return shared_devices()[0]
+
+    def resident(self, images: Images) -> Iterator["DeviceCodes"]:
+        """Encode a batch on device 'cuda' and leave codes and logits there.
+
+        ONNX Runtime waits for its own stream at the end of a run, so the codes are there.
+        """
+        from metah_runtime.cuda.queries import DeviceCodes
+
+        batch = check_images(images, self.image_shape)
+        if not len(batch):
+            return
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, batch)
+        for name in OUTPUTS:
+            binding.bind_output(name, self._memory)
+        self._session.run_with_iobinding(binding)
+        codes, logits = binding.get_outputs()
+        yield DeviceCodes(
+            codes.data_ptr(),
+            len(batch),
+            self.bits // 8,
+            logits=logits.data_ptr(),
+            owner=(codes, logits),
+        )
 
 
 def check_images(images: Any, shape: tuple[int, int, int]) -> Images:

@@ -5,14 +5,15 @@ are run in pieces. Everything that the manifest says is checked before a byte is
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from metah_runtime.bundle import Bundle, Engine
 from metah_runtime.codes import Codes
-from metah_runtime.cuda.driver import Device, open_devices
+from metah_runtime.cuda.driver import Device, shared_devices
+from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 from metah_runtime.runners import Images, Logits
 from metah_runtime.runners.ort import check_images
@@ -82,22 +83,52 @@ class TrtRunner:
                 codes[rows], logits[rows] = self._launch(part, low)
         return codes, logits
 
+    @property
+    def gpu(self) -> Device:
+        """The GPU that it runs on."""
+        return self._gpu
+
+    def resident(self, images: Images) -> Iterator[DeviceCodes]:
+        """Encode a batch and leave codes and logits on the GPU, piece by piece.
+
+        A piece must have been used, or work that uses it sent to the GPU's stream, before the next
+        one is asked for: they share their memory.
+        """
+        batch = check_images(images, self.image_shape)
+        low, _, high = self.engine.batch
+        for start in range(0, len(batch), high):
+            part = batch[start : start + high]
+            with self._gpu:
+                self._start(part, low)
+            yield DeviceCodes(
+                self._buffers[CODES],
+                len(part),
+                self.bits // 8,
+                stream=self._gpu.stream,
+                logits=self._buffers[LOGITS],
+                owner=self,
+            )
+
     def _launch(self, part: Images, low: int) -> tuple[Codes, Logits]:
-        """Run one piece; one smaller than the engine's least batch is filled up with its last."""
+        """Run one piece and copy its outputs to the CPU."""
+        self._start(part, low)
+        codes = np.empty((len(part), self.bits // 8), np.uint8)
+        logits = np.empty((len(part), self.bits), np.float32)
+        self._gpu.read(self._buffers[CODES], codes)
+        self._gpu.read(self._buffers[LOGITS], logits)
+        return codes, logits
+
+    def _start(self, part: Images, low: int) -> None:
+        """Send one piece; one smaller than the engine's least batch is filled up with its last."""
         n = len(part)
         if n < low:
             part = np.concatenate([part, np.repeat(part[-1:], low - n, axis=0)])
         self._gpu.write(self._buffers[INPUT], np.ascontiguousarray(part))
         if not self._context.set_input_shape(INPUT, part.shape):
             raise EngineError(f"engine {self.engine.file} refuses a batch of {len(part)}")
-        if not self._context.execute_async_v3(0):
+        if not self._context.execute_async_v3(self._gpu.stream):
             reasons = self._logger.errors() or ["no reason given"]
             raise EngineError(f"engine {self.engine.file} failed: {'; '.join(reasons[-2:])[:400]}")
-        codes = np.empty((len(part), self.bits // 8), np.uint8)
-        logits = np.empty((len(part), self.bits), np.float32)
-        self._gpu.read(self._buffers[CODES], codes)
-        self._gpu.read(self._buffers[LOGITS], logits)
-        return codes[:n], logits[:n]
 
     def _make_context(self, trt: Any, cuda_graph: bool) -> Any:
         if not cuda_graph:
@@ -168,7 +199,7 @@ def open_trt(bundle: Bundle, *, only: Engine | None = None, cuda_graph: bool = F
             f"{bundle.path} has no engine; fix: metah-export engine {bundle.path} on this machine"
         )
     try:
-        gpu = open_devices()[0]
+        gpu = shared_devices()[0]
     except BackendUnavailable as error:
         raise BackendUnavailable(f"device 'tensorrt': {error}") from error
     reasons = []
