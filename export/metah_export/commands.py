@@ -99,8 +99,8 @@ def build(
         )
         return
     size = bundle.manifest.files["model.onnx"].size
-    click.echo(f"{out}: {bundle.bits} bits, {config.precision}, model {size / 1e6:.2f} MB")
-    click.echo(f"fingerprint {bundle.fingerprint}")
+    console.say(f"{out}: {bundle.bits} bits, {config.precision}, model {size / 1e6:.2f} MB")
+    console.say(f"fingerprint {bundle.fingerprint}")
     _print_parity(parity)
 
 
@@ -131,7 +131,9 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
         )
         return
     count = len(found.bundle.manifest.files)
-    click.echo(f"{bundle}: {count} files match, operator set {found.opset}, runs on {found.device}")
+    console.say(
+        f"{bundle}: {count} files match, operator set {found.opset}, runs on {found.device}"
+    )
     for entry in found.bundle.manifest.engines:
         measured = "parity not measured" if entry.parity is None else "parity kept"
         click.echo(
@@ -287,7 +289,7 @@ def triton(
         preferred=_sizes("preferred", preferred),
         delay_us=delay_us,
     )
-    click.echo(stage.triton(bundle, repo, config))
+    console.say(stage.triton(bundle, repo, config))
 
 
 def _sizes(name: str, text: str) -> tuple[int, ...]:

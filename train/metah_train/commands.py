@@ -85,12 +85,12 @@ def fit(
             done = step
 
         def begin() -> None:
-            click.echo("\n".join(describe(split)), err=True)
+            console.note("\n".join(describe(split)))
 
         run = loop.fit(
             config, split, out, resume=resume, overwrite=overwrite, begin=begin, report=report
         )
-    click.echo(f"{run.path}: trained in {time.monotonic() - start:.0f} s", err=True)
+    console.note(f"{run.path}: trained in {time.monotonic() - start:.0f} s")
     if evaluate:
         _print_evaluation(score(run, split))
 

@@ -54,4 +54,4 @@ def report(
         return
     columns, rows = found.table()
     console.print_table(columns, rows, found.title)
-    click.echo(f"wrote {', '.join(console.printable(path) for path in paths)}")
+    console.say(f"wrote {', '.join(console.printable(path) for path in paths)}")

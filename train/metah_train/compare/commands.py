@@ -90,10 +90,10 @@ def compare(
     store = Store(out)
     with locked(out / "lock", wait=False):
         split = split_of(cells[0].config)
-        click.echo("\n".join(describe(split)), err=True)
+        console.note("\n".join(describe(split)))
         failed = _run(cells, store, workers)
         found = document(cells, store, split)
-        click.echo("writing tables and pictures", err=True)
+        console.note("writing tables and pictures")
         paths = publish(cells, store, split, found)
     _print(found, paths)
     if failed:
@@ -108,7 +108,7 @@ def _run(cells: "list[Cell]", store: "Store", workers: int) -> "list[Cell]":
 
     todo = [cell for cell in cells if store.result(cell) is None]
     if len(todo) < len(cells):
-        click.echo(f"{len(cells) - len(todo)} of {len(cells)} cells are finished", err=True)
+        console.note(f"{len(cells) - len(todo)} of {len(cells)} cells are finished")
     failed: list[Cell] = []
     start = time.monotonic()
     running: dict[str, float] = {}
@@ -138,7 +138,7 @@ def _run(cells: "list[Cell]", store: "Store", workers: int) -> "list[Cell]":
             number = len(cells) - len(todo) + ended
             left = _left(running, todo, start) if ended < len(todo) else ""
             note = f"; {left}" if left else ""
-            click.echo(f"[{number}/{len(cells)}] {cell.label}: {text}{note}", err=True)
+            console.note(f"[{number}/{len(cells)}] {cell.label}: {text}{note}")
 
         run_cells(todo, store, workers=workers, update=update)
     return failed
@@ -169,4 +169,4 @@ def _print(found: Any, paths: list[Path]) -> None:
     columns = ("method", *(f"{width} bits" for width in found.bits), "seeds")
     console.print_table(columns, rows, f"{MEASURES[0].title}, {found.title}")
     tables = [path for path in paths if path.name.startswith("table.")]
-    click.echo(f"wrote {', '.join(console.printable(path) for path in tables)} and pictures")
+    console.say(f"wrote {', '.join(console.printable(path) for path in tables)} and pictures")

@@ -36,7 +36,7 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
     from metah_train.data.splits import SplitSizes
 
     count = write(out, seed=seed, sizes=SplitSizes(synthetic=synthetic))
-    click.echo(f"{count} images in {console.printable(out)}")
+    console.say(f"{count} images in {console.printable(out)}")
 
 
 @data.command()
@@ -61,7 +61,7 @@ def emoji(out: Path, packages: Path | None, seed: int) -> None:
     from metah_train.data.emoji_fetch import write
 
     count = write(out, packages, seed=seed)
-    click.echo(f"{count} images in {console.printable(out)}; their licences: NOTICE.txt")
+    console.say(f"{count} images in {console.printable(out)}; their licences: NOTICE.txt")
 
 
 @data.command()
