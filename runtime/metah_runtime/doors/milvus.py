@@ -174,7 +174,9 @@ def write(index: Index, address: str, collection: str, *, exists: str = "error")
         with _errors(collection, StorageError):
             there = client.has_collection(collection)
         if there and exists == "error":
-            raise ConfigError(f"collection {collection} exists already; fix: --append, or another")
+            raise ConfigError(
+                f"collection {collection} exists already; fix: --append, or another name"
+            )
         if there:
             _check_addition(client, collection, index)
         added = 0

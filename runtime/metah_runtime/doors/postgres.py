@@ -163,7 +163,7 @@ def write(index: Index, database: str, table: str, *, exists: str = "error") -> 
         there = _oid(connection, name) is not None
         if there and exists == "error":
             raise ConfigError(
-                f"table {table} exists already; fix: --overwrite, --append, or another"
+                f"table {table} exists already; fix: --overwrite, --append, or another name"
             )
         if there:
             _prepare(connection, table, index, exists)

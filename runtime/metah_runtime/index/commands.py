@@ -14,7 +14,9 @@ from metah_runtime.index.store import Index
 _INDEX = click.argument("index", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 _FORMAT = click.option(
-    "--format", "kind", help="one of those below [default: by the suffix, or by postgresql://]"
+    "--format",
+    "kind",
+    help="faiss, npy, parquet, pgvector or milvus [default: by the suffix, or by postgresql://]",
 )
 _TABLE = click.option("--table", help="NAME or SCHEMA.NAME in pgvector, the collection in milvus")
 
@@ -158,6 +160,7 @@ def export(
     Examples:
       metah-search export photos.index photos.faiss
       metah-search export photos.index photos.parquet --overwrite
+      metah-search export photos.index postgresql://db.example/images --table photos
     """
     from metah_runtime.doors import formats
 
@@ -202,6 +205,7 @@ def import_(
     Examples:
       metah-search import photos.index photos.parquet
       metah-search import photos.index codes.npy --ids ids.npy
+      metah-search import photos.index postgresql://db.example/images --table photos
     """
     from metah_runtime.doors import formats
 

