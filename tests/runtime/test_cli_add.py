@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,84 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_none_twice_none_lost(
     codes = Encoder.open(bundle, threads=1).encode(good)
     order = [names.index(str(image)) for image in good]
     assert np.array_equal(store.codes(store.ids())[order], codes)
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_worker(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], images: list[Path]
+) -> None:
+    path = tmp_path / "index"
+    bundle = make_bundle()
+    many = tmp_path / "list.txt"
+    for number in range(3000):
+        (tmp_path / f"{number:04d}.png").hardlink_to(images[number % 11])
+    many.write_text("\n".join(f"{number:04d}.png" for number in range(3000)))
+    command = [sys.executable, "-c", RUN, "add", path, "--bundle", bundle.path, "--list", many]
+    mark = {"METAH_TEST_MARK": str(tmp_path)}
+    with subprocess.Popen(
+        [*command, "--workers", "2", "--batch", "8", "--decode", "processes"],
+        env={**os.environ, **mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not path.exists():
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err.strip()) == ("", "metah-search: error: interrupted")
+    assert _wait_for_the_end_of(mark)
+    assert len(Index.open(path, check="open")) < 3000
+    assert not list(path.glob(".*.tmp"))
+
+
+NAMES = [
+    b"-k.png",
+    b"caf\xe9 \xff.png",
+    b"two\nlines.png",
+    b"\xf0\x9f\x98\x80 \xe6\x97\xa5.png",
+    b"<img src=x onerror=alert(1)>.png",
+    b"a,b\"c'd;e.png",
+    b"%2e%2e&amp;$(id)`id`.png",
+    b"x" * 251 + b".png",
+    b"\x1b[31mred\x07.png",
+]
+
+
+def test_any_file_name_survives_add_query_json_csv_and_html(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], images: list[Path]
+) -> None:
+    folder, path, page = tmp_path / "names", tmp_path / "index", tmp_path / "page.html"
+    below = folder / "/".join("d" * 200 for _ in range(9))
+    below.mkdir(parents=True)
+    files = [folder / os.fsdecode(name) for name in NAMES] + [below / "deep.png"]
+    for file, image in zip(files, images, strict=False):
+        file.write_bytes(image.read_bytes())
+    bad = folder / os.fsdecode(b'bad \xfe\n".png')
+    bad.write_bytes(b"no image")
+    listed = tmp_path / "bad.csv"
+    arguments = ["add", path, "--bundle", make_bundle().path, folder, "--errors", listed]
+    result = CliRunner().invoke(cli, [os.fspath(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    store = Index.open(path)
+    assert {os.fsencode(name or "") for name in store.paths(store.ids())} == {
+        os.fsencode(file) for file in files
+    }
+    with listed.open(newline="", errors="surrogateescape") as file:
+        assert [row[0] for row in csv.reader(file)] == ["path", os.fspath(bad)]
+    asked = ["query", os.fspath(path), os.fspath(files[1]), "-k", "99", "--threads", "1"]
+    found = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)
+    hits = found["queries"][0]["matches"]
+    assert {os.fsencode(hit["path"]) for hit in hits} == {os.fsencode(file) for file in files}
+    assert os.fsencode(hits[0]["path"]) == os.fsencode(files[1])
+    shown = CliRunner().invoke(cli, asked).output
+    assert "\x1b" not in shown
+    assert "two\\nlines.png" in shown
+    assert CliRunner().invoke(cli, [*asked, "--html", os.fspath(page)]).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror" in text
 
 
 def _generation(path: Path) -> int:
