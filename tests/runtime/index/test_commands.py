@@ -128,3 +128,15 @@ def test_what_is_not_there(run: Run, filled: Index, tmp_path: Path) -> None:
     failed(run("export", filled.path, tmp_path / "no" / "x.npy"), 1, "No such file")
     failed(run("info"), 2, "INDEX")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]
+
+
+def test_what_changes_an_index_says_so_in_json(run: Run, filled: Index, tmp_path: Path) -> None:
+    path, file = filled.path, tmp_path / "x.npy"
+    said = json.loads(run("remove", path, 3, 4, "--json")[1])
+    assert said == {"index": str(path), "removed": 2, "codes": 23}
+    said = json.loads(run("compact", path, "--json")[1])
+    assert said["before"]["segments"] > said["after"]["segments"] == 1
+    assert json.loads(run("export", path, file, "--json")[1])["codes"] == 23
+    said = json.loads(run("import", tmp_path / "new", file, "--json")[1])
+    assert said == {"index": str(tmp_path / "new"), "added": 23, "codes": 23, "bits": 64}
+    assert run("remove", path, 7, "--quiet") == (0, "", "")
