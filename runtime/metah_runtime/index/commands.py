@@ -68,7 +68,8 @@ def verify(index: Path, as_json: bool) -> None:
       metah-search verify photos.index
     """
     with Index.open(index) as store:
-        blocks = store.verify()
+        with console.progress_bar("reading", store.info()["bytes"], "bytes") as advance:
+            blocks = store.verify(advance)
         facts = {"index": index, "codes": len(store), "blocks": blocks, "ok": True}
     if as_json:
         console.print_json(facts)

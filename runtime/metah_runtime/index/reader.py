@@ -1,6 +1,7 @@
 """The reading half of an index: one committed state, its facts, its answers, its checks."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,16 +130,19 @@ class Reader:
         self._state = new
         return new.manifest.generation != old.manifest.generation
 
-    def verify(self) -> int:
+    def verify(self, done: Callable[[int], None] | None = None) -> int:
         """Read everything and compare all checksums and rules; return the number of blocks.
 
-        Raises IndexCorrupt naming the file and the block.
+        done: called with the bytes of each segment that was read. Raises IndexCorrupt naming the
+        file and the block.
         """
         snapshot = self._snapshot
         blocks = 0
         for part in snapshot.parts:
             blocks += part.segment.verify()
             blocks += part.removed_file.verify() if part.removed_file else 0
+            if done is not None:
+                done(part.segment.length)
         parts = sorted(snapshot.parts, key=lambda part: part.segment.first_id)
         for at, part in enumerate(parts):
             if part.segment.last_id >= snapshot.manifest.next_id:
