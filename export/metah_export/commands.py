@@ -289,7 +289,7 @@ def triton(
         preferred=_sizes("preferred", preferred),
         delay_us=delay_us,
     )
-    console.say(stage.triton(bundle, repo, config))
+    console.say(str(stage.triton(bundle, repo, config)))
 
 
 def _sizes(name: str, text: str) -> tuple[int, ...]:
