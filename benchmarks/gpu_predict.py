@@ -94,9 +94,9 @@ def main() -> None:
     )
     print("| card | bits | queries | kernel | limited by | predicted ms | ns/row | reading once |")
     print("|---|---|---|---|---|---|---|---|")
+    fatbin = image.load_image()
     for card in CARDS:
-        flags = (*image.OPTIONS, f"-gencode=arch=compute_{card.arch},code=sm_{card.arch}")
-        kernels = sass.disassemble(image.compile_image(image.source_folder(), flags))
+        kernels = sass.disassemble(fatbin, card.arch)
         for bits in (32, 48, 64, 128, 256, 512, 1024):
             for queries in (1, 16, 1024):
                 kernel, limit, best, worst, read = predict(
@@ -114,8 +114,7 @@ def main() -> None:
     print("| arch | kernel | all | POPC | LOP3 | BMMA | LDS |")
     print("|---|---|---|---|---|---|---|")
     for arch in image.ARCHS:
-        flags = (*image.OPTIONS, f"-gencode=arch=compute_{arch},code=sm_{arch}")
-        kernels = sass.disassemble(image.compile_image(image.source_folder(), flags))
+        kernels = sass.disassemble(fatbin, arch)
         for words in planner.WIDTHS:
             for name in (f"scan_w{words}", f"mma_w{words}"):
                 if name in kernels:

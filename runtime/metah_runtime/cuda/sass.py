@@ -43,8 +43,11 @@ def find_tools() -> str | None:
     return tool if shutil.which("nvdisasm", path=path) else None
 
 
-def disassemble(image: bytes) -> dict[str, list[Instruction]]:
-    """Return the instructions of each kernel of a cubin, or of a fatbin of one architecture."""
+def disassemble(image: bytes, arch: int | None = None) -> dict[str, list[Instruction]]:
+    """Return the instructions of each kernel of a cubin, or of a fatbin's code for ``arch`` (90).
+
+    arch may be left out if there is code for one architecture only.
+    """
     tool = find_tools()
     if tool is None:
         raise BackendUnavailable(
@@ -56,7 +59,7 @@ def disassemble(image: bytes) -> dict[str, list[Instruction]]:
         path.write_bytes(image)
         places = os.pathsep.join([str(Path(tool).parent), os.environ.get("PATH", "")])
         done = subprocess.run(
-            [tool, "-sass", str(path)],
+            [tool, "-sass", *([] if arch is None else ["-arch", f"sm_{arch}"]), str(path)],
             capture_output=True,
             text=True,
             check=False,
