@@ -13,7 +13,7 @@ from typing import Any
 from metah_runtime.errors import BackendUnavailable, ClusterError, require
 
 NAMESPACE = "metah-search"
-REACH = 3.0
+REACH = 10.0
 """Seconds in which the head must take a connection."""
 
 _TOKEN_FIX = (
@@ -57,7 +57,13 @@ def connect(address: str | None = None) -> str:
     else:
         where = _find(address)
         _knock(where)
-        ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(
+                f"cannot join the Ray cluster at {where}: {error.__cause__ or error}; "
+                "fix: a node of it must run on this machine"
+            ) from error
     if not token_mode():
         raise ClusterError(f"Ray was started in this process without its token; {_TOKEN_FIX}")
     return where

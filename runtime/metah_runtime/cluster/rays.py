@@ -120,8 +120,6 @@ def start(
     nodes. threads: of each replica, and the CPUs that Ray keeps for it. All replicas join, or
     everything is stopped again and ClusterError names who refused and why.
     """
-    import ray
-
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name must be 1 to 40 of a-z, 0-9, - and _, got {name!r}")
     if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
@@ -129,6 +127,8 @@ def start(
     check_threads(threads)
     folder = Path(index).absolute()
     plan = make_plan(Manifest.read(folder), shards)
+    import ray
+
     refuse_open_door(address)
     nodes = sum(node["Alive"] for node in ray.nodes())
     if replicas > nodes:
