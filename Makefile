@@ -14,9 +14,11 @@ help:
 	@echo "make test    all tests"
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
 	@echo "make test-milvus  the tests of the door to Milvus, with Milvus Lite, which it installs (300 MB)"
+	@echo "make test-ray  the cluster on two real Ray nodes (330 MB; Linux, root)"
 	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
 	@echo "make check   ruff, ruff format, mypy"
 	@echo "make test-faults           the index under crashes, damage and hostile files, in full"
+	@echo "make soak    a minute of searches over HTTP while the index changes and decoders die"
 	@echo "make test-asan             the search core under the sanitizers"
 	@echo "make test-avx512-emulated  its AVX-512 kernels on any CPU, through SIMDe"
 	@echo "make docs    the documentation as a site, in build/site"
@@ -56,6 +58,12 @@ test-milvus: setup build/milvus/.installed
 build/milvus/.installed:
 	$(BIN)/pip install --quiet --target build/milvus 'pymilvus>=2.6,<3' milvus-lite==2.5.1 'setuptools<81'
 	touch $@
+
+# Two Ray nodes in network namespaces of their own. `make test` runs them too where Ray is installed.
+.PHONY: test-ray
+test-ray: setup
+	$(BIN)/pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pytest tests/cluster
 
 # On a machine with an NVIDIA GPU: needs numpy, nvcc and one of pycuda, cuda-bindings, cupy in
 # $(PYTHON); installs and downloads nothing. GPU_CHECK=--simulate runs the same steps on the CPU.
@@ -121,3 +129,7 @@ dist: setup
 
 test-dist: dist
 	$(BIN)/python tests/release/try_wheel.py dist
+
+.PHONY: soak
+soak: setup
+	$(BIN)/python -m pytest tests/runtime/serve/test_soak.py --soak-seconds 60
