@@ -55,6 +55,10 @@ class Config:
     ``preprocess`` None: the data set's own. ``weights``: a file of pre-trained backbone weights;
     shallow methods then use its features as they are. ``threads`` counts as a setting, for the
     order of floating-point sums depends on it.
+    ``devices``: how many processes train together, each on a GPU (``device`` cuda) or with
+    ``threads`` threads; they divide ``batch`` among them, and have the loss of one process.
+    ``precision``: 32-true, or bf16-mixed: the backbone is trained in bfloat16 where torch's
+    autocast says so, heads and losses in float32; weights are float32 always.
     """
 
     method: str = "metah"
@@ -88,6 +92,8 @@ class Config:
     halve_every: int = 500
     device: str = "cpu"
     threads: int = 2
+    devices: int = 1
+    precision: str = "32-true"
     options: Options = dataclasses.field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -106,9 +112,17 @@ class Config:
         one_of(self, "optimizer", ("adamw", "sgd"))
         one_of(self, "schedule", ("cosine", "halving", "constant"))
         one_of(self, "device", ("cpu", "cuda"))
+        one_of(self, "precision", ("32-true", "bf16-mixed"))
         for name in ("features", "epochs", "halve_every"):
             within(self, name, 1)
         within(self, "batch", 2)
+        within(self, "devices", 1)
+        if self.batch % self.devices:
+            fit = -(-self.batch // self.devices) * self.devices
+            raise ConfigError(
+                f"batch must be a multiple of devices, got batch {self.batch} and devices "
+                f"{self.devices}; fix: --set batch={fit}"
+            )
         if self.steps is not None:
             within(self, "steps", 1)
         for name in ("shift", "warp", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
@@ -122,8 +136,13 @@ class Config:
         method_class(self.method).check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; ``Config.from_dict`` gives an equal Config back."""
-        return dataclasses.asdict(self)
+        """Return plain JSON values; ``Config.from_dict`` gives an equal Config back.
+
+        Settings in ADDED are left out at their default: what is known by a digest of these values
+        (a cell of a comparison, a cached backbone) keeps its name.
+        """
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in ADDED or v != getattr(Config, k)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -148,6 +167,7 @@ class Config:
 
 
 NESTED = ("split", "preprocess", "options")
+ADDED = ("devices", "precision")
 SETTINGS = {field.name for field in dataclasses.fields(Config)} - set(NESTED)
 
 

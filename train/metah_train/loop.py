@@ -17,12 +17,12 @@ from torch import nn
 
 from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, RunError
-from metah_train import checkpoint, schedule
+from metah_train import checkpoint, distributed, schedule
 from metah_train.checkpoint import Run, load_state, save_run, save_state
 from metah_train.config import Config
 from metah_train.features import FeatureCache
 from metah_train.methods import method_class
-from metah_train.methods.base import Batch, DeepMethod, Progress, ShallowMethod, Task
+from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod, Task
 from metah_train.sampling import batch_rows, labels_of, seed_step
 from metah_train.shallow import SourceClassifier, fit_shallow, train_backbone
 from metah_train.target import reestimate_statistics, target_statistics
@@ -55,11 +55,9 @@ def fit(
     """
     out = Path(out)
     task = task_of(split)
-    device = _device(config.device)
+    device = _device(config)
     with _threads(config.threads):
-        seed_step(config.seed, "initial", 0)
-        method = method_class(config.method)(config, task).to(device)
-        trained = method if isinstance(method, DeepMethod) else SourceClassifier(method)
+        method, trained = _build(config, task, device)
         check_sizes(trained, split)
         finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
         if finished is not None:
@@ -68,7 +66,11 @@ def fit(
             begin()
 
         def run() -> int:
-            return train(trained, split, out, resume=resume, report=report)
+            with (
+                distributed.shares(config, _assist, (config, split, out, resume)) as share,
+                distributed.joined(trained, share),
+            ):
+                return train(trained, split, out, resume=resume, report=report)
 
         with _no_empty_run(out):
             if isinstance(method, ShallowMethod):
@@ -91,6 +93,22 @@ def fit(
         )
     files.unlink(out / checkpoint.STATE)
     return Run.open(out)
+
+
+def _build(config: Config, task: Task, device: torch.device) -> tuple[Method[Any], DeepMethod[Any]]:
+    """Return the method with its first weights, and what gradient descent trains of it."""
+    seed_step(config.seed, "initial", 0)
+    method = method_class(config.method)(config, task).to(device)
+    return method, method if isinstance(method, DeepMethod) else SourceClassifier(method)
+
+
+def _assist(
+    share: distributed.FabricShare, config: Config, split: "Split", out: Path, resume: bool
+) -> None:
+    """Do another process's part of ``train``."""
+    _, trained = _build(config, task_of(split), share.fabric.device)
+    with distributed.joined(trained, share):
+        train(trained, split, out, resume=resume)
 
 
 def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) -> Run | None:
@@ -163,9 +181,10 @@ def train(
 ) -> int:
     """Minimise the method's weighted terms; return the number of steps in all.
 
-    State and metrics are written after each pass over the source (each epoch).
+    State and metrics are written after each pass over the source (each epoch), by the first
+    process alone if there are several (``method.share``).
     """
-    config = method.config
+    config, share = method.config, method.share
     source, target = split.source_train, split.target_train
     labels = labels_of(source, method.task)
     epoch = len(source) // config.batch
@@ -184,11 +203,11 @@ def train(
     device = method.model.mean.device
     while step < total:
         rows = batch_rows(len(source), config.batch, step, config.seed, "source")
-        images = torch.from_numpy(source.load(rows)).to(device)
+        images = share.load(source, rows, device)
         target_images = None
         if method.uses_target:
             target_rows = batch_rows(len(target), config.batch, step, config.seed, "target")
-            target_images = torch.from_numpy(target.load(target_rows)).to(device)
+            target_images = share.load(target, target_rows, device)
         batch = Batch(
             source=images,
             labels=labels[rows].to(device),
@@ -201,6 +220,7 @@ def train(
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        share.average(method.parameters())
         optimizer.step()
         step += 1
         count += 1
@@ -211,6 +231,8 @@ def train(
                 f"the loss is {values['loss']} after {step} steps "
                 f"({', '.join(f'{k} {v:.3g}' for k, v in values.items())}); fix: a smaller lr"
             )
+        if share.rank:
+            continue
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
         if report is not None:
@@ -278,10 +300,17 @@ def _truncated_log(path: Path, step: int) -> list[str]:
     return [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable("device cuda: torch finds no CUDA GPU; fix: --set device=cpu")
-    return torch.device(name)
+def _device(config: Config) -> torch.device:
+    if config.device == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not found:
+            raise BackendUnavailable("device cuda: torch finds no CUDA GPU; fix: --set device=cpu")
+        if found < config.devices:
+            raise BackendUnavailable(
+                f"devices {config.devices}: torch finds {found} CUDA GPUs; "
+                f"fix: --set devices={found}"
+            )
+    return torch.device(config.device)
 
 
 @contextmanager

@@ -77,6 +77,11 @@ def plan(
                 if any(text.partition("=")[0].strip() == "threads" for text in own[name]):
                     del settings["threads"]
                 config = load(recipe, settings, own[name])
+                if config.devices > 1:
+                    raise ConfigError(
+                        f"devices must be 1, got {config.devices}: the grid trains each cell in a "
+                        f"process of its own; fix: --workers {config.devices}"
+                    )
                 cells.append(Cell(config=config, key=cell_key(config)))
     return cells
 

@@ -18,6 +18,7 @@ from metah_train.backbones import build_backbone
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.weights import load_weights
 from metah_train.config import Config, Options
+from metah_train.distributed import Share
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet
@@ -153,7 +154,12 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
 
 
 class DeepMethod(Method[OptionsT]):
-    """A method trained end to end: ``terms`` of a batch, weighted by ``weights``, are minimised."""
+    """A method trained end to end: ``terms`` of a batch, weighted by ``weights``, are minimised.
+
+    ``share``: the part of each step that this process does; ``terms`` sees whole batches always.
+    """
+
+    share: Share = Share()
 
     @property
     @abstractmethod
@@ -188,15 +194,13 @@ class DeepMethod(Method[OptionsT]):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
-        pixels = self.model.pixels(images)
-        return self.model.features(
-            augment(
-                pixels,
-                noise=self.config.noise,
-                shift=self.config.shift,
-                warp=self.config.warp,
-            )
+        pixels = augment(
+            self.model.pixels(images),
+            noise=self.config.noise,
+            shift=self.config.shift,
+            warp=self.config.warp,
         )
+        return self.share.features(self.model.features, pixels)
 
 
 class ShallowMethod(Method[OptionsT]):
