@@ -17,7 +17,14 @@ from metah_train import loop
 from metah_train.checkpoint import Run
 from metah_train.data.base import ArrayImages, Split
 from metah_train.evaluate import encode
-from metah_train.losses import adversarial, classification, entropy, pairwise, quantization
+from metah_train.losses import (
+    adversarial,
+    classification,
+    entropy,
+    mmd,
+    pairwise,
+    quantization,
+)
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import Batch, DeepMethod, Progress, ShallowMethod
 
@@ -246,6 +253,44 @@ LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_match_finite_differences(name: str) -> None:
     assert gradcheck(LOSSES[name], (codes(),), eps=1e-6, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_gradients_of_an_objective_match_finite_differences(
+    name: str,
+    make_method: Callable[..., Any],
+    make_split: Callable[..., Split],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In float64, with respect to the logits of both domains. Reversal is not a gradient, and the
+    # bandwidth of the discrepancy counts as constant: both are tested on their own.
+    monkeypatch.setattr(adversarial, "reverse_gradient", lambda x, eta: x)
+    monkeypatch.setattr(mmd, "squared_distances", with_fixed_mean)
+    method = make_method(name).double().eval()
+    method.prepare(make_split().source_train)
+    method.model.head = torch.nn.Identity()
+    torch.manual_seed(3)
+    source, target = torch.randn(2, 6, 16, dtype=torch.float64)
+    images = torch.zeros(2, 6, 4, 4, 1, dtype=torch.uint8)
+    batch = Batch(source=images[0], labels=LABELS, indices=torch.arange(6), target=images[1])
+
+    def objective(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        method.features = lambda x: source if x is batch.source else target
+        for key, buffer in list(method.named_buffers(recurse=False)):
+            setattr(method, key, buffer.clone())  # HashNet writes into beta
+        terms = method.terms(batch, Progress(step=5, total=10))
+        return torch.stack([method.weights[key] * term for key, term in terms.items()]).sum()
+
+    inputs = (source.requires_grad_(), target.requires_grad_(method.uses_target))
+    assert objective(*inputs).dtype == torch.float64
+    assert gradcheck(objective, inputs, eps=1e-6, rtol=1e-5, atol=1e-8)
+
+
+def with_fixed_mean(h: torch.Tensor) -> torch.Tensor:
+    """Squared distances that, once detached, are 8 each."""
+    found = pairwise.squared_distances(h)
+    found.detach = lambda: torch.full_like(found, 8.0)  # type: ignore[method-assign]
+    return found
 
 
 @pytest.mark.parametrize("labels", [[2, 2, 2, 2], [0, 1, 2, 3]], ids=["similar", "dissimilar"])

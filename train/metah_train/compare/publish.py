@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.codes import Codes
-from metah_train import report
+from metah_train import report, report_files
 from metah_train.compare import curves
 from metah_train.compare.grid import Cell
 from metah_train.compare.store import Store
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
 from metah_train.methods import method_class
+from metah_train.methods.base import DeepMethod
 
 GALLERY = ("tah", "metah-e", "metah")
 """The rows of Fig. 2 and 3 of Zhuo et al. 2020."""
@@ -37,6 +38,7 @@ def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
         ("queries", f"{len(split.query):,} of the target"),
         ("database", f"{len(split.database):,} images of the target"),
         ("backbone", f"{first.backbone}, {first.features} features"),
+        ("batch norm", batch_norm(cells)),
         ("cells", f"{len(records)} of {len(cells)} finished"),
     ]
     return Document(
@@ -51,6 +53,31 @@ def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
             if cell.key not in done
         ],
     )
+
+
+def batch_norm(cells: Sequence[Cell]) -> str:
+    """Say which methods' codes are made with batch statistics of the target domain.
+
+    The setting ``statistics`` belongs to the protocol, not to a method; shallow methods use their
+    backbone as it was trained on the source.
+    """
+    target: list[str] = []
+    source: list[str] = []
+    for cell in cells:
+        kind = method_class(cell.config.method)
+        adapted = issubclass(kind, DeepMethod) and cell.config.statistics == "target"
+        names = target if adapted else source
+        if kind.title not in names:
+            names.append(kind.title)
+    parts = []
+    if target:
+        parts.append(
+            "statistics re-estimated at the end on the unlabelled target training images for "
+            f"{', '.join(target)}, also for those whose loss reads source images alone"
+        )
+    if source:
+        parts.append(f"statistics as trained for {', '.join(source)}")
+    return "; ".join(parts)
 
 
 def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) -> list[Path]:
@@ -83,7 +110,7 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
         title = f"{split.name} {split.direction}, {width} bits, seed {seed}"
         codes = {method_class(c.config.method).title: store.codes(c) for c in shown}
         folder = out / f"gallery-{width}"
-        paths += report.write(
+        paths += report_files.write(
             report.compare(
                 {name: (part["query"], part["database"]) for name, part in codes.items()},
                 split.query,
