@@ -7,13 +7,12 @@ database. All methods get the same queries and the same order of equal distances
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import files, gallery, metrics
+from metah_runtime import gallery, metrics
 from metah_runtime.checks import check_k
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
@@ -178,18 +177,6 @@ def choose_queries(labels: NDArray[Any], count: int, seed: int = 0) -> NDArray[n
             turn[place] = seen[label] = seen.get(label, -1) + 1
         order = order[np.argsort(turn, kind="stable")]
     return order[:count]
-
-
-def write(report: Report, out: Path, *, drawn: int = 3) -> list[Path]:
-    """Write report.html, report.png (the first ``drawn`` queries) and report.json into ``out``."""
-    from metah_train.report_picture import draw
-
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"report.{ending}" for ending in ("html", "png", "json")]
-    files.write_bytes(paths[0], page(report).encode())
-    files.write_bytes(paths[1], draw(report, queries=drawn))
-    files.write_json(paths[2], report.to_dict())
-    return paths
 
 
 def page(report: Report) -> str:

@@ -44,7 +44,7 @@ def report(
     Examples:
       metah-train report runs/lsh runs/metah --out report --queries 5
     """
-    from metah_train.report import write
+    from metah_train.report_files import write
     from metah_train.report_runs import compare_runs
 
     found = compare_runs(runs, queries=queries, k=k)

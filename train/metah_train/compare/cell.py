@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ NS = tuple(range(100, 1001, 100))
 """The N of precision@N."""
 
 
+_last: dict[tuple[Any, ...], Split] = {}
+
+
 def split_of(config: Config) -> Split:
     """Return the split of a configuration; the last one is kept, for cells share it."""
-    return _split(config.data, config.direction, config.data_seed, config.split, config.preprocess)
-
-
-@lru_cache(maxsize=1)
-def _split(name: str, direction: str | None, seed: int, sizes: Any, preprocess: Any) -> Split:
-    return data.load_split(name, direction, seed=seed, sizes=sizes, preprocess=preprocess)
+    key = data.split_key(config)
+    if key not in _last:
+        _last.clear()
+        _last[key] = data.split_of(config)
+    return _last[key]
 
 
 def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> None:

@@ -1,7 +1,7 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.images import Preprocess
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from metah_train.config import Config
 
 __all__ = [
+    "SPLIT_FIELDS",
     "ArrayImages",
     "FileImages",
     "ImageSet",
@@ -19,6 +20,7 @@ __all__ = [
     "SplitSizes",
     "load_split",
     "make_split",
+    "split_key",
     "split_of",
 ]
 
@@ -73,12 +75,16 @@ def load_split(
     return split
 
 
+SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess")
+"""The fields of a Config that decide its split: what agrees in them shares one."""
+
+
+def split_key(config: "Config") -> tuple[Any, ...]:
+    """Return the values of SPLIT_FIELDS, hashable."""
+    return tuple(getattr(config, name) for name in SPLIT_FIELDS)
+
+
 def split_of(config: "Config") -> Split:
     """Return the split that a run of this configuration trains, selects and is scored on."""
-    return load_split(
-        config.data,
-        config.direction,
-        seed=config.data_seed,
-        sizes=config.split,
-        preprocess=config.preprocess,
-    )
+    name, direction, seed, sizes, preprocess = split_key(config)
+    return load_split(name, direction, seed=seed, sizes=sizes, preprocess=preprocess)
