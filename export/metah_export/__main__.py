@@ -1,0 +1,12 @@
+"""Entry point of metah-export, also as ``python -m metah_export``."""
+
+from metah_runtime.start import start
+
+
+def main() -> None:
+    """Run the command."""
+    start("metah_export.cli")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Entry point of metah-search, also as ``python -m metah_runtime``."""
+
+from metah_runtime.start import start
+
+
+def main() -> None:
+    """Run the command."""
+    start("metah_runtime.cli")
+
+
+if __name__ == "__main__":
+    main()

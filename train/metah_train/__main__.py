@@ -1,0 +1,12 @@
+"""Entry point of metah-train, also as ``python -m metah_train``."""
+
+from metah_runtime.start import start
+
+
+def main() -> None:
+    """Run the command."""
+    start("metah_train.cli")
+
+
+if __name__ == "__main__":
+    main()
