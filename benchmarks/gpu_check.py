@@ -1,13 +1,17 @@
 """Check and time the CUDA search on this machine's GPU: `make gpu-check`.
 
-Needs Python 3.11 or newer, numpy, nvcc, and one of pycuda, cuda-bindings or CuPy; nothing is
-downloaded, METAH need not be installed. PyTorch, FAISS, pytest and compute-sanitizer are used if
-they are there. Ends within nine minutes; what no longer fits is left out by name.
+Needs Python 3.11 or newer, numpy, nvcc, and one of pycuda, cuda-bindings or CuPy, tried in this
+order until one of them can search; nothing is downloaded, METAH need not be installed. PyTorch,
+CuPy, ONNX Runtime, FAISS, pytest and compute-sanitizer are used if they are there. Ends within nine
+minutes; what no longer fits, or is missing, is left out by name. A step that fails is written down
+and the next one runs; the JSON file is written after every step.
 
 1. build the kernels and load them,
 2. compare with the numpy reference: all widths, kinds of codes, k, radii, sizes up to 1e7,
-3. compute-sanitizer (memcheck, racecheck) on small sizes, and the tests that need a GPU,
-4. time searches and kernels, and the rivals, and print a table; write JSON.
+3. compare what is joined: queries and model outputs on the GPU, captured graphs, streamed pieces,
+4. time searches, kernels, graphs and the rivals,
+5. compute-sanitizer (memcheck, racecheck) on small sizes, and the tests that need a GPU,
+6. print a table.
 
 --simulate runs the same steps on the CPU in small, to test this script; its times mean nothing.
 """
@@ -17,10 +21,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,12 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(Path(__file__).resolve().parent)]
 
 import gpu_rivals  # noqa: E402
+from gpu_joins import check_joins  # noqa: E402
+from gpu_verify import make, nearest, same, verify  # noqa: E402
 
-from metah_runtime import reference  # noqa: E402
 from metah_runtime.cuda import driver, planner  # noqa: E402
 from metah_runtime.cuda.index import CudaIndex  # noqa: E402
+from metah_runtime.cuda.queries import DeviceCodes  # noqa: E402
 from metah_runtime.cuda.simulator import SimulatedDevice  # noqa: E402
-from metah_runtime.errors import MetahError  # noqa: E402
 from metah_runtime.results import Matches  # noqa: E402
 
 LIMIT = 500.0  # seconds until no further step begins; nine minutes are the promise
@@ -81,61 +88,6 @@ class Timed:
         return dict(out)
 
 
-def make(rng: np.random.Generator, n: int, width: int, kind: str = "uniform") -> Any:
-    """Codes: uniform, or with many repetitions."""
-    if kind == "uniform":
-        return rng.integers(0, 256, (n, width), dtype=np.uint8)
-    return make(rng, 1 + n // 50, width)[rng.integers(0, 1 + n // 50, n)]
-
-
-def same(found: Any, truth: Any) -> bool:
-    """Whether two results are equal in every array."""
-    return all(
-        np.array_equal(getattr(found, name), getattr(truth, name)) for name in found.__slots__
-    )
-
-
-def verify(device: Any, sizes: list[int], batches: list[int], end: float) -> dict[str, Any]:
-    """Compare with the reference; return the numbers of comparisons and the failures."""
-    done, failures, skipped = 0, [], 0
-    rng = np.random.default_rng(0)
-    for n in sizes:
-        for words in planner.WIDTHS:
-            width = 4 * words - (words == 2) * 2  # 48 bits among them
-            for kind in ("uniform", "repeated"):
-                if time.monotonic() > end:
-                    skipped += 1
-                    continue
-                codes = make(rng, n, width, kind)
-                queries = make(rng, max(batches), width)
-                queries[::2] = codes[rng.integers(0, n, len(queries[::2]))]
-                index = CudaIndex(codes, devices=[device])
-                for q in batches:
-                    some = queries[:q]
-                    radius = 3 * width
-                    checks = {
-                        f"search k={k}": same(
-                            index.search(some, k), reference.search(some, codes, k)
-                        )
-                        for k in (1, 100, 3000)
-                    }
-                    checks["range"] = same(
-                        index.range_search(some, radius),
-                        reference.range_search(some, codes, radius),
-                    )
-                    checks["count"] = np.array_equal(
-                        index.count(some, radius), reference.count(some, codes, radius)
-                    )
-                    done += len(checks)
-                    failures += [
-                        f"{name}: {8 * width} bits, {n} {kind} codes, {q} queries"
-                        for name, right in checks.items()
-                        if not right
-                    ]
-                index.close()
-    return {"comparisons": done, "failures": failures, "left_out": skipped}
-
-
 def time_search(
     index: CudaIndex, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
 ) -> dict[str, Any]:
@@ -160,15 +112,34 @@ def time_search(
     return {"wall_ms": float(np.median(walls)), "device_ms": total, "kernels_ms": parts}
 
 
-def nearest(codes: NDArray[np.uint8], queries: NDArray[np.uint8], k: int) -> Matches:
-    """As reference.search, for many codes: only those up to the k-th distance are ordered."""
-    out = Matches(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.int32))
-    for i in range(len(queries)):
-        (far,) = reference.distances(queries[i : i + 1], codes)
-        rows = np.flatnonzero(far <= np.partition(far, k - 1)[k - 1])
-        rows = rows[np.argsort(far[rows], kind="stable")][:k]
-        out.ids[i], out.distances[i] = rows, far[rows]
+def time_joins(
+    index: CudaIndex, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
+) -> dict[str, Any]:
+    """Median wall clock in ms with queries that lie on the GPU: as it is, and as a graph."""
+    with device:
+        address = device.alloc(queries.nbytes)
+        device.write(address, queries)
+    given = DeviceCodes(address, *queries.shape)
+    out: dict[str, Any] = {"resident_ms": _wall(lambda: index.search(given, k), budget / 2)}
+    try:
+        index.capture(len(queries), k)
+        out["graph_ms"] = _wall(lambda: index.search(given, k), budget / 2)
+    except Exception as error:  # a finding, and the row goes on
+        out["graph_failed"] = f"{type(error).__name__}: {error}"[:300]
+    with device:
+        device.free(address)
     return out
+
+
+def _wall(run: Callable[[], Any], budget: float) -> float:
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while len(times) < 30 and (not times or time.perf_counter() < end):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times))
 
 
 def card_facts(device: Any) -> dict[str, Any]:
@@ -189,7 +160,10 @@ def card_facts(device: Any) -> dict[str, Any]:
             "-i",
             "0",
         ]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return facts | {"nvidia-smi": str(error)}
         if found.returncode == 0:
             facts |= dict(zip(fields.split(","), found.stdout.strip().split(", "), strict=False))
     return facts
@@ -200,7 +174,7 @@ def floors(facts: dict[str, Any], rows: int, bits: int, queries: int) -> dict[st
     out = {}
     if "copy_rate" in facts:
         out["memory_ms"] = 1e3 * planner.code_bytes(rows, bits) / facts["copy_rate"]
-    if "clocks.max.sm" in facts:
+    if str(facts.get("clocks.max.sm")).isdecimal():  # "[N/A]" on a part of a card
         words = planner.padded_words(bits)
         popc = words if words < 4 else words // 8 * 4 + (3 if words % 8 else 0)
         rate = 16 * facts["processors"] * 1e6 * float(facts["clocks.max.sm"])
@@ -224,8 +198,8 @@ def compare_rivals(
             ms, found = rival.time(run, min(10, left() / 8))
             right = np.array_equal(found.cpu().numpy().astype(np.int32), truth)
             out[name] = {"ms": ms, "right": right, "device": device}
-    except (ImportError, RuntimeError, AssertionError) as error:
-        out["torch"] = {"left_out": str(error).splitlines()[0]}
+    except Exception as error:  # whatever a rival does, the check goes on
+        out["torch"] = {"left_out": f"{type(error).__name__}: {error}"[:200]}
     try:
         faiss = gpu_rivals.faiss_gpu_index(codes)
         faiss.search(queries, k)
@@ -235,65 +209,71 @@ def compare_rivals(
             "ms": 1e3 * (time.perf_counter() - start),
             "right": np.array_equal(distances, truth),
         }
-    except (ImportError, RuntimeError, AttributeError) as error:
-        out["faiss"] = {"left_out": str(error).splitlines()[0]}
+    except Exception as error:
+        out["faiss"] = {"left_out": f"{type(error).__name__}: {error}"[:200]}
     return out
 
 
 def run_tool(command: list[str], timeout: float) -> dict[str, Any]:
     """Run a program; its exit status, time and last lines, or that it took too long."""
     start = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "runtime")},
-        )
-    except subprocess.TimeoutExpired:
-        return {"left_out": f"not done within {timeout:.0f} s"}
-    text = (done.stdout + done.stderr).strip().splitlines()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            env=environment, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                text, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started too
+                return {"left_out": f"not done within {timeout:.0f} s"}
+    except OSError as error:
+        return {"left_out": str(error)}
     return {
-        "exit": done.returncode,
+        "exit": process.returncode,
         "seconds": round(time.monotonic() - start, 1),
-        "last": text[-3:],
+        "last": text.strip().splitlines()[-3:],
     }
 
 
-def check_tools(simulate: bool) -> dict[str, Any]:
+def check_tools(library: str, left: Callable[[], float]) -> dict[str, Any]:
     """compute-sanitizer on small sizes, and pytest on the tests that need a GPU."""
     out: dict[str, Any] = {}
     small = [sys.executable, str(Path(__file__).resolve()), "--verify-small"]
-    small += ["--simulate"] if simulate else []
+    small += ["--simulate"] if library == "simulator" else ["--library", library]
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck"):
         if sanitizer is None:
             out[tool] = {"left_out": "compute-sanitizer is not on PATH"}
         else:
-            out[tool] = run_tool([sanitizer, "--tool", tool, "--error-exitcode", "9", *small], 45)
+            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *small]
+            out[tool] = run_tool(command, max(20, min(60, left() / 3)))
     if find_spec("pytest") is None:
         out["pytest"] = {"left_out": "pytest is not installed; the comparisons above stand alone"}
         return out
     folder = "tests/runtime/cuda"
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT)]
     command += ["--confcutdir", folder, "--import-mode=importlib", "-p", "no:cacheprovider"]
-    out["pytest"] = run_tool([*command, f"{folder}/test_on_gpu.py"], 60)
+    out["pytest"] = run_tool([*command, f"{folder}/test_on_gpu.py"], max(30, min(80, left())))
     return out
 
 
-def timings(device: Any, facts: dict[str, Any], simulate: bool, left: Any) -> list[dict[str, Any]]:
-    """Rows of the table; the rivals beside 64 bits and the largest size."""
-    rows_out = []
+def timings(
+    device: Any,
+    facts: dict[str, Any],
+    simulate: bool,
+    left: Callable[[], float],
+    rows_out: list[dict[str, Any]],
+) -> None:
+    """Append the rows of the table; the rivals beside the first size."""
     sizes = [(5000, 64), (5000, 128)] if simulate else [(10**7, 64), (10**6, 64), (10**7, 48),
              (10**7, 128), (10**7, 256), (10**8, 64)]  # fmt: skip
     batches = (1, 16, 64) if simulate else (1, 16, 1024)
     k = 10 if simulate else 100
     rng = np.random.default_rng(1)
     for number, (n, bits) in enumerate(sizes):
-        if left() < 60:
+        if left() < 150:  # the tools come after
             rows_out.append({"rows": n, "bits": bits, "left_out": "no time left"})
             continue
         codes, queries = make(rng, n, bits // 8), make(rng, max(batches), bits // 8)
@@ -304,6 +284,7 @@ def timings(device: Any, facts: dict[str, Any], simulate: bool, left: Any) -> li
             some = np.ascontiguousarray(queries[:q])
             row = {"rows": n, "bits": bits, "queries": q, "k": k}
             row |= time_search(index, timed, some, k, min(3.0, left() / 30))
+            row |= time_joins(index, timed, some, k, min(2.0, left() / 30))
             row |= floors(facts, n, bits, q)
             found = index.search(some, k)
             few = min(q, 2)
@@ -316,20 +297,21 @@ def timings(device: Any, facts: dict[str, Any], simulate: bool, left: Any) -> li
                 row["rivals"] = compare_rivals(codes, some, k, found.distances, where, left)
             rows_out.append(row)
         index.close()
-    return rows_out
 
 
 def show(facts: dict[str, Any], report: dict[str, Any]) -> None:
     """Print the short table."""
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    checked = report["verify"]
-    print(f"{checked['comparisons']} comparisons with the reference, "
-          f"{len(checked['failures'])} failures, {checked['left_out']} left out")  # fmt: skip
-    for failure in checked["failures"][:10]:
-        print("  WRONG", failure)
-    for tool, result in report["tools"].items():
-        print(f"{tool}: {result.get('left_out') or result}")
-    head = "rows bits queries device_ms wall_ms GB/s of_memory of_popc target rivals"
+    for checked in report["verify"]:
+        print(f"{checked['comparisons']} comparisons with the reference, "
+              f"{len(checked['failures'])} failures, {checked['left_out']} left out")  # fmt: skip
+        for failure in checked["failures"][:10]:
+            print("  WRONG", failure)
+    for name, result in {**report["joins"], **report["tools"]}.items():
+        print(f"{name}: {result if isinstance(result, str) else result.get('left_out') or result}")
+    for step, reason in report["failed_steps"].items():
+        print(f"FAILED {step}: {reason}")
+    head = "rows bits queries device_ms wall_ms resident graph GB/s of_memory of_popc target rivals"
     print("  ".join(f"{name:>9}" for name in head.split()))
     for row in report["times"]:
         if "left_out" in row:
@@ -346,6 +328,7 @@ def show(facts: dict[str, Any], report: dict[str, Any]) -> None:
         }
         cells = [
             row["rows"], row["bits"], row["queries"], f"{ms:.4g}", f"{row['wall_ms']:.4g}",
+            f"{row['resident_ms']:.4g}", f"{row['graph_ms']:.4g}" if "graph_ms" in row else "-",
             f"{size / ms / 1e6:.0f}",
             f"{row['memory_ms'] / ms:.0%}" if "memory_ms" in row else "-",
             f"{row['popc_ms'] / ms:.0%}" if "popc_ms" in row else "-",
@@ -355,8 +338,30 @@ def show(facts: dict[str, Any], report: dict[str, Any]) -> None:
         print("  ".join(f"{cell:>9}" for cell in cells), "" if row["right"] else "WRONG")
 
 
+def open_working(
+    only: str | None, begin: float, seconds: float
+) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Return (device, comparisons, reasons of the libraries before): the first that can search."""
+    reasons: dict[str, str] = {}
+    for library in [only] if only else driver.installed():
+        try:
+            device = driver.open_devices(library)[0]
+            return device, verify(device, [1, 300], [1, 50], begin + seconds), reasons
+        except Exception as error:  # the next library may do better
+            reasons[library] = f"{type(error).__name__}: {error}"[:300]
+    reason = driver.probe() or "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    raise SystemExit(f"gpu-check: {reason}")
+
+
+def copy_rate() -> dict[str, float]:
+    """The copy rate as a fact, by PyTorch; raises without it."""
+    import torch
+
+    return {"copy_rate": gpu_rivals.copy_rate(torch)}
+
+
 def main() -> int:
-    """Run all steps; 0 if everything was right, 1 if not, 2 without a GPU."""
+    """Run all steps; 0 if everything was right, 1 if not or without a GPU."""
     begin = time.monotonic()
 
     def left() -> float:
@@ -368,46 +373,55 @@ def main() -> int:
     parser.add_argument("--verify-small", action="store_true", help="only compare, small sizes")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    try:
-        if options.simulate:
-            device: Any = SimulatedDevice(seed=1)
-        else:
-            device = driver.open_devices(options.library)[0]
-        facts = card_facts(device)
-        small = verify(device, [1, 300], [1, 50], begin + 60)
-    except MetahError as error:
-        print(f"gpu-check: {error}", file=sys.stderr)
-        return 2
+    if options.simulate:
+        device: Any = SimulatedDevice(seed=1)
+        small, others = verify(device, [1, 300], [1, 50], begin + 60), {}
+    else:
+        device, small, others = open_working(
+            options.library, begin, 25 if options.verify_small else 90
+        )
     if options.verify_small:
-        print(json.dumps(small))
-        return 1 if small["failures"] else 0
-    if not options.simulate:
-        try:
-            import torch
-
-            facts["copy_rate"] = gpu_rivals.copy_rate(torch)
-        except (ImportError, RuntimeError, AssertionError) as error:
-            print(f"copy rate not measured: {error}", file=sys.stderr)
-    report: dict[str, Any] = {"simulated": options.simulate, "facts": facts}
-    sizes = [4500] if options.simulate else [5000, 100_003]
-    checked = verify(device, sizes, [2, 50], begin + (30 if options.simulate else 120))
-    report["verify"] = {
-        "comparisons": small["comparisons"] + checked["comparisons"],
-        "failures": small["failures"] + checked["failures"],
-        "left_out": small["left_out"] + checked["left_out"],
-    }
-    report["tools"] = check_tools(options.simulate)
-    report["times"] = timings(device, facts, options.simulate, left)
-    report["seconds"] = round(time.monotonic() - begin, 1)
-    show(facts, report)
+        joins = check_joins(device, 6000)
+        print(json.dumps({"verify": small, "joins": joins}))
+        return 1 if small["failures"] or _bad(joins) else 0
+    facts = card_facts(device)
+    report: dict[str, Any] = {
+        "simulated": options.simulate, "facts": facts, "libraries_that_failed": others,
+        "verify": [small], "joins": {}, "tools": {}, "times": [], "failed_steps": {},
+    }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() else "-" for c in facts["card"].lower())
     path = options.out / f"gpu-check-{name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+
+    def step(name: str, run: Callable[[], Any]) -> None:
+        """Run one step; write down what went wrong, and all that is known so far."""
+        try:
+            run()
+        except Exception as error:
+            report["failed_steps"][name] = f"{type(error).__name__}: {error}"[:500]
+        report["seconds"] = round(time.monotonic() - begin, 1)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+    sizes = [4500] if options.simulate else [5000, 100_003]
+    end = begin + (30 if options.simulate else 120)
+    rows = 9000 if options.simulate else 300_000
+    if not options.simulate:
+        step("copy rate", lambda: facts.update(copy_rate()))
+    step("verify", lambda: report["verify"].append(verify(device, sizes, [2, 50], end)))
+    step("joins", lambda: report["joins"].update(check_joins(device, rows)))
+    step("times", lambda: timings(device, facts, options.simulate, left, report["times"]))
+    step("tools", lambda: report["tools"].update(check_tools(device.library, left)))
+    show(facts, report)
     print(f"{report['seconds']} s; written to {path}")
-    bad_tools = any(result.get("exit") for result in report["tools"].values())
     wrong = any(row.get("right") is False for row in report["times"])
-    return 1 if report["verify"]["failures"] or wrong or bad_tools else 0
+    bad = wrong or _bad(report["joins"]) or any(one["failures"] for one in report["verify"])
+    tools = any(result.get("exit") for result in report["tools"].values())
+    lost = set(report["failed_steps"]) - {"copy rate"}  # which needs PyTorch
+    return 1 if bad or tools or lost else 0
+
+
+def _bad(joins: dict[str, str]) -> bool:
+    return any(result.startswith(("WRONG", "FAILED")) for result in joins.values())
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def open_devices(library: str | None = None, stream: Any = None) -> list[Device]
         try:
             opener: Callable[[Any], list[Device]] = import_module(known[name]).open_devices
             return opener(stream)
-        except (ImportError, OSError, DeviceError) as error:
+        except (ImportError, OSError, AttributeError, RuntimeError, DeviceError) as error:
             failures.append(f"{name}: {error}")
     raise BackendUnavailable(f"CUDA cannot be used here: {'; '.join(failures)}")
 

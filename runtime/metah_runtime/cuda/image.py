@@ -78,7 +78,8 @@ def compile_image(folder: Path, flags: tuple[str, ...]) -> bytes:
         return path.read_bytes()
     with tempfile.TemporaryDirectory(prefix="metah-") as temporary:
         target = Path(temporary) / "hamming.fatbin"
-        _run([nvcc, "-fatbin", *flags, "-o", str(target), str(folder / SOURCES[0])])
+        parallel = ("--threads", "0")  # the architectures at the same time
+        _run([nvcc, "-fatbin", *parallel, *flags, "-o", str(target), str(folder / SOURCES[0])])
         image = target.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, image)

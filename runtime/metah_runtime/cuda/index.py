@@ -75,7 +75,7 @@ class CudaIndex:
     def capture(self, batch: int, k: int) -> None:
         """Record the search of ``batch`` queries for k rows as a CUDA graph on each GPU.
 
-        Later searches of just that size replay it: one call to the driver in place of six.
+        Later searches of just that size replay it: one call to the driver in place of seven.
         ConfigError if the batch takes more than one scan, BackendUnavailable if the codes do not
         fit the GPUs.
         """

@@ -6,6 +6,7 @@ import pytest
 from metah_runtime import reference
 from metah_runtime.cuda import driver, planner
 from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.queries import DeviceCodes
 
 REASON = driver.probe()
 pytestmark = [
@@ -47,6 +48,43 @@ def test_equals_reference(devices, words, n, kind):
             index.count(queries[:q], radius), reference.count(queries[:q], codes, radius)
         )
     index.close()
+
+
+def on_device(device, array):
+    with device:
+        address = device.alloc(array.nbytes)
+        device.write(address, array)
+    return DeviceCodes(address, *array.shape)
+
+
+@pytest.mark.parametrize("n", [1, 16, 64])
+def test_a_captured_search_from_the_cpu_and_from_the_gpu(devices, n):
+    rng = np.random.default_rng(n)
+    codes = rng.integers(0, 256, (100_003, 8), dtype=np.uint8)
+    queries = rng.integers(0, 256, (2 * n, 8), dtype=np.uint8)
+    index = CudaIndex(codes, devices=devices[:1])
+    index.capture(n, 100)
+    for some in (queries[:n], queries[n:]):
+        truth = reference.search(some, codes, 100)
+        same(index.search(some, 100), truth)
+        same(index.search(on_device(devices[0], some), 100), truth)
+    index.close()
+
+
+def test_rows_taken_out_and_pieces_sent_at_each_search(devices, monkeypatch):
+    rng = np.random.default_rng(2)
+    codes = rng.integers(0, 256, (200_000, 8), dtype=np.uint8)
+    removed = rng.random(len(codes)) < 0.3
+    rest = np.flatnonzero(~removed)
+    truth = reference.search(codes[:60], codes[rest], 100, rest)
+    index = CudaIndex(codes, devices=devices[:1])
+    other = index.without(removed)
+    index.close()
+    same(other.search(codes[:60], 100), truth)
+    monkeypatch.setattr(planner, "plan_pieces", lambda **_: (False, 8 * planner.ROW_STEP))
+    streamed = CudaIndex(codes, removed=removed, devices=devices[:1])
+    for _ in range(3):
+        same(streamed.search(codes[:60], 100), truth)
 
 
 def test_over_all_gpus(devices):
