@@ -71,4 +71,4 @@ start.start("a_command")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 130
-    assert done.stderr == "metah-test: error: interrupted\n"
+    assert done.stderr.strip() == "metah-test: error: interrupted"
