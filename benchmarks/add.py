@@ -36,7 +36,7 @@ from metah_runtime import Bundle, Encoder
 from metah_runtime.bundle import write_bundle
 from metah_runtime.checks import usable_cores
 from metah_runtime.decode_pool import decode_in_processes
-from metah_runtime.images import DECODER, Preprocess
+from metah_runtime.images import Preprocess, decoder_version
 
 BATCH = 64
 SIZES = {"small": (32, 32, "PNG"), "photo": (500, 375, "JPEG")}
@@ -137,8 +137,14 @@ def report(
         found["add_of_decode"] = found["add"] / found["decode"]
     medians = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     shown = {name: round(value, 3 if value < 10 else 1) for name, value in medians.items()}
-    facts = {"images": kind, "model": model, "files": files, "workers": workers}
-    return {**facts, "cores": usable_cores(), "decoder": DECODER, "rounds": len(rounds), **shown}
+    facts: dict[str, object] = {"images": kind, "model": model, "files": files, "workers": workers}
+    return {
+        **facts,
+        "cores": usable_cores(),
+        "decoder": decoder_version("pillow"),
+        "rounds": len(rounds),
+        **shown,
+    }
 
 
 def write_images(folder: Path, kind: str, count: int) -> list[str]:

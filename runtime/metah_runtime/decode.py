@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import ConfigError, ImageError
-from metah_runtime.images import Preprocess, load_image
+from metah_runtime.images import Decoder, Preprocess, load_image
 
 S = TypeVar("S")
 
@@ -40,7 +40,11 @@ class Batch(Generic[S]):
 
 
 def decode_in_threads(
-    sources: Iterator[S], spec: Preprocess, batch: int, workers: int | None
+    sources: Iterator[S],
+    spec: Preprocess,
+    batch: int,
+    workers: int | None,
+    decoder: Decoder = "pillow",
 ) -> Iterator[Batch[S]]:
     """Yield decoded batches in order, decoding at most a few batches ahead in threads.
 
@@ -53,7 +57,7 @@ def decode_in_threads(
     try:
         while True:
             while len(pending) < ahead and (some := list(islice(sources, batch))):
-                pending.append(_start(some, spec, pool))
+                pending.append(_start(some, spec, pool, decoder))
             if not pending:
                 return
             ready, tasks = pending.popleft()
@@ -65,14 +69,14 @@ def decode_in_threads(
 
 
 def _start(
-    sources: list[S], spec: Preprocess, pool: ThreadPoolExecutor
+    sources: list[S], spec: Preprocess, pool: ThreadPoolExecutor, decoder: Decoder
 ) -> tuple[Batch[S], list[Future[None]]]:
     made = Batch(sources, np.empty((len(sources), *spec.shape), np.uint8))
 
     def load(rows: range) -> None:
         for row in rows:
             try:
-                made.images[row] = load_image(sources[row], spec)  # type: ignore[arg-type]
+                made.images[row] = load_image(sources[row], spec, decoder)  # type: ignore[arg-type]
             except ImageError as error:
                 made.errors[row] = error
 

@@ -23,7 +23,7 @@ from typing import Any
 from metah_runtime.decode import Batch, batches_ahead, check_workers, tasks_of
 from metah_runtime.decode_worker import BUSY, DONE, WAITING, Shared
 from metah_runtime.errors import BackendUnavailable, ImageError
-from metah_runtime.images import Preprocess
+from metah_runtime.images import Decoder, Preprocess
 
 TIMEOUT_S = 120.0
 """A file that is not decoded after so long is an error; its worker is replaced."""
@@ -61,7 +61,11 @@ class _Worker:
 
 
 def decode_in_processes(
-    paths: Iterator[str], spec: Preprocess, batch: int, workers: int | None
+    paths: Iterator[str],
+    spec: Preprocess,
+    batch: int,
+    workers: int | None,
+    decoder: Decoder = "pillow",
 ) -> Iterator[Batch[str]]:
     """Yield decoded batches of files in order; a batch is valid until the next is asked for.
 
@@ -70,7 +74,7 @@ def decode_in_processes(
     the workers do not start.
     """
     count = check_workers(workers)
-    pool = _Pool(spec, batch, count, slots=batches_ahead(batch, count))
+    pool = _Pool(spec, batch, count, decoder, slots=batches_ahead(batch, count))
     try:
         yield from pool.run(paths)
     finally:
@@ -78,8 +82,10 @@ def decode_in_processes(
 
 
 class _Pool:
-    def __init__(self, spec: Preprocess, batch: int, count: int, slots: int) -> None:
-        self._spec, self._batch, self._slots = spec, batch, slots
+    def __init__(
+        self, spec: Preprocess, batch: int, count: int, decoder: Decoder, slots: int
+    ) -> None:
+        self._spec, self._batch, self._slots, self._decoder = spec, batch, slots, decoder
         self._memory = _anonymous_file(Shared.size(slots, batch, spec.shape))
         self._shared = Shared.map(self._memory, slots, batch, spec.shape)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
@@ -240,6 +246,7 @@ class _Pool:
             "handle": self._memory,
             "slots": self._slots,
             "batch": self._batch,
+            "decoder": self._decoder,
         }
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(path=sys.path)],

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ImageError
-from metah_runtime.images import Preprocess, load_image
+from metah_runtime.images import Decoder, Preprocess, load_image
 
 WAITING, BUSY, DONE, BAD = range(4)
 """States of one image in the shared memory; who dies leaves BUSY where it was."""
@@ -62,19 +62,21 @@ def main() -> None:
     _limit_memory(shared.images.nbytes)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for line in sys.stdin.buffer:
-            answer = json.dumps(_decode(json.loads(line), spec, shared)) + "\n"
+            answer = json.dumps(_decode(json.loads(line), spec, settings["decoder"], shared)) + "\n"
             sys.stdout.buffer.write(answer.encode())
             sys.stdout.buffer.flush()
 
 
-def _decode(task: dict[str, Any], spec: Preprocess, shared: Shared) -> dict[str, Any]:
+def _decode(
+    task: dict[str, Any], spec: Preprocess, decoder: Decoder, shared: Shared
+) -> dict[str, Any]:
     """Decode the files of one task into its slot; return their errors by row."""
     slot, errors = task["slot"], {}
     states = shared.states[slot]
     for row, path in zip(task["rows"], task["paths"], strict=True):
         states[row] = BUSY
         try:
-            shared.images[slot, row] = load_image(path, spec)
+            shared.images[slot, row] = load_image(path, spec, decoder)
             states[row] = DONE
         except ImageError as error:
             errors[row] = str(error)

@@ -14,7 +14,7 @@ from metah_runtime.bundle import Bundle
 from metah_runtime.codes import Codes
 from metah_runtime.decode import Batch, Ways, check_way, decode_in_threads
 from metah_runtime.errors import ConfigError, DataError, ImageError
-from metah_runtime.images import Preprocess, Source
+from metah_runtime.images import Decoder, Preprocess, Source, decoder_version
 from metah_runtime.results import Matches, Searcher
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class Encoder:
         batch: int = BATCH,
         workers: int | None = None,
         decode: Ways = "threads",
+        decoder: Decoder = "pillow",
     ) -> Iterator[EncodedFiles]:
         """Yield the codes of files, ``batch`` consecutive files at a time, in their order.
 
@@ -191,11 +192,12 @@ class Encoder:
         runs ahead by a bounded number of images, so memory does not grow with the number of files.
         decode: ``threads``, or ``processes`` for many files: they use all cores for small images
         too, and a file that crashes or hangs the decoder is an error row. workers: how many, None =
-        one a core.
+        one a core. decoder: ``simplejpeg`` (extra 'jpeg') decodes plain JPEGs, to the same pixels.
         """
         check_batch(batch)
+        decoder_version(decoder)
         names = (os.fspath(path) for path in paths)
-        for ready in _decoder(decode)(names, self._spec, batch, workers):
+        for ready in _decoder(decode)(names, self._spec, batch, workers, decoder):
             images, kept = ready.good()
             codes, logits = self.runner.run(images)
             errors = {

@@ -87,6 +87,7 @@ EXTRAS = {
     "python_multipart": "serve",
     "safetensors": "train",
     "scipy": "train",
+    "simplejpeg": "jpeg",
     "sklearn": "train",
     "starlette": "serve",
     "timm": "vision",

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 import numpy as np
 import PIL
@@ -22,7 +23,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from metah_runtime import schema
-from metah_runtime.errors import ConfigError, DataError, ImageError
+from metah_runtime.errors import ConfigError, DataError, ImageError, require
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -41,8 +42,8 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 1 << 30
 """A larger file is refused before it is read."""
 
-DECODER = f"Pillow {PIL.__version__}"
-"""What decodes."""
+Decoder: TypeAlias = Literal["pillow", "simplejpeg"]
+"""What decodes: Pillow, or simplejpeg for plain JPEGs and Pillow for the rest. Equal pixels."""
 
 MAX_SIDE = 4096
 RESAMPLE = {
@@ -112,25 +113,36 @@ class Preprocess:
             raise ConfigError(f"preprocess: {error}") from error
 
 
-def load_image(source: Source, spec: Preprocess) -> NDArray[np.uint8]:
+def decoder_version(decoder: Decoder) -> str:
+    """Return the names and versions of what decodes; raise ConfigError, MissingExtra."""
+    if decoder not in get_args(Decoder):
+        raise ConfigError(f"decoder must be one of {', '.join(get_args(Decoder))}, got {decoder!r}")
+    pillow = f"Pillow {PIL.__version__}"
+    if decoder == "pillow":
+        return pillow
+    require("simplejpeg")
+    return f"simplejpeg {metadata.version('simplejpeg')}, {pillow}"
+
+
+def load_image(source: Source, spec: Preprocess, decoder: Decoder = "pillow") -> NDArray[np.uint8]:
     """Return one image as uint8 of shape (spec.height, spec.width, spec.channels).
 
     source: path of a regular file, encoded bytes, Pillow image, or array: uint8 (h, w),
     (h, w, 1 | 3 | 4) or uint16 (h, w). 16-bit values lose their low byte (v >> 8) and are not
     clipped; a CMYK JPEG is read inverted, as Adobe writes it. A JPEG of more than twice the wanted
     size is decoded at 1/2, 1/4 or 1/8 scale. Bytes after the end of an image are not looked at.
-    Raises ImageError with the source's name and the reason.
+    decoder: of files and bytes. Raises ImageError with the source's name and the reason.
     """
     name = _name(source)
     try:
         if isinstance(source, bytes):
-            return _decode(BytesIO(source), name, spec)
+            return _decode(source, name, spec, decoder)
         if isinstance(source, Image.Image):
             return _convert(source, name, spec)
         if isinstance(source, np.ndarray):
             return _convert(_from_array(source, name), name, spec)
         with _open_regular(Path(source), name) as file:
-            return _decode(file, name, spec)
+            return _decode(file.read(), name, spec, decoder)
     except ImageError:
         raise
     except MemoryError as error:
@@ -231,13 +243,18 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def _decode(file: BinaryIO, name: str, spec: Preprocess) -> NDArray[np.uint8]:
-    data = BytesIO(file.read())
-    if not data.getbuffer().nbytes:
+def _decode(data: bytes, name: str, spec: Preprocess, decoder: Decoder) -> NDArray[np.uint8]:
+    if not data:
         raise ImageError(f"{name}: empty")
+    side = 2 * max(spec.height, spec.width)
+    if decoder == "simplejpeg":
+        from metah_runtime import jpeg
+
+        if (plain := jpeg.decode(data, side, MAX_PIXELS)) is not None:
+            return _convert(plain, name, spec)
     try:
-        with _quiet():
-            image = Image.open(data, formats=FORMATS)
+        with quiet():
+            image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: not an image of a known format ({', '.join(FORMATS)})"
@@ -247,14 +264,13 @@ def _decode(file: BinaryIO, name: str, spec: Preprocess) -> NDArray[np.uint8]:
     with image:
         _check_size(image, name)
         if isinstance(image, JpegImageFile):  # MPO, as phones write it, is one too
-            side = 2 * max(spec.height, spec.width)
             image.draft(None, (side, side))
         image.load()
         return _convert(image, name, spec)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Pillow's warnings (size, metadata) off stderr; a lock, for the filters are global."""
     with _HEADER, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -273,7 +289,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _convert(image: Image.Image, name: str, spec: Preprocess) -> NDArray[np.uint8]:
     _check_size(image, name)
-    with _quiet():
+    with quiet():
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     if turned:
         image = ImageOps.exif_transpose(image)

@@ -78,9 +78,9 @@ def test_a_file_that_ends_the_decoder_is_an_error_and_costs_no_other(
     workers_that(
         monkeypatch,
         f"""
-def load(path, spec):
+def load(path, *rest):
     if path in {[paths[0], paths[30]]!r}: os.kill(os.getpid(), signal.SIGSEGV)
-    return real(path, spec)
+    return real(path, *rest)
 decode_worker.load_image = load
 """,
     )
@@ -101,11 +101,11 @@ def test_a_worker_that_somebody_ended_is_replaced_and_its_file_tried_again(
     workers_that(
         monkeypatch,
         f"""
-def load(path, spec):
+def load(path, *rest):
     if path == {paths[11]!r} and not os.path.exists({str(mark)!r}):
         open({str(mark)!r}, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, spec)
+    return real(path, *rest)
 decode_worker.load_image = load
 """,
     )
@@ -125,9 +125,9 @@ def test_a_file_that_takes_too_long_is_an_error(
     workers_that(
         monkeypatch,
         f"""
-def load(path, spec):
+def load(path, *rest):
     if path == {paths[5]!r}: time.sleep(60)
-    return real(path, spec)
+    return real(path, *rest)
 decode_worker.load_image = load
 """,
     )

@@ -18,7 +18,7 @@ from metah_runtime.decode import Ways, check_way, check_workers
 from metah_runtime.encoder import BadImage, Encoder, check_batch
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
-from metah_runtime.images import DECODER, walk_images
+from metah_runtime.images import Decoder, decoder_version, walk_images
 from metah_runtime.index import Index
 
 CHUNK = 65_536
@@ -50,6 +50,13 @@ SHOWN_ERRORS = 5
     show_default=True,
     help=f"where images are decoded; auto: in processes from {PROCESSES_FROM} files on",
 )
+@click.option(
+    "--decoder",
+    type=click.Choice(["pillow", "simplejpeg"]),
+    default="pillow",
+    show_default=True,
+    help="of plain JPEGs; the same pixels",
+)
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
@@ -63,6 +70,7 @@ def add(
     batch: int,
     workers: int | None,
     decode: str,
+    decoder: Decoder,
     strict: bool,
     errors: Path | None,
     as_json: bool,
@@ -85,6 +93,7 @@ def add(
         raise ConfigError("nothing to add; fix: name files or folders, or give --list FILE")
     check_batch(batch)
     check_workers(workers)
+    version = decoder_version(decoder)
     if errors is not None and not errors.absolute().parent.is_dir():
         raise ConfigError(f"--errors {errors}: folder {errors.parent} does not exist")
     store = Index.open(index) if os.path.lexists(index) else None
@@ -99,7 +108,7 @@ def add(
     known = set() if store is None else _known_paths(store)
     files = [path for path in found if path not in known]
     way = _way(decode, len(files))
-    total, bad = _add_files(index, store, encoder, files, batch, workers, way)
+    total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
     if errors is not None:
         _write_errors(errors, bad)
     _warn_of(bad, len(files), errors)
@@ -116,7 +125,7 @@ def add(
                 "errors": [{"path": item.path, "reason": item.reason} for item in bad],
                 "images": total,
                 "bits": encoder.bits,
-                "decoder": DECODER,
+                "decoder": version,
                 "decode": way,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(len(files) / seconds, 1),
@@ -182,10 +191,11 @@ def _add_files(
     batch: int,
     workers: int | None,
     way: Ways,
+    decoder: Decoder,
 ) -> tuple[int, list[BadImage]]:
     """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
     bad: list[BadImage] = []
-    for paths, codes in _chunks(encoder, files, batch, workers, way, bad):
+    for paths, codes in _chunks(encoder, files, batch, workers, way, decoder, bad):
         if store is None:
             store = Index.create(
                 index,
@@ -206,6 +216,7 @@ def _chunks(
     batch: int,
     workers: int | None,
     way: Ways,
+    decoder: Decoder,
     bad: list[BadImage],
 ) -> Iterator[tuple[list[str], Codes]]:
     """Yield (paths, codes) of up to CHUNK files and a bit; bad files go to ``bad``."""
@@ -213,7 +224,7 @@ def _chunks(
     codes: list[Codes] = []
     last = time.monotonic()
     with console.progress_bar("encoding", len(files), "images") as advance:
-        for part in encoder.encode_files(files, batch=batch, workers=workers, decode=way):
+        for part in encoder.encode_files(files, batch, workers, way, decoder):
             paths += part.paths
             codes.append(part.codes)
             bad += part.errors
