@@ -1,4 +1,4 @@
-"""Rules for the numbers that users give: neighbours, radius, threads."""
+"""Rules for the numbers that users give: neighbours, radius, threads, batch, workers."""
 
 import os
 from typing import Any
@@ -33,6 +33,22 @@ def check_threads(threads: Any) -> int:
     if not _whole(threads) or not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"threads must be a whole number in 1..{MAX_THREADS}, got {threads!r}")
     return int(threads)
+
+
+def check_batch(batch: Any) -> int:
+    """Return ``batch`` if it is a whole number >= 1; else raise ConfigError."""
+    if not _whole(batch) or batch < 1:
+        raise ConfigError(f"batch must be a whole number >= 1, got {batch!r}")
+    return int(batch)
+
+
+def check_workers(workers: Any) -> int:
+    """Return the number of decoding workers: ``workers`` >= 1, or one a core for None."""
+    if workers is None:
+        return usable_cores()
+    if not _whole(workers) or workers < 1:
+        raise ConfigError(f"workers must be a whole number >= 1, got {workers!r}")
+    return int(workers)
 
 
 def usable_cores() -> int:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.checks import usable_cores
+from metah_runtime.checks import check_workers
 from metah_runtime.errors import ConfigError, ImageError
 from metah_runtime.images import Decoder, Preprocess, load_image
 
@@ -91,15 +91,6 @@ def tasks_of(count: int) -> list[range]:
 def batches_ahead(batch: int, workers: int) -> int:
     """Return how many batches are in hand at a time, so that no worker waits for the model."""
     return 2 + -(-2 * workers * TASK // batch)
-
-
-def check_workers(workers: int | None) -> int:
-    """Return the number of decoding workers: ``workers`` >= 1, or one a core for None."""
-    if workers is None:
-        return usable_cores()
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"workers must be a whole number >= 1, got {workers!r}")
-    return workers
 
 
 def check_way(way: Any) -> Ways:

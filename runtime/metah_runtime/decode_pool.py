@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from metah_runtime.decode import Batch, batches_ahead, check_workers, tasks_of
+from metah_runtime.checks import check_workers
+from metah_runtime.decode import Batch, batches_ahead, tasks_of
 from metah_runtime.decode_worker import BUSY, DONE, WAITING, Shared
 from metah_runtime.errors import BackendUnavailable, ImageError
 from metah_runtime.images import Decoder, Preprocess

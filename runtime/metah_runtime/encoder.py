@@ -11,9 +11,10 @@ from PIL import Image
 
 from metah_runtime import runners
 from metah_runtime.bundle import Bundle
+from metah_runtime.checks import check_batch
 from metah_runtime.codes import Codes
 from metah_runtime.decode import Batch, Ways, check_way, decode_in_threads
-from metah_runtime.errors import ConfigError, DataError, ImageError
+from metah_runtime.errors import DataError, ImageError
 from metah_runtime.images import Decoder, Preprocess, Source, decoder_version
 from metah_runtime.results import Matches, Searcher
 
@@ -256,13 +257,6 @@ def check_images(images: Any) -> None:
         )
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise DataError(f"an array of images must have shape (n, h, w, c), got {images.shape}")
-
-
-def check_batch(batch: int) -> int:
-    """Return ``batch`` if it is a whole number >= 1; else raise ConfigError."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ConfigError(f"batch must be a whole number >= 1, got {batch!r}")
-    return batch
 
 
 def _not_finite(logits: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from metah_runtime.checks import check_threads
+from metah_runtime.checks import check_batch, check_threads
 from metah_runtime.cluster.parts import Job, Listing, done_ids, write_part
-from metah_runtime.encoder import BadImage, Encoder, check_batch
+from metah_runtime.encoder import BadImage, Encoder
 from metah_runtime.errors import ClusterError, ConfigError, IndexMismatch
 
 PART = 1024

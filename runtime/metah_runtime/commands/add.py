@@ -12,10 +12,11 @@ import click
 import numpy as np
 
 from metah_runtime import console
+from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.codes import Codes
 from metah_runtime.commands.model import BUNDLE, model_options, open_encoder, remembered
-from metah_runtime.decode import Ways, check_way, check_workers
-from metah_runtime.encoder import BadImage, Encoder, check_batch
+from metah_runtime.decode import Ways, check_way
+from metah_runtime.encoder import BadImage, Encoder
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
 from metah_runtime.images import Decoder, decoder_version, walk_images
