@@ -40,6 +40,7 @@ from metah_runtime.images import Preprocess, decoder_version
 
 BATCH = 64
 SIZES = {"small": (32, 32, "PNG"), "photo": (500, 375, "JPEG")}
+CASES = {"small": ("small", 20_000), "photo": ("photo", 2_000), "large": ("photo", 500)}
 DISTINCT = 64
 
 
@@ -48,20 +49,26 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("demo/bundle"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--cases", default="small,photo,large", help="which, separated by commas")
+    parser.add_argument("--count", type=float, default=1.0, help="times as many files")
     parser.add_argument("--quick", action="store_true", help="few images, one round")
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
+    share = args.count / 20 if args.quick else args.count
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        large = write_large_model(folder / "large.bundle")
-        for kind, bundle, model, count in (
-            ("small", Bundle.open(args.bundle), "bundle", 20_000),
-            ("photo", Bundle.open(args.bundle), "bundle", 2_000),
-            ("photo", large, "large", 500),
-        ):
-            files = write_images(folder / kind, kind, count // 20 if args.quick else count)
+        for case in args.cases.split(","):
+            kind, count = CASES[case]
+            large = case == "large"
+            bundle = write_large_model(folder / "large") if large else Bundle.open(args.bundle)
+            files = write_images(folder / kind, kind, round(count * share))
             timed = [once(files, bundle, args.workers, folder) for _ in range(rounds)]
-            print(json.dumps(report(kind, model, len(files), args.workers, timed)), flush=True)
+            print(
+                json.dumps(
+                    report(kind, "large" if large else "bundle", len(files), args.workers, timed)
+                ),
+                flush=True,
+            )
 
 
 def once(files: list[str], bundle: Bundle, workers: int, folder: Path) -> dict[str, float]:
