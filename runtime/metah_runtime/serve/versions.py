@@ -129,7 +129,7 @@ class Versions:
         except MetahError as error:
             self.failure = str(error)
             self._on_reload(False)
-            log.error("reload failed, the old version goes on: %s", error)
+            log.error("reload failed, the old version goes on: %s", self.failure)
             return False
         self.failure = None
         if new.name == old.name:

@@ -23,6 +23,11 @@ from metah_runtime.serve.run import listen, make_server
 from metah_runtime.serve.service import Service
 from metah_runtime.serve.settings import Settings
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-seconds", type=float, default=5.0, help="length of the soak")
+
+
 BITS = 16
 COUNT = 40
 

@@ -54,9 +54,10 @@ def test_the_mail_parser_reads_the_same(edge: str, data: str) -> None:
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for body in (data, b"--x\r\n" + data, make(b"x", data) + data):
         try:
-            assert isinstance(_image_field(body, b"x"), bytes)
+            found: object = _image_field(body, b"x")
         except Problem as problem:
-            assert problem.status == 422
+            found = problem.status
+        assert isinstance(found, bytes) or found == 422
 
 
 @pytest.mark.parametrize("filler", [b"\r\n", b"\r", b"\r\n--", b"\r\n--edg", b"-", b"\0"])

@@ -112,7 +112,7 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:
     assert "model bbbbbbbbbbbb" in (versions.failure or "")
     with pytest.raises(IndexMismatch, match="model bbbbbbbbbbbb, the bundle is 16-bit model aaaaa"):
         open_version(tmp_path / "index", bits=16, fingerprint=MODEL)
-    with pytest.raises(IndexMismatch, match="16-bit codes of model .* the bundle is 24-bit"):
+    with pytest.raises(IndexMismatch, match=r"16-bit codes of model .* the bundle is 24-bit"):
         open_version(tmp_path / "index", bits=24, fingerprint="b" * 64)
     with pytest.raises(IndexCorrupt, match="no index at"):
         open_version(tmp_path / "none", bits=16, fingerprint=MODEL)

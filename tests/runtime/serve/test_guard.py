@@ -1,0 +1,204 @@
+"""Token, host, headers of every answer, log and metrics."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from metah_runtime.serve import guard
+from metah_runtime.serve.logs import JsonLines
+
+from .conftest import Running, World, running
+
+TOKEN = "s3cret-token-of-the-test"
+
+OPEN = ["/healthz", "/readyz", "/openapi.json", "/"]
+CLOSED = ["/v1/index", "/v1/images/0/thumbnail", "/metrics", "/v1/nothing"]
+
+
+@pytest.fixture(scope="module")
+def locked(world: World) -> Iterator[Running]:
+    with running(world.service(token=TOKEN, images=world.images)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": TOKEN},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": f"Bearer {TOKEN.upper()}"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": f"Bearer {TOKEN} {TOKEN}"},
+        {"Authorization": "Bearer \xff\xfe"},
+        {"Cookie": f"token={TOKEN}"},
+    ],
+)
+def test_without_the_right_token_nothing_is_told(locked: Running, given: dict[str, str]) -> None:
+    for path in CLOSED:
+        answer = locked.call("GET", path, headers=given)
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json == {
+            "error": "no valid token",
+            "rule": "the request needs the header Authorization: Bearer TOKEN",
+            "fix": "ask whoever runs this server for the token",
+        }
+    assert locked.search({"id": 0}, **given).status == 401
+    assert locked.get(f"/v1/index?token={TOKEN}").status == 401
+    for path in OPEN:
+        assert locked.call("GET", path, headers=given).status in (200, 404)  # 404: no page built
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_with_the_right_token_all_is_answered(locked: Running, scheme: str) -> None:
+    given = {"Authorization": f"{scheme} {TOKEN}"}
+    for path in CLOSED[:-1]:
+        assert locked.call("GET", path, headers=given).status == 200
+    assert locked.search({"id": 0}, **given).status == 200
+    assert locked.call("GET", "/v1/nothing", headers=given).status == 404
+    assert locked.call("GET", "/v1/index", headers={**given, "Host": "any.example"}).status == 200
+
+
+def test_tokens_are_compared_in_constant_time(
+    locked: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    real = guard.hmac.compare_digest
+
+    def spy(one: bytes, other: bytes) -> bool:
+        seen.append((len(one), len(other)))
+        return real(one, other)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", spy)
+    for given in ("", "a", TOKEN, "a" * 5000):
+        locked.get("/v1/index", Authorization=f"Bearer {given}")
+    assert seen == [(32, 32)] * 4
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:1234", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:80", 200),
+        ("127.1.2.3:99999", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+        ("[::1", 421),
+        ("192.168.0.1", 421),
+    ],
+)
+def test_another_sites_name_for_this_machine_is_refused(
+    served: Running, host: str, status: int
+) -> None:
+    for path in ("/healthz", "/v1/index"):
+        answer = served.call("GET", path, headers={"Host": host})
+        assert answer.status == status
+    if status == 421:
+        assert served.search({"id": 0}, Host=host).status == 421
+
+
+def test_every_answer_has_the_headers_of_a_careful_site(served: Running, world: World) -> None:
+    answers = [
+        served.get("/healthz"),
+        served.get("/"),
+        served.get("/nothing"),
+        served.search({"id": 0}),
+        served.search({"id": -1}),
+        served.get("/v1/images/0/thumbnail"),
+        served.get("/v1/index", Host="evil.example"),
+    ]
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "unsafe" not in policy
+        assert "*" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "access-control-allow-origin" not in answer.headers
+        assert "server" not in answer.headers
+    timing = served.search(world.files[0].read_bytes()).headers["server-timing"]
+    assert re.fullmatch(r"decode;dur=[\d.]+, encode;dur=[\d.]+, search;dur=[\d.]+", timing)
+
+
+def test_the_log_has_one_line_a_request_and_nothing_of_what_was_sent(
+    locked: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "metah.serve")
+    secret = "canary%0Ainjected"
+    good = {"Authorization": f"Bearer {TOKEN}"}
+    locked.search({"code": "abcd"}, f"?k=3&x={secret}", **good)
+    locked.search(b"canary image", **good)
+    locked.get(f"/{secret}", Authorization=f"Bearer {TOKEN}")
+    locked.get("/v1/index", Authorization="Bearer wrong-canary", User_Agent="canary")
+    locked.call("CANARY", "/v1/index", headers=good)
+    locked.get("/healthz")
+    formatter = JsonLines()
+    lines = [formatter.format(record) for record in caplog.records]
+    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert [(item["method"], item["route"], item["status"]) for item in found[:5]] == [
+        ("POST", "/v1/search", 422),
+        ("POST", "/v1/search", 422),
+        ("GET", "other", 404),
+        ("GET", "other", 401),
+        ("other", "/v1/index", 405),
+    ]
+    text = "\n".join(lines)
+    assert "canary" not in text.lower()
+    assert TOKEN not in text
+    assert all("\n" not in line for line in lines)
+
+
+def test_a_line_of_the_log_stays_one_line() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        import sys
+
+        info = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "a\r\n%s", ("\x1b[2J\u2028",), info)
+    line = JsonLines().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["event"] == "a\r\n\x1b[2J\u2028"
+    assert "two\nlines" in json.loads(line)["traceback"]
+
+
+def test_metrics_count_what_happened(world: World) -> None:
+    with running(world.service()) as server:
+        server.search(world.files[0].read_bytes())
+        server.search({"id": 1})
+        server.search({"id": 10**6})
+        server.get("/a/path/of/the/client")
+        answer = server.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.body.decode().splitlines()
+    for line in (
+        'metah_requests_total{route="/v1/search",status="200"} 2.0',
+        'metah_requests_total{route="/v1/search",status="404"} 1.0',
+        'metah_requests_total{route="other",status="404"} 1.0',
+        'metah_stage_seconds_count{stage="decode"} 1.0',
+        'metah_stage_seconds_count{stage="search"} 3.0',
+        "metah_batch_images_count 1.0",
+        "metah_decoder_restarts_total 0.0",
+        'metah_reloads_total{result="failed"} 0.0',
+        "metah_index_codes 40.0",
+        "metah_index_stale 0.0",
+        "metah_queue_requests 0.0",
+    ):
+        assert line in lines
+    assert "path/of/the/client" not in answer.body.decode()
