@@ -117,17 +117,12 @@ class _Pool:
             self._turn(0)  # keep the tasks flowing while the model is what takes long
 
     def close(self) -> None:
-        """End the workers: at once if they have work in hand, else by closing their input."""
+        """End the workers: what they hold is in memory that ends with them."""
         for worker in self._workers:
-            if worker.tasks:
-                worker.process.kill()
+            worker.process.kill()
             _close_pipes(worker.process)
         for worker in self._workers:
-            try:
-                worker.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.process.wait()
         self._workers = []
         self._selector.close()
         self._stderr.close()

@@ -154,11 +154,11 @@ def load_image(source: Source, spec: Preprocess, decoder: Decoder = "pillow") ->
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the image files named by ``paths``, each once; see ``walk_images``."""
-    return list(dict.fromkeys(walk_images(paths)))
+    return list(dict.fromkeys(map(Path, walk_images(paths))))
 
 
-def walk_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield the image files named by ``paths`` in a stable order.
+def walk_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """Yield the names of the image files named by ``paths`` in a stable order.
 
     A file is taken as named, whatever its ending. A folder is searched in depth, sorted by name
     (byte order); in it, names that begin with a dot, endings not in ``SUFFIXES``, links to folders
@@ -166,8 +166,8 @@ def walk_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     unreadable folder.
     """
     for given in paths:
-        path = Path(given)
-        if path.is_dir():
+        path = os.fspath(given)
+        if os.path.isdir(path):  # noqa: PTH112 - strings: a Path takes longer than a small image
             yield from _walk(path)
         elif os.path.lexists(path):
             yield path
@@ -175,7 +175,7 @@ def walk_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
             raise DataError(f"{path}: no such file or folder")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: str) -> Iterator[str]:
     """Yield the images below a folder, however deep; a stack, for recursion has a limit."""
     stack = [iter(_entries(folder))]
     while stack:
@@ -187,15 +187,15 @@ def _walk(folder: Path) -> Iterator[Path]:
         elif entry.is_dir(follow_symlinks=False):
             stack.append(iter(_entries(entry.path)))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and _is_file(entry):  # noqa: PTH122
-            yield Path(entry.path)
+            yield entry.path
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        raise DataError(f"{os.fspath(folder)}: cannot be listed ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -163,14 +163,15 @@ def _lines(text: bytes) -> list[bytes]:
     return [line for line in text.split(b"\n") if line]
 
 
-def _stored_names(paths: Iterable[Path]) -> list[str]:
+def _stored_names(paths: Iterable[str]) -> list[str]:
     """Return each path once: absolute, links in its folder resolved, its own name kept."""
-    folders: dict[Path, Path] = {}
+    folders: dict[str, str] = {}
     names: dict[str, None] = {}
     for path in paths:
-        if path.parent not in folders:
-            folders[path.parent] = path.parent.resolve()
-        names[str(folders[path.parent] / path.name)] = None
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        names[os.path.join(folders[folder], name)] = None  # noqa: PTH118 - a Path takes longer
     return list(names)
 
 
