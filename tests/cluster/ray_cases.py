@@ -26,7 +26,7 @@ from metah_runtime.errors import ClusterError, IndexMismatch
 from metah_runtime.index import Index
 from metah_runtime.results import Matches
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2000)
 PATIENT = Patience(deadline=20, hedge=0.15, cool_off=2)
 METAH = [sys.executable, "-c", "from metah_runtime.cli import main; main()", "cluster"]
 

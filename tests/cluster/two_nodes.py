@@ -56,6 +56,12 @@ class TwoNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A busy machine may start slowly; and a query must not need Ray to see what is dead.
+            "RAY_agent_register_timeout_ms": "600000",
+            "RAY_worker_register_timeout_seconds": "600",
+            "RAY_gcs_server_request_timeout_seconds": "300",
+            "RAY_health_check_failure_threshold": "20",
+            "RAY_prestart_worker_first_driver": "0",
             "RAY_BACKEND_LOG_LEVEL": "error",
             "HOME": str(self.folder),
         }
@@ -146,7 +152,7 @@ class TwoNodes:
         return (self.folder / "log").read_text().count("Ray runtime started")
 
     def _until(self, holds: Callable[[], bool]) -> None:
-        for _ in range(3000):
+        for _ in range(9000):
             if holds():
                 return
             if any(process.poll() is not None for process in self.started):

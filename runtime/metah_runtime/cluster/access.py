@@ -4,6 +4,7 @@ Ray runs any code that a member sends, so its own token (RAY_AUTH_MODE=token) is
 adds what Ray leaves out: a clear refusal within seconds, and proof that the door is shut.
 """
 
+import logging
 import os
 import socket
 import subprocess
@@ -58,7 +59,9 @@ def connect(address: str | None = None) -> str:
         where = _find(address)
         _knock(where)
         try:
-            ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address=where, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+            )
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
                 f"cannot join the Ray cluster at {where}: {error.__cause__ or error}; "

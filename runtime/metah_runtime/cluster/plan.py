@@ -69,7 +69,7 @@ class Plan:
             value = schema.parse_json(text.encode())
             plan = cls(
                 manifest=schema.from_json(Manifest, value["manifest"]),
-                shards=schema.from_json(tuple[tuple[Cut, ...], ...], value["shards"]),  # type: ignore[arg-type]
+                shards=schema.from_json(tuple[tuple[Cut, ...], ...], value["shards"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ClusterError(

@@ -193,16 +193,17 @@ def status(name: str = DEFAULT_NAME) -> tuple[Plan, list[Status]]:
 def stop(name: str = DEFAULT_NAME) -> int:
     """Stop all replicas of a cluster, free their places and return how many there were."""
     import ray
-    from ray.util import get_placement_group, remove_placement_group
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
 
     members = _members(name)
     for _, member in members:
         with suppress(ray.exceptions.RayError, ValueError):
             ray.kill(member.handle, no_restart=True)
-    for group in ray.util.placement_group_table().values():
+    for key, group in ray.util.placement_group_table().items():
         if group["name"].startswith(_group(name, "")) and group["state"] != "REMOVED":
-            with suppress(ValueError):
-                remove_placement_group(get_placement_group(group["name"]))
+            place = PlacementGroup(PlacementGroupID(bytes.fromhex(key)))
+            ray.util.remove_placement_group(place)
     return len(members)
 
 

@@ -128,7 +128,8 @@ class ClusterIndex:
 
 
 def _sum(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.sum(np.stack(parts), axis=0, dtype=np.int64)
+    total: NDArray[np.int64] = np.sum(np.stack(parts), axis=0, dtype=np.int64)
+    return total
 
 
 def _where(ids: NDArray[np.int64]) -> Question:

@@ -102,7 +102,7 @@ def add(
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
     encoder = open_encoder(index, store, bundle, device, threads, spin=False)
     wanted = [*paths, *([] if listed is None else read_list(listed))]
-    found = _stored_names(console.progress(walk_images(wanted), "listing", unit="files"))
+    found = stored_names(console.progress(walk_images(wanted), "listing", unit="files"))
     if not found:
         places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
         raise DataError(f"no image in {places}; fix: name files or a folder")
@@ -111,8 +111,8 @@ def add(
     way = _way(decode, len(files))
     total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
     if errors is not None:
-        _write_errors(errors, bad)
-    _warn_of(bad, len(files), errors)
+        write_errors(errors, bad)
+    warn_of(bad, len(files), errors)
     if len(bad) == len(found):
         raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
     added = len(files) - len(bad)
@@ -163,7 +163,7 @@ def _lines(text: bytes) -> list[bytes]:
     return [line for line in text.split(b"\n") if line]
 
 
-def _stored_names(paths: Iterable[str]) -> list[str]:
+def stored_names(paths: Iterable[str]) -> list[str]:
     """Return each path once: absolute, links in its folder resolved, its own name kept."""
     folders: dict[str, str] = {}
     names: dict[str, None] = {}
@@ -238,7 +238,8 @@ def _chunks(
         yield paths, np.concatenate(codes)
 
 
-def _write_errors(path: Path, bad: Iterable[BadImage]) -> None:
+def write_errors(path: Path, bad: Iterable[BadImage]) -> None:
+    """Write path and reason of bad files as CSV."""
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["path", "reason"])
@@ -246,7 +247,8 @@ def _write_errors(path: Path, bad: Iterable[BadImage]) -> None:
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _warn_of(bad: Sequence[BadImage], total: int, listed: Path | None) -> None:
+def warn_of(bad: Sequence[BadImage], total: int, listed: Path | None) -> None:
+    """Warn of the first bad files and say where all are listed."""
     for item in bad[:SHOWN_ERRORS]:
         console.warn(f"{console.printable(item.path)}: {item.reason}")
     if len(bad) > SHOWN_ERRORS:

@@ -300,14 +300,14 @@ def encode(
     from metah_runtime.cluster.encoding import encode as run
     from metah_runtime.commands import add
     from metah_runtime.encoder import Encoder
-    from metah_runtime.images import find_images
+    from metah_runtime.images import walk_images
 
     if not paths and listed is None:
         raise ConfigError("nothing to encode; fix: name files or folders, or give --list FILE")
     plan = Workers(count=workers, cpus=cpus, batch=batch, part=part)
     encoder = Encoder.open(bundle)
     wanted = [*paths, *([] if listed is None else add.read_list(listed))]
-    names = add._stored_names(find_images(wanted))
+    names = add.stored_names(walk_images(wanted))
     if not names:
         raise DataError("no image in what was given; fix: name files or a folder")
     listing = parts.Listing.of(names)
@@ -320,8 +320,8 @@ def encode(
         advance(len(listing) - len(listing.without(parts.done_ids(folder))))
         done = run(where, folder, job, listing, plan, advance)
     count, bad = parts.finish(folder, listing, job)
-    add._write_errors(folder / "errors.csv", bad)
-    add._warn_of(bad, len(listing), folder / "errors.csv")
+    add.write_errors(folder / "errors.csv", bad)
+    add.warn_of(bad, len(listing), folder / "errors.csv")
     if as_json:
         console.print_json(
             {
