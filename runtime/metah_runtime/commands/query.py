@@ -1,6 +1,7 @@
 """metah-search query: the codes of an index nearest to an image."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from metah_runtime.gallery import Row
 
 SHOWN_TILES = 200
+SEARCHED_ON = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "auto": "auto"}
+"""Where the codes are searched, by where the model runs."""
 
 Search: TypeAlias = tuple[str, int]
 """How far to look: ("k", number of neighbours) or ("radius", bits)."""
@@ -59,10 +62,22 @@ def query(
     """
     search = check_search(k, radius, images, codes)
     check_html(html)
-    store = Index.open(index, device={"tensorrt": "cuda"}.get(device, device))
+    store = open_index(index, device)
     packed = query_codes(store, index, images, codes, bundle, device, threads)
     found = find(store, images, packed, search)
     show(store, index, found, search, html, {"index": index} if as_json else None)
+
+
+def open_index(index: Path, device: str) -> Index:
+    """Open an index where the model runs; that a GPU is missing for "auto" is said in one line."""
+    if device not in SEARCHED_ON:
+        raise ConfigError(f"device must be one of {', '.join(SEARCHED_ON)}, got {device!r}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        store = Index.open(index, device=SEARCHED_ON[device])
+    for warning in caught:
+        console.warn(str(warning.message))
+    return store
 
 
 def check_search(

@@ -302,3 +302,10 @@ def test_the_command_without_a_gpu(
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
     assert "CUDA cannot be used here: the NVIDIA driver is not installed" in err
+    monkeypatch.setattr(choice, "_said", set())
+    code, out, err = run(capsys, *args, "--device", "auto")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "metah-search: warning: searching on the CPU: CUDA cannot be used here: the NV" in err
+    code, out, err = run(capsys, *args, "--device", "gpu")
+    assert (code, out) == (2, "")
+    assert "device must be one of cpu, cuda, tensorrt, auto, got 'gpu'" in err
