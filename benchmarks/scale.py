@@ -17,6 +17,7 @@ import argparse
 import json
 import platform
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from scale_workers import Workers, make_codes, make_queries, merge_cost
 from metah_runtime.search import CodeIndex
 
 BITS, K, REPLICAS = 64, 100, 2
+PROCESSES = os.cpu_count()
 STALL = (0.001, 1.0)  # assumed: one request in a thousand stops for a second at its replica
 
 
@@ -119,25 +121,26 @@ def planned(facts, machine, budget):
     width = BITS // 8
     plans = [scale_model.plan(laws, machine, 10.0**e, width, budget, REPLICAS, merge)
              for e in range(6, 12)]  # fmt: skip
-    tails = []
-    for row in plans:
-        if row is None or row["codes"] < 1e9:
-            continue
-        scan = scale_model.batch_seconds(laws[1], machine, row["codes"] / row["shards"], width)
-        requests = max(2000, min(20_000, 400_000 // row["shards"]))
-        for load in (0.3, 0.6):
-            for stall in ((0.0, 0.0), STALL):
-                for hedge in (None, 2 * scan):
-                    show(found := {
-                        "codes": row["codes"], "shards": row["shards"], "load": load,
-                        "scan_s": scan, "stall": stall, "hedge_s": hedge, "requests": requests,
-                        **scale_model.tail(
-                            facts["latencies"], scan, shards=row["shards"], replicas=REPLICAS,
-                            load=load, hedge=hedge, stall=stall, requests=requests,
-                        ),
-                    })  # fmt: skip
-                    tails.append(found)
-    return [row for row in plans if row], tails
+    jobs = [
+        (facts["latencies"], row["codes"], row["shards"], load, stall, hedged,
+         scale_model.batch_seconds(laws[1], machine, row["codes"] / row["shards"], width))
+        for row in plans if row and row["codes"] >= 1e9
+        for load in (0.3, 0.6) for stall in ((0.0, 0.0), STALL) for hedged in (False, True)
+    ]  # fmt: skip
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        return [row for row in plans if row], list(pool.map(tail_of, jobs))
+
+
+def tail_of(job):
+    latencies, codes, shards, load, stall, hedged, scan = job
+    hedge = 2 * scan if hedged else None
+    requests = max(2000, min(20_000, 400_000 // shards))
+    found = scale_model.tail(
+        latencies, scan, shards=shards, replicas=REPLICAS, load=load, hedge=hedge, stall=stall,
+        requests=requests,
+    )  # fmt: skip
+    return {"codes": codes, "shards": shards, "load": load, "stall": stall, "scan_s": scan,
+            "hedge_s": hedge, "requests": requests, **found}  # fmt: skip
 
 
 def show(row):
@@ -151,7 +154,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small sizes only")
     parser.add_argument("--redo", action="store_true", help="keep what OUT.json has measured")
     parser.add_argument("--out", type=Path, default=Path("scale"), help="without suffix")
-    parser.add_argument("--page", type=Path, help="put the tables into this page, docs/scale.md")
+    parser.add_argument(
+        "--page", type=Path, help="put the tables into this page and the plot beside it"
+    )
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                         help="cpu: for a machine that others use")  # fmt: skip
     parser.add_argument("--budget-ms", type=float, default=100, help="for one query")
@@ -183,6 +188,7 @@ def main():
             "merge": {"shards": shards, "seconds": seconds},
             "latencies": sample_latencies(1_000_000, 200 if options.quick else 2000),
         }  # fmt: skip
+        target.write_text(json.dumps(facts, indent=1) + "\n")  # for --redo, whatever comes
     facts["assumed"] = {**asdict(machine), "budget_ms": options.budget_ms, "replicas": REPLICAS,
                         "stall": STALL}  # fmt: skip
     facts["plans"], facts["tails"] = planned(facts, machine, options.budget_ms / 1e3)
@@ -192,6 +198,7 @@ def main():
     print(text)
     if options.page:
         scale_plot.into_page(options.page, text)
+        scale_plot.draw(facts, options.page.parent / "images" / "scale.png")
 
 
 if __name__ == "__main__":
