@@ -174,9 +174,9 @@ def table(rows):
         ours = next(r for r in rows if r["codes"] == row["codes"])
         one, many = (row[key] / ours[key] for key in ("one_cpu_ms", "batch_cpu_ms_query"))
         out.append(
-            f"| {row['engine']} | {row['codes']:,} | {row['load_s']:.2g} | {row['one_ms']:.3g} | "
+            f"| {row['engine']} | {row['codes']:,} | {row['load_s']:.3g} | {row['one_ms']:.3g} | "
             f"{row['one_cpu_ms']:.3g} | {row['batch_ms_query']:.3g} | "
-            f"{row['batch_cpu_ms_query']:.3g} | {one:.2g} and {many:.2g} |"
+            f"{row['batch_cpu_ms_query']:.3g} | {one:.3g} and {many:.3g} |"
         )
     return "\n".join(out)
 
