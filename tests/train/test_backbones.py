@@ -121,9 +121,7 @@ def test_a_missing_library_names_its_extra(name: str, monkeypatch: pytest.Monkey
 
 
 def test_unknown_backbone() -> None:
-    with pytest.raises(
-        ConfigError, match=r"must be one of alexnet, .*, small-cnn, torchv"
-    ):
+    with pytest.raises(ConfigError, match=r"must be one of alexnet, .*, small-cnn, torchv"):
         build("resnet", features=4)
 
 

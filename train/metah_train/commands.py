@@ -98,21 +98,32 @@ def fit(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--radius", type=int, default=2, show_default=True, help="Of the Hamming ball.")
+@click.option(
+    "--shift",
+    "shifts",
+    multiple=True,
+    metavar="KIND",
+    help="Score queries and database under noise, blur or inversion too; repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def evaluate(run: Path, radius: int, as_json: bool) -> None:
+def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> None:
     """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json.
+
+    Its parts: metrics on the target, source_validation and criteria (which read no target label),
+    groups of the queries where the data set has such (seen and unseen classes), and shifts.
 
     \b
     Examples:
       metah-train evaluate runs/metah
       metah-train evaluate runs/metah --radius 3 --json
+      metah-train evaluate runs/metah --shift noise --shift inversion
     """
     from metah_train.checkpoint import Run
     from metah_train.data import split_of
     from metah_train.evaluate import evaluate as score
 
     opened = Run.open(run)
-    result = score(opened, split_of(opened.config), radius=radius)
+    result = score(opened, split_of(opened.config), radius=radius, shifts=shifts)
     if as_json:
         console.print_json(result)
     else:
@@ -131,8 +142,15 @@ def _print_evaluation(result: Mapping[str, Any]) -> None:
         f"{result['method']}, {result['bits']} bits, {result['data']} {result['direction']}, "
         f"seed {result['seed']}: {metrics['queries']} queries, {metrics['database']} images"
     )
+    parts = {**result.get("groups", {}), **result.get("shifts", {})}
     rows = [
-        (label.format(radius=metrics["radius"]), f"{metrics[name]:.3f}")
+        (
+            label.format(radius=metrics["radius"]),
+            *(f"{found[name]:.3f}" for found in (metrics, *parts.values())),
+        )
         for name, label in _EVALUATION_ROWS.items()
     ]
-    console.print_table(("metric", "value"), rows, title)
+    console.print_table(("metric", "value" if not parts else "all", *parts), rows, title)
+    found = ", ".join(f"{name} {value:.3f}" for name, value in result["criteria"].items())
+    valid = result["source_validation"]["map_h2"]
+    click.echo(f"without target labels: source validation MAP {valid:.3f}, {found}")

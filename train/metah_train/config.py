@@ -3,7 +3,8 @@
 A recipe is a TOML file. Its top-level keys are fields of ``Config``. A table such as
 ``[objective]`` or ``[lsh]`` sets the options of the methods that read it, and ``[direction.NAME]``
 overrides both for one transfer direction; ``[split]`` and ``[preprocess]`` set how the data is
-divided and read. An unknown key is an error everywhere.
+divided and read. ``extends`` names a shipped recipe that it goes over. An unknown key is an error
+everywhere.
 """
 
 import dataclasses
@@ -27,15 +28,19 @@ from metah_train.methods import METHODS, method_class
 
 T = TypeVar("T")
 
-RECIPES = ("digits", "paper")
+RECIPES = ("digits", "emoji", "metah-plus", "paper")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a family of methods: one table of a recipe, named by ``section``."""
+    """The options of a family of methods: one table of a recipe, named by ``section``.
+
+    base: a table whose values come first, where the options extend those of another family.
+    """
 
     section: ClassVar[str] = ""
+    base: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -208,7 +213,7 @@ def load(
     chosen = method_class(method)
     own = chosen.options_type.section
     used = {name: tables.get(name, {}) for name in ("split", "preprocess", own)}
-    used[own] = dict(chosen.preset(used[own]))
+    used[own] = dict(chosen.preset({**tables.get(chosen.options_type.base, {}), **used[own]}))
     for key, value in assigned:
         section, dot, name = key.partition(".")
         if dot:
@@ -240,13 +245,27 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not TOML: {error}") from None
+    base = table.pop("extends", None)
     directions = table.get("direction", {})
     tables = directions.values() if isinstance(directions, dict) else [directions]
     if not all(isinstance(layer, dict) for layer in tables):
         raise ConfigError(f"direction must be tables [direction.NAME] in a recipe ({recipe})")
     for layer in ({k: v for k, v in table.items() if k != "direction"}, *directions.values()):
         _check_layer(layer, str(recipe))
-    return table
+    if base is None:
+        return table
+    if base not in RECIPES or base == recipe:
+        raise ConfigError(f"extends must be one of {_listed(RECIPES)} ({recipe}), got {base!r}")
+    return _over(read_recipe(base), table)
+
+
+def _over(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a table over another, key by key in sub-tables too."""
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _over(base[key], value) if both else value
+    return merged
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

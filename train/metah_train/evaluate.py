@@ -1,5 +1,6 @@
 """Encode image sets with a trained network and score the retrieval of a run."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from metah_runtime import files, metrics, schema
 from metah_runtime.codes import Codes, pack
 from metah_runtime.errors import DataError, RunError
 from metah_train.checkpoint import Run
+from metah_train.criteria import criteria
 from metah_train.methods.base import HashModel
+from metah_train.shifts import ShiftedImages
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
@@ -52,13 +55,30 @@ def validate(run: Run, split: "Split", *, radius: int = 2) -> metrics.RetrievalM
     return _score(run, query, database, radius)
 
 
-def evaluate(run: Run, split: "Split", *, radius: int = 2) -> dict[str, Any]:
+def unsupervised(run: Run, split: "Split", *, radius: int = 2) -> dict[str, float]:
+    """Return the criteria of the run's codes on target training images: no target label is read.
+
+    See ``metah_train.criteria``; source training images give the class means.
+    """
+    labels = split.source_train.labels
+    if labels is None:
+        raise DataError("the criteria need the labels of the source training images")
+    source, target = (
+        encode(run.model, images)[1] for images in (split.source_train, split.target_train)
+    )
+    return asdict(criteria(source, labels, target, radius=radius))
+
+
+def evaluate(
+    run: Run, split: "Split", *, radius: int = 2, shifts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Score a run on the queries and the database of a split; write RUN/evaluation.json.
 
     Returns the metrics of ``metah_runtime.metrics`` and what they were measured on;
-    ``source_validation`` holds those of ``validate``.
+    ``source_validation`` holds those of ``validate``, ``criteria`` those of ``unsupervised``,
+    ``groups`` those of each of the split's groups of queries. shifts: also score queries and
+    database under each of ``metah_train.shifts``, in ``shifts``: domains that training never saw.
     """
-    scores = _score(run, split.query, split.database, radius)
     result = {
         "method": run.config.method,
         "bits": run.config.bits,
@@ -66,9 +86,27 @@ def evaluate(run: Run, split: "Split", *, radius: int = 2) -> dict[str, Any]:
         "data": split.name,
         "direction": split.direction,
         "run_digest": run.digest,
-        "metrics": asdict(scores),
+        "metrics": asdict(_score(run, split.query, split.database, radius)),
         "source_validation": asdict(validate(run, split, radius=radius)),
+        "criteria": unsupervised(run, split, radius=radius),
     }
+    if split.groups:
+        result["groups"] = {
+            name: asdict(_score(run, split.query.subset(rows), split.database, radius))
+            for name, rows in split.groups.items()
+        }
+    if shifts:
+        result["shifts"] = {
+            kind: asdict(
+                _score(
+                    run,
+                    ShiftedImages(split.query, kind),
+                    ShiftedImages(split.database, kind),
+                    radius,
+                )
+            )
+            for kind in shifts
+        }
     files.write_json(run.path / EVALUATION, result)
     return result
 

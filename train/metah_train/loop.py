@@ -223,6 +223,7 @@ def train(
         share.average(method.parameters())
         optimizer.step()
         step += 1
+        method.stepped(Progress(step=step, total=total))
         count += 1
         values = {name: float(term.detach()) for name, term in terms.items()}
         values["loss"] = float(loss.detach())

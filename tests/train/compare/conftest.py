@@ -56,6 +56,7 @@ def make_cells(bars: str) -> Callable[..., list[Cell]]:
             bits=changes.pop("bits", (16,)),
             seeds=dict.fromkeys(methods, seeds),
             assignments=(*TINY, *changes.pop("assignments", ("epochs=1",))),
+            variants=changes.pop("variants", ()),
         )
 
     return make

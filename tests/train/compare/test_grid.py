@@ -1,6 +1,7 @@
 """Which cells a comparison has, and what makes a cell another one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_key_depends_on_every_setting_and_on_nothing_else(make_cells: MakeCell
     assert make_cells("metah")[0].key == one.key
     assert make_cells("lsh", "metah", bits=(32, 16), seeds=(1, 0))[-1].key == one.key
     changed = (
-        *("epochs=2", "lr=2e-3", "data_seed=1", "objective.entropy=0.01"),
+        *("epochs=2", "lr=2e-3", "data_seed=1", "objective.entropy=0.07"),
         *("split.valid_fraction=0.2", "preprocess.height=24", "threads=2"),
     )
     for text in changed:
@@ -117,3 +118,40 @@ def test_bad_methods(make_cells: MakeCells) -> None:
         make_cells("lsh", "lsh")
     with pytest.raises(ConfigError, match="must name at least one"):
         make_cells()
+
+
+def test_rows_of_variants(make_cells: MakeCells) -> None:
+    cells = make_cells(
+        "lsh",
+        "metah-plus",
+        seeds=(0, 1),
+        variants=("with h x p=metah-plus,plus.judge=h x p", "slow=lsh,lr=2e-3,lsh.center=false"),
+    )
+    rows = ["lsh", "metah-plus", "with h x p", "slow"]
+    assert [cell.row for cell in cells] == rows * 2
+    assert [cell.title for cell in cells[:4]] == ["LSH", "METAH+", "with h x p", "slow"]
+    assert cells[2].label == "with h x p, 16 bits, seed 0"
+    assert cells[2].name.startswith("metah-plus-16-s0-")
+    assert [cell.config.method for cell in cells[:4]] == ["lsh", "metah-plus", "metah-plus", "lsh"]
+    options: Any = cells[2].config.options
+    assert options.judge == "h x p"
+    assert len({cell.key for cell in cells}) == 8
+    assert cells[1].key == make_cells("metah-plus")[0].key
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("a", "--row must be NAME=METHOD,KEY=VALUE"),
+        ("a=lsh", "--row must be NAME=METHOD,KEY=VALUE"),
+        ("=lsh,lr=1", "--row must be NAME=METHOD,KEY=VALUE"),
+        ("a=tah,lr=1", "'tah' is not one of the methods compared"),
+        ("a=lsh,bits=8", "the grid sets that; fix: --bits"),
+        ("a=lsh,lr", "a setting must be key=value, got 'lr'"),
+        ("lsh=lsh,lr=1", "rows names lsh twice"),
+        ("a=lsh,epochs=1", "rows lsh and a have the same settings"),
+    ],
+)
+def test_bad_rows(variant: str, message: str, make_cells: MakeCells) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_cells("lsh", variants=(variant,))

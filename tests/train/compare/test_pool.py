@@ -42,6 +42,7 @@ def test_a_killed_worker_costs_one_cell(make_cells: MakeCells, tmp_path: Path) -
     found = store.result(metah)
     assert found is not None
     assert found["metrics"]["queries"] == 15
+    assert 0 <= found["criteria"]["density"] <= 1
     assert found["source_metrics"]["database"] == 66
     assert [record["method"] for record in store.write_results(cells)] == ["metah"]
     run_cell(lsh, store)

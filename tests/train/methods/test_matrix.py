@@ -135,7 +135,7 @@ def test_a_saved_run_gives_the_codes_of_the_fitted_network(
     assert encode(Run.open(run.path).model, split.query)[1].tobytes() == fitted[0]
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "metah-plus"])
 def test_several_labels_an_item_are_taken(
     name: str, fit: Callable[..., Run], make_split: Callable[..., Split]
 ) -> None:

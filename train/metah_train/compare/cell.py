@@ -15,7 +15,7 @@ from metah_train.compare.grid import Cell
 from metah_train.compare.store import ELAPSED, RESULT, RUN, Store, locked
 from metah_train.config import Config
 from metah_train.data import Split
-from metah_train.evaluate import encode
+from metah_train.evaluate import encode, unsupervised
 from metah_train.features import FeatureCache
 
 SETS = ("query", "database", "source_valid", "source_train")
@@ -59,8 +59,9 @@ def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> Non
         clock.values["cached_seconds"] = round(cache.seconds, 3)
         codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
         scored, curves = score(split, codes)
+        scored["criteria"] = unsupervised(run, split)
         result = {
-            "method": cell.config.method,
+            "method": cell.row,
             "bits": cell.config.bits,
             "seed": cell.config.seed,
             "data": split.name,

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     help="Change one setting, of all methods or of one; repeatable.",
 )
 @click.option(
+    "--row",
+    "variants",
+    multiple=True,
+    metavar="NAME=METHOD,KEY=VALUE,...",
+    help="Add a row: a method compared, with settings changed; repeatable.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the comparison."
 )
 @click.option(
@@ -58,6 +65,7 @@ def compare(
     seeds: tuple[str, ...],
     recipe: str,
     assignments: tuple[str, ...],
+    variants: tuple[str, ...],
     out: Path,
     workers: int,
 ) -> None:
@@ -70,6 +78,7 @@ def compare(
     Examples:
       metah-train compare --methods lsh,source,metah --bits 48 --seeds 3 --out digits-48
       metah-train compare --seeds metah=5 --set metah:epochs=20 --out grid --workers 2
+      metah-train compare --methods metah-plus --row warm=metah-plus,warmup=200 --out rows
     """
     from metah_train.compare import grid
     from metah_train.compare.cell import split_of
@@ -86,6 +95,7 @@ def compare(
         bits=grid.parse_numbers(bits, "--bits"),
         seeds=grid.parse_seeds(seeds, names),
         assignments=assignments,
+        variants=variants,
     )
     store = Store(out)
     with locked(out / "lock", wait=False):

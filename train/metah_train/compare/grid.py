@@ -12,7 +12,7 @@ from metah_runtime.errors import ConfigError
 from metah_train.config import Config, load, parse_assignment
 from metah_train.methods import METHODS, method_class
 
-PAPER = tuple(name for name in METHODS if name != "source")
+PAPER = tuple(name for name in METHODS if name not in ("source", "metah-plus"))
 """The methods of the tables of Zhuo et al. 2020."""
 
 _AXES = {"method": "--methods", "bits": "--bits", "seed": "--seeds"}
@@ -21,10 +21,24 @@ _ALSO = {"data": "--data", "direction": "--direction"}
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run of the grid; ``key``: SHA-256 of everything that decides its result."""
+    """One training run of the grid; ``key``: SHA-256 of everything that decides its result.
+
+    variant: the name of its row, where that is not its method.
+    """
 
     config: Config
     key: str
+    variant: str = ""
+
+    @property
+    def row(self) -> str:
+        """Name of its row in tables: the variant or the method."""
+        return self.variant or self.config.method
+
+    @property
+    def title(self) -> str:
+        """Title of its row."""
+        return self.variant or method_class(self.config.method).title
 
     @property
     def name(self) -> str:
@@ -36,7 +50,7 @@ class Cell:
     def label(self) -> str:
         """Name for people."""
         config = self.config
-        return f"{config.method}, {config.bits} bits, seed {config.seed}"
+        return f"{self.row}, {config.bits} bits, seed {config.seed}"
 
 
 def plan(
@@ -48,11 +62,14 @@ def plan(
     bits: Sequence[int],
     seeds: Mapping[str, Sequence[int]],
     assignments: Iterable[str] = (),
+    variants: Iterable[str] = (),
 ) -> list[Cell]:
     """Return the cells, seed by seed, so that an early table already has every method.
 
     seeds: of each method in ``methods``. assignments: ``KEY=VALUE`` for all methods (an option of
-    a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. Raises ConfigError.
+    a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. variants: further rows,
+    ``NAME=METHOD[,KEY=VALUE]...``, of one of ``methods`` and with its seeds and settings, changed.
+    Raises ConfigError.
     """
     known = ", ".join(METHODS)
     for name in methods:
@@ -66,24 +83,32 @@ def plan(
     if direction is not None:
         common["direction"] = direction
     own = _assignments(assignments, methods)
-    cells = []
+    rows = [(name, "", own[name]) for name in methods]
+    for text in variants:
+        variant, name, changes = _variant(text, methods)
+        rows.append((name, variant, own[name] + changes))
+    _check_once("rows", [variant or name for name, variant, _ in rows])
+    cells: dict[str, Cell] = {}
     longest = max((len(seeds[name]) for name in methods), default=0)
     for turn in range(longest):
         for width in bits:
-            for name in methods:
+            for name, variant, changes in rows:
                 if turn >= len(seeds[name]):
                     continue
                 settings = {**common, "method": name, "bits": width, "seed": seeds[name][turn]}
-                if any(text.partition("=")[0].strip() == "threads" for text in own[name]):
+                if any(text.partition("=")[0].strip() == "threads" for text in changes):
                     del settings["threads"]
-                config = load(recipe, settings, own[name])
+                config = load(recipe, settings, changes)
                 if config.devices > 1:
                     raise ConfigError(
                         f"devices must be 1, got {config.devices}: the grid trains each cell in a "
                         f"process of its own; fix: --workers {config.devices}"
                     )
-                cells.append(Cell(config=config, key=cell_key(config)))
-    return cells
+                cell = Cell(config=config, key=cell_key(config), variant=variant)
+                twin = cells.setdefault(cell.key, cell)
+                if twin is not cell:
+                    raise ConfigError(f"rows {twin.row} and {cell.row} have the same settings")
+    return list(cells.values())
 
 
 def cell_key(config: Config) -> str:
@@ -175,6 +200,21 @@ def _assignments(texts: Iterable[str], methods: Sequence[str]) -> dict[str, list
         for name in readers:
             own[name].append(body)
     return {name: own[name] + single[name] for name in methods}
+
+
+def _variant(text: str, methods: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Parse ``NAME=METHOD[,KEY=VALUE]...``: (name, method, assignments)."""
+    variant, equals, rest = text.partition("=")
+    name, *changes = (part.strip() for part in rest.split(","))
+    if not equals or not variant.strip() or not changes:
+        raise ConfigError(f"--row must be NAME=METHOD,KEY=VALUE[,KEY=VALUE]..., got {text!r}")
+    if name not in methods:
+        raise ConfigError(f"--row {text}: {name!r} is not one of the methods compared")
+    for change in changes:
+        option = (_AXES | _ALSO).get(parse_assignment(change)[0])
+        if option:
+            raise ConfigError(f"--row {text}: the grid sets that; fix: {option}")
+    return variant.strip(), name, changes
 
 
 def _check_once(what: str, values: Sequence[Any]) -> None:

@@ -29,7 +29,7 @@ def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
     """Rebuild results.jsonl and collect what the tables show."""
     records = store.write_results(cells)
     done = {record["key"] for record in records}
-    names = list(dict.fromkeys(cell.config.method for cell in cells))
+    titles = {cell.row: cell.title for cell in cells}
     first = cells[0].config
     facts = [
         ("data", f"{split.name} {split.direction}, data seed {first.data_seed}"),
@@ -42,9 +42,9 @@ def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
         ("cells", f"{len(records)} of {len(cells)} finished"),
     ]
     return Document(
-        title=f"{split.name} {split.direction}: {len(names)} methods",
+        title=f"{split.name} {split.direction}: {len(titles)} methods",
         records=records,
-        methods=[(name, method_class(name).title) for name in names],
+        methods=list(titles.items()),
         bits=sorted({cell.config.bits for cell in cells}),
         facts=facts,
         missing=[
@@ -67,8 +67,8 @@ def batch_norm(cells: Sequence[Cell]) -> str:
         kind = method_class(cell.config.method)
         adapted = issubclass(kind, DeepMethod) and cell.config.statistics == "target"
         names = target if adapted else source
-        if kind.title not in names:
-            names.append(kind.title)
+        if cell.title not in names:
+            names.append(cell.title)
     parts = []
     if target:
         parts.append(
@@ -108,7 +108,7 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
             continue
         seed = shown[0].config.seed
         title = f"{split.name} {split.direction}, {width} bits, seed {seed}"
-        codes = {method_class(c.config.method).title: store.codes(c) for c in shown}
+        codes = {c.title: store.codes(c) for c in shown}
         folder = out / f"gallery-{width}"
         paths += report_files.write(
             report.compare(
@@ -138,7 +138,7 @@ def mean_curves(cells: Sequence[Cell], store: Store) -> dict[tuple[str, int], cu
     """Average the curves of finished cells over seeds."""
     seeds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for cell in cells:
-        seeds.setdefault((cell.config.method, cell.config.bits), []).append(store.curves(cell))
+        seeds.setdefault((cell.row, cell.config.bits), []).append(store.curves(cell))
     return {key: curves.Line.mean(found) for key, found in seeds.items()}
 
 
@@ -148,14 +148,14 @@ def gallery_cells(done: Sequence[Cell], bits: int) -> list[Cell]:
     The seed is the first that most of these methods have.
     """
     of_length = [cell for cell in done if cell.config.bits == bits]
-    present = list(dict.fromkeys(cell.config.method for cell in of_length))
+    present = list(dict.fromkeys(cell.row for cell in of_length))
     wanted = [name for name in GALLERY if name in present] or present[-3:]
-    chosen = [cell for cell in of_length if cell.config.method in wanted]
+    chosen = [cell for cell in of_length if cell.row in wanted]
     if not chosen:
         return []
     seeds = [cell.config.seed for cell in chosen]
     seed = max(dict.fromkeys(seeds), key=seeds.count)
-    by_method = {cell.config.method: cell for cell in chosen if cell.config.seed == seed}
+    by_method = {cell.row: cell for cell in chosen if cell.config.seed == seed}
     return [by_method[name] for name in wanted if name in by_method]
 
 

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "tah": ("metah", "TAH"),
     "metah-e": ("metah", "METAHe"),
     "metah": ("metah", "METAH"),
+    "metah-plus": ("metah_plus", "METAHPlus"),
 }
 """Name -> (module in this package, class)."""
 

@@ -175,6 +175,12 @@ class DeepMethod(Method[OptionsT]):
         """Whether ``terms`` reads target images; if not, none are loaded."""
         return False
 
+    def stepped(self, progress: Progress) -> None:
+        """Do what comes after each step of the optimizer, ``progress.step`` = ``total`` the last.
+
+        What it changes at the last step is what the run keeps.
+        """
+
     def prepare(self, source: "ImageSet") -> None:
         """Do what comes before the first step, from the labelled source training set."""
 
@@ -194,13 +200,14 @@ class DeepMethod(Method[OptionsT]):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
-        pixels = augment(
-            self.model.pixels(images),
-            noise=self.config.noise,
-            shift=self.config.shift,
-            warp=self.config.warp,
+        return self.share.features(self.model.features, self.augmented(images))
+
+    def augmented(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, C, H, W) in 0..1, moved, warped and noisy as configured."""
+        config = self.config
+        return augment(
+            self.model.pixels(images), noise=config.noise, shift=config.shift, warp=config.warp
         )
-        return self.share.features(self.model.features, pixels)
 
 
 class ShallowMethod(Method[OptionsT]):

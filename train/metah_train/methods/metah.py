@@ -73,6 +73,19 @@ class ObjectiveOptions(Options):
 TERMS = ("pairwise", "quantization", "adversarial", "classifier", "entropy")
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a batch gives: features (n, d) and relaxed codes h (n, b) of the source, of the target.
+
+    target_features and target_h are None where no term reads target images.
+    """
+
+    features: torch.Tensor
+    h: torch.Tensor
+    target_features: torch.Tensor | None
+    target_h: torch.Tensor | None
+
+
 class METAH(DeepMethod[ObjectiveOptions]):
     """The full objective; its special cases drop terms through ``dropped``."""
 
@@ -129,45 +142,58 @@ class METAH(DeepMethod[ObjectiveOptions]):
 
     def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """Return the terms whose weight is not 0."""
-        options = self.options
+        return self.terms_of(self.outputs(batch), batch.labels, progress)
+
+    def outputs(self, batch: Batch) -> "Outputs":
+        """Pass a batch through the network."""
         features, target_features = self._features(batch)
         h = torch.tanh(self.model.head(features))
         target_h = None
         if target_features is not None:
             target_h = torch.tanh(self.model.head(target_features))
+        return Outputs(features, h, target_features, target_h)
+
+    def terms_of(
+        self, found: "Outputs", labels: torch.Tensor, progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        """Return the five terms, without those whose weight is 0."""
+        options = self.options
+        h, target_h = found.h, found.target_h
         terms: dict[str, torch.Tensor] = {}
         if options.pairwise:
-            terms["pairwise"] = pairwise.pairwise_loss(
-                h,
-                pairwise.shared_label(batch.labels),
-                form=options.form,
-                balance=options.balance,
-                alpha=options.alpha,
-                gamma=options.gamma,
-            )
+            terms["pairwise"] = self._pairwise(h, labels)
         if options.quantization:
             both = options.quantize == "both" and target_h is not None
             codes = torch.cat([h, target_h]) if both and target_h is not None else h
             terms["quantization"] = quantization.log_cosh_quantization(codes)
         if options.classifier:
-            logits = self.classifier(h if options.classifier_input == "h" else features)
-            terms["classifier"] = self._classification(logits, batch.labels)
-        if target_h is None or target_features is None:
+            terms["classifier"] = self._classification(self.classes(h, found.features), labels)
+        if target_h is None or found.target_features is None:
             return terms
         if options.adversarial:
             eta = adversarial.ramp(
                 progress.fraction, high=options.ramp_high, gain=options.ramp_gain
             )
             domains = self.discriminator(
-                adversarial.reverse_gradient(torch.cat([h, target_h]), eta)
+                adversarial.reverse_gradient(self.judged(found, target_h), eta)
             )
             terms["adversarial"] = adversarial.domain_loss(domains[: len(h)], domains[len(h) :])
         if options.entropy:
-            at_h = options.classifier_input == "h"
-            logits = self.classifier(target_h if at_h else target_features)
+            logits = self.classes(target_h, found.target_features)
             rise = progress.fraction / options.entropy_ramp if options.entropy_ramp else 1.0
             terms["entropy"] = min(1.0, rise) * self._entropy(logits)
         return terms
+
+    def classes(self, h: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return the classifier's logits, (n, classes)."""
+        logits: torch.Tensor = self.classifier(
+            h if self.options.classifier_input == "h" else features
+        )
+        return logits
+
+    def judged(self, found: "Outputs", target_h: torch.Tensor) -> torch.Tensor:
+        """Return what the discriminator sees: one row an item, source first."""
+        return torch.cat([found.h, target_h])
 
     def statistics(self, h: torch.Tensor) -> dict[str, float]:
         """Entropy of the class predictions, and of their mean: low means few classes are left."""
@@ -188,6 +214,17 @@ class METAH(DeepMethod[ObjectiveOptions]):
             both = self.features(torch.cat([batch.source, batch.target]))
             return both[: len(batch.source)], both[len(batch.source) :]
         return self.features(batch.source), self.features(batch.target)
+
+    def _pairwise(self, h: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        options = self.options
+        return pairwise.pairwise_loss(
+            h,
+            pairwise.shared_label(labels),
+            form=options.form,
+            balance=options.balance,
+            alpha=options.alpha,
+            gamma=options.gamma,
+        )
 
     def _classification(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.task.multi_label and self.options.multilabel_head == "sigmoid":

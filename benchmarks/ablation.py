@@ -1,0 +1,126 @@
+"""What each part of METAH+ gives: one change at a time, through ``metah-train compare``.
+
+    python benchmarks/ablation.py --direction syn2real --bits 48 --seeds 1 --out ablation-48
+    python benchmarks/ablation.py --report ablation-48      # only read what is finished
+
+Prints one JSON line a row: the score that decides nothing (MAP@H2 on the target), and what may
+decide: source validation and the unsupervised criteria of ``metah_train.criteria``, with the mean
+rank of each row over them (1 is best).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = {
+    "MCC, h x p": "plus.judge=h x p",
+    "MCC, domain norm": "plus.norm=domain",
+    "MCC, codewords": "plus.codeword=0.3",
+    "MCC, bits": "plus.bit_balance=0.1,plus.bit_correlation=0.1",
+    "MCC, average": "plus.average=0.99",
+    "MCC, pseudo-labels": "plus.pseudo=0.5",
+}
+"""Name of a row -> what it changes in METAH+ with minimum class confusion alone."""
+
+PLAIN = (
+    "plus.confusion=1",
+    "plus.judge=h",
+    "plus.norm=shared",
+    "plus.codeword=0",
+    "plus.bit_balance=0",
+    "plus.bit_correlation=0",
+    "plus.average=0",
+    "plus.pseudo=0",
+)
+CRITERIA = {
+    "source_map_h2": 1,
+    "entropy": -1,
+    "diversity": 1,
+    "rank": 1,
+    "snd": 1,
+    "density": 1,
+    "purity": 1,
+}
+"""Name -> +1 where more is better, -1 where less is."""
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """Return the call of ``metah-train compare``."""
+    call = [sys.executable, "-c", "from metah_train.cli import main; main()", "compare"]
+    call += ["--data", args.data, "--recipe", args.recipe, "--direction", args.direction]
+    call += ["--methods", "metah-e,metah,metah-plus", "--bits", args.bits, "--seeds", args.seeds]
+    call += ["--workers", str(args.workers), "--out", str(args.out)]
+    for setting in PLAIN:
+        call += ["--set", f"metah-plus:{setting}"]
+    for name, changes in ROWS.items():
+        call += ["--row", f"{name.replace(',', ' +')}=metah-plus,{changes}"]
+    for setting in args.set:
+        call += ["--set", setting]
+    return call
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one dictionary a row and length: means over seeds, and mean ranks of the criteria."""
+    keys = list(dict.fromkeys((record["method"], record["bits"]) for record in records))
+    found = []
+    for method, bits in keys:
+        own = [r for r in records if (r["method"], r["bits"]) == (method, bits)]
+        values = {
+            "map_h2": np.mean([r["metrics"]["map_h2"] for r in own]),
+            "recall_h2": np.mean([r["metrics"]["recall_h2"] for r in own]),
+            "map_full": np.mean([r["metrics"]["map_full"] for r in own]),
+            "source_map_h2": np.mean([r["source_metrics"]["map_h2"] for r in own]),
+        }
+        for name in list(CRITERIA)[1:]:
+            values[name] = np.mean([r["criteria"][name] for r in own])
+        rounded = {name: round(float(value), 4) for name, value in values.items()}
+        found.append({"row": method, "bits": bits, "seeds": len(own), **rounded})
+    for bits in {row["bits"] for row in found}:
+        rows = [row for row in found if row["bits"] == bits]
+        ranks = np.zeros(len(rows))
+        for name, sign in CRITERIA.items():
+            score = sign * np.array([row[name] for row in rows])
+            ranks += (
+                1 + (score[:, None] < score).sum(1) + ((score[:, None] == score).sum(1) - 1) / 2
+            )
+        for row, rank in zip(rows, ranks, strict=True):
+            row["mean_rank"] = round(float(rank) / len(CRITERIA), 2)
+    return found
+
+
+def main() -> int:
+    """Run the comparison, print its summary."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--direction", default="syn2real")
+    parser.add_argument("--bits", default="48")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--quick", action="store_true", help="30 steps: does it run?")
+    parser.add_argument("--out", type=Path, help="folder of the comparison")
+    parser.add_argument("--report", type=Path, help="only summarise this folder")
+    args = parser.parse_args()
+    if (args.out is None) == (args.report is None):
+        parser.error("one of --out and --report is needed")
+    status = 0
+    if args.report is None:
+        if args.quick:
+            args.set += ["steps=30", "split.synthetic=1000"]
+        status = subprocess.run(command(args), check=False).returncode
+    results = (args.report or args.out) / "results.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
+    for row in summary([json.loads(line) for line in lines]):
+        print(json.dumps(row))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
