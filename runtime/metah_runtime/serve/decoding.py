@@ -23,7 +23,7 @@ from metah_runtime.serve.decoder import (
     TOO_LARGE,
 )
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 
 
 class TooManyPixels(ImageError):  # noqa: N818 - the family's names state the fact
@@ -49,7 +49,7 @@ class Worker:
 
     @classmethod
     async def start(cls, spec: Preprocess, max_pixels: int) -> "Worker":
-        """Start a process; it has no environment to speak of and none of our descriptors."""
+        """Start a process, which has none of this one's descriptors but the two pipes."""
         settings = json.dumps({"preprocess": spec.to_dict(), "max_pixels": max_pixels})
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
         process = await asyncio.create_subprocess_exec(
@@ -124,13 +124,19 @@ class Decoders:
         return sorted(worker.pid for worker in self._all)
 
     async def start(self) -> None:
-        """Start all processes; raise DecoderDied if one cannot work."""
+        """Start all processes; raise DecoderDied if one does not work."""
         for _ in range(self._count):
             worker = await self._new()
             self._idle.put_nowait(worker)
-        async with asyncio.timeout(START_TIMEOUT):
-            for worker in list(self._all):
-                await worker.ask(PIXELS, 0, b"")  # answered once its imports are done
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                for worker in list(self._all):
+                    await worker.ask(PIXELS, 0, b"")  # answered once its imports are done
+        except (TimeoutError, DecoderDied):
+            raise DecoderDied(
+                "a process that decodes images does not start; "
+                "fix: python -m metah_runtime.serve.decoder '{}' shows why"
+            ) from None
 
     async def close(self) -> None:
         """End all processes."""

@@ -1,5 +1,6 @@
 """Pictures of indexed images: only files that the index names, only below one folder, no links."""
 
+import asyncio
 import errno
 import os
 import stat
@@ -14,6 +15,7 @@ CACHE_BYTES = 64 << 20
 
 Make = Callable[[bytes, int], Awaitable[tuple[str, bytes]]]
 Picture = tuple[str, bytes]
+Key = tuple[int, ...]
 
 
 class Thumbnails:
@@ -28,31 +30,39 @@ class Thumbnails:
         self._limit = limit
         self._make = make
         self._room = cache
-        self._cache: OrderedDict[tuple[object, ...], Picture] = OrderedDict()
+        self._cache: OrderedDict[Key, Picture] = OrderedDict()
 
     async def get(self, path: str, size: int) -> Picture:
         """Return (media type, picture), at most ``size`` pixels wide and high.
 
         Raises ImageError, whose message names no path.
         """
+        key, found = await asyncio.to_thread(self._read, path, size)
+        if not isinstance(found, bytes):
+            if key in self._cache:
+                self._cache.move_to_end(key)
+            return found
+        picture = await self._make(found, size)
+        self._keep(key, picture)
+        return picture
+
+    def _read(self, path: str, size: int) -> tuple[Key, Picture | bytes]:
+        """Return (key of the picture, the picture if it is kept, else the contents of the file)."""
         handle = open_below(self.root, path)
         try:
             status = os.fstat(handle)
             key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, size)
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
+            kept = self._cache.get(key)
+            if kept is not None:
+                return key, kept
             if status.st_size > self._limit:
                 raise ImageError(f"its file is larger than {self._limit:,} bytes")
             with os.fdopen(os.dup(handle), "rb") as file:
-                data = file.read(self._limit + 1)
+                return key, file.read(self._limit)
         finally:
             os.close(handle)
-        picture = await self._make(data[: self._limit], size)
-        self._keep(key, picture)
-        return picture
 
-    def _keep(self, key: tuple[object, ...], picture: Picture) -> None:
+    def _keep(self, key: Key, picture: Picture) -> None:
         if key not in self._cache:
             self._cache[key] = picture
             self._room -= len(picture[1])

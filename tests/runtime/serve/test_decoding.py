@@ -123,14 +123,14 @@ def test_a_hanging_process_costs_its_own_image_alone() -> None:
         answers = await asyncio.gather(*asks, return_exceptions=True)
         late = [answer for answer in answers if isinstance(answer, DecoderSlow)]
         assert len(late) == 1
-        assert "not decoded within 3 s" in str(late[0])
+        assert "not decoded within 4 s" in str(late[0])
         for number, answer in enumerate(answers):
             if not isinstance(answer, BaseException):
                 assert np.array_equal(answer, load_image(png(seed=number), SPEC))
         assert stuck not in decoders.pids
         assert other in decoders.pids
 
-    assert go(body, count=2, timeout=3.0) == 1
+    assert go(body, count=2, timeout=4.0) == 1
 
 
 def test_a_given_up_request_leaves_the_process_in_order() -> None:

@@ -27,7 +27,7 @@ class Slow:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -83,11 +83,11 @@ def test_a_full_queue_and_a_greedy_client_are_told_to_wait(world: World, slow: S
 
 def test_a_late_answer_is_504_and_a_stuck_model_is_not_ready(world: World, slow: Slow) -> None:
     data = world.files[0].read_bytes()
-    with serve(world, slow, timeout=2.0) as server:
+    with serve(world, slow, timeout=3.0) as server:
         try:
             late = server.search(data)
             assert late.status == 504
-            assert late.json["rule"] == "an answer may take 2 s"
+            assert late.json["rule"] == "an answer may take 3 s"
             assert server.get("/healthz").json == {"status": "ok"}
             until(lambda: server.get("/readyz").status == 503)
             assert "the model has not answered for long" in server.get("/readyz").json["error"]

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import Running, World, running
 
-HEAD, BODY = 0.6, 0.8
+HEAD, BODY = 1.0, 1.2
 MAX_BODY = 100_000
 CONNECTIONS = 12
 
