@@ -86,8 +86,8 @@ def test_two_processes_have_the_losses_and_codes_of_one(make_split: Any, tmp_pat
     for name, (case, split) in cases.items():
         expected, logits = losses(case, split, tmp_path / "one" / name, Share())
         assert len(expected) == 3
-        np.testing.assert_allclose(found[name][0], expected, rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(found[name][1], logits, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name][0], expected, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name][1], logits, atol=1e-3, err_msg=name)
 
 
 @needs_fabric
