@@ -59,11 +59,11 @@ build/milvus/.installed:
 	$(BIN)/pip install --quiet --target build/milvus 'pymilvus>=2.6,<3' milvus-lite==2.5.1 'setuptools<81'
 	touch $@
 
-# Two Ray nodes in network namespaces of their own. `make test` runs them too where Ray is installed.
+# Two Ray nodes in network namespaces of their own; wants an idle machine.
 .PHONY: test-ray
 test-ray: setup
 	$(BIN)/pip install --quiet --editable '.[ray]'
-	$(BIN)/python -m pytest tests/cluster
+	METAH_TEST_RAY=1 $(BIN)/python -m pytest -s tests/cluster
 
 # On a machine with an NVIDIA GPU: needs numpy, nvcc and one of pycuda, cuda-bindings, cupy in
 # $(PYTHON); installs and downloads nothing. GPU_CHECK=--simulate runs the same steps on the CPU.

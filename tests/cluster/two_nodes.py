@@ -139,7 +139,10 @@ class TwoNodes:
     def _node(self, *options: str, ip: str, prefix: list[str] | None = None):
         size = "--object-store-memory=80000000"
         few = ["--num-cpus=3", "--include-log-monitor=false"]
-        common = [*few, size, f"--node-ip-address={ip}"]
+        # Ray waits for no port that is given, and dies if its agents are slow to choose one.
+        ports = ["--dashboard-agent-grpc-port=20001", "--runtime-env-agent-port=20002"]
+        ports += ["--metrics-export-port=20003", "--dashboard-agent-listen-port=20004"]
+        common = [*few, *ports, size, f"--node-ip-address={ip}"]
         return self._start([*(prefix or []), RAY, "start", *options, *common, "--block"])
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
