@@ -48,7 +48,7 @@ def page(browser: Any, served: Running) -> Iterator[Any]:
 def opened(browser: Any, port: int, **options: Any) -> Iterator[Any]:
     with browser.new_context(**options) as context:
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
@@ -171,11 +171,10 @@ def test_goes_on_from_a_neighbour_and_back(page: Any, served: Running, world: Wo
 
 def test_shows_pictures(page: Any, world: World) -> None:
     upload(page, world.files[5])
-    page.wait_for_function("document.querySelectorAll('.tile img').length > 0")
+    page.wait_for_selector(".tile img.small")  # 4 x 5 pixels, enlarged with sharp edges
     page.wait_for_function(
-        "Array.from(document.querySelectorAll('.tile img')).every(i => i.naturalWidth)"
+        "Array.from(document.querySelectorAll('.tile img')).every(image => image.naturalWidth)"
     )
-    assert page.locator(".tile img.small").count() > 0
 
 
 def test_works_by_keyboard(page: Any, served: Running, world: World) -> None:
