@@ -6,7 +6,7 @@
 There is no entropy term: with every option off it is METAH-e, bit for bit. A recipe's table
 [plus] goes over its [objective]. What each option is and where it comes from is
 told in the modules of ``losses``, in ``domain_norm`` and in ``averaging``; what they give, and
-how the defaults were chosen, in docs/decisions/0008-metah-plus.md.
+how the defaults were chosen, in docs/decisions/0012-metah-plus.md.
 """
 
 from dataclasses import dataclass
