@@ -56,14 +56,16 @@ def build(
         run = Run.open(run)
     evaluation = stored_evaluation(run)
     if split is None:
-        split = split_of(run.config)
+        with console.step("loading the data"):
+            split = split_of(run.config)
     if split.preprocess != run.preprocess:
         raise DataError(f"the data's preprocessing {split.preprocess} is not the run's")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     known = collect_truth(run, split, images=config.images, seed=config.seed)
     bits, shape = run.config.bits, run.preprocess.shape
-    model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
+    with console.step("exporting to ONNX"):
+        model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
     if config.precision == "fp32":
         result = gate(model, "fp32", known, limits=config.allowed, threads=config.threads)
     else:
@@ -126,11 +128,13 @@ def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
     total = sum(len(part) for _, part in parts)
     if total < MIN_IMAGES:
         console.warn(f"parity is measured on all {total} images; {MIN_IMAGES} would be the rule")
+    with console.progress_bar("encoding with PyTorch", total, "images") as advance:
+        logits = [encode(run.model, part, done=advance)[1] for _, part in parts]
     labels = [part.labels for _, part in parts]
     known = [label for label in labels if label is not None]
     return Truth(
         images=np.concatenate([part.load(np.arange(len(part))) for _, part in parts]),
-        logits=np.concatenate([encode(run.model, part)[1] for _, part in parts]),
+        logits=np.concatenate(logits),
         roles=np.repeat(
             np.array([role for role, _ in parts], np.uint8), [len(p) for _, p in parts]
         ),

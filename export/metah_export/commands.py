@@ -261,6 +261,7 @@ def compare(
 @click.option("--max-batch", default=64, show_default=True, help="Largest batch of a launch.")
 @click.option("--preferred", default="8,64", show_default=True, help="Batch sizes to gather.")
 @click.option("--delay-us", default=500, show_default=True, help="How long to gather them.")
+@_json
 def triton(
     bundle: Path,
     repo: Path,
@@ -271,6 +272,7 @@ def triton(
     max_batch: int,
     preferred: str,
     delay_us: int,
+    as_json: bool,
 ) -> None:
     """Write BUNDLE as a model of a Triton Inference Server's model repository.
 
@@ -289,7 +291,12 @@ def triton(
         preferred=_sizes("preferred", preferred),
         delay_us=delay_us,
     )
-    console.say(str(stage.triton(bundle, repo, config)))
+    folder = stage.triton(bundle, repo, config)
+    if as_json:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        console.print_json({"bundle": bundle, **schema.to_json(config), "files": paths})
+    else:
+        console.say(str(folder))
 
 
 def _sizes(name: str, text: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from metah_export.verify import check_rules, limits_of, load_truth
 from metah_runtime import runners
 from metah_runtime.bundle import MODEL, Bundle, Engine
 from metah_runtime.checks import usable_cores
+from metah_runtime.console import progress_bar
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.runners import Runner
 
@@ -98,8 +99,16 @@ def compare(
         known = load_truth(bundle)
         images = _images(bundle, known, max(batches))
 
-        def time_it(runner: Runner, images: NDArray[np.uint8] = images) -> tuple[Timing, ...]:
-            return tuple(measure(runner, images, n, seconds, clock) for n in batches)
+        def time_it(
+            runner: Runner, images: NDArray[np.uint8] = images, name: str = name
+        ) -> tuple[Timing, ...]:
+            found = []
+            with progress_bar(f"timing {name}", len(batches), redraw="advance") as advance:
+                for n in batches:
+                    advance(0, note=f"batches of {n}")
+                    found.append(measure(runner, images, n, seconds, clock))
+                    advance()
+            return tuple(found)
 
         rows.append(_onnx_row(bundle, name, known, device, threads, time_it))
         rows.extend(_engine_row(bundle, name, e, known, time_it) for e in bundle.manifest.engines)

@@ -16,6 +16,7 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
 from metah_export.quantize import Calibration, quantize
 from metah_export.truth import Truth
+from metah_runtime import console
 from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.runners import Runner
 from metah_runtime.runners.ort import OrtRunner
@@ -41,7 +42,8 @@ def lower(
         return model
     proto = load_model(model)
     if precision in HALF:
-        result = to_half(proto, precision)
+        with console.step(f"rewriting to {precision}"):
+            result = to_half(proto, precision)
     elif precision in CALIBRATED:
         if images is None:
             raise ConfigError(f"{precision} needs images to calibrate on")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from metah_export.graph import find_body, name_nodes
 from metah_export.onnx_rules import INPUT
+from metah_runtime.console import Advance, progress_bar
 from metah_runtime.errors import ConfigError, DataError
 
 METHODS = ("minmax", "entropy", "percentile")
@@ -51,14 +52,15 @@ class Calibration:
 
 
 class _Reader:
-    """Feeds calibration images to ONNX Runtime, a batch at a time."""
+    """Feeds calibration images to ONNX Runtime, a batch at a time; advance: counts them."""
 
-    def __init__(self, images: NDArray[np.uint8], batch: int) -> None:
-        self.images, self.batch, self.place = images, batch, 0
+    def __init__(self, images: NDArray[np.uint8], batch: int, advance: Advance) -> None:
+        self.images, self.batch, self.place, self.advance = images, batch, 0, advance
 
     def get_next(self) -> dict[str, Any] | None:
         part = self.images[self.place : self.place + self.batch]
         self.place += self.batch
+        self.advance(len(part))
         return {INPUT: part} if len(part) else None
 
     def rewind(self) -> None:
@@ -90,6 +92,7 @@ def quantize(
         options["scenario"] = "same"
     progress = io.StringIO()  # the quantiser prints what it does
     with (
+        progress_bar(f"calibrating {precision}", len(images), "images") as advance,
         tempfile.TemporaryDirectory(prefix="metah-") as folder,
         contextlib.redirect_stdout(progress),
         _quiet(),
@@ -98,7 +101,7 @@ def quantize(
         quantize_static(
             named,
             target,
-            _Reader(images, calibration.batch),
+            _Reader(images, calibration.batch, advance),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             per_channel=precision == "int8",

@@ -123,7 +123,8 @@ def build_engine(
     if plan is None:
         low, best, high = config.batch
         shapes: Shapes = ((low, *image_shape), (best, *image_shape), (high, *image_shape))
-        plan = _build(trt, model, {"images": shapes}, config)
+        with console.step(f"building the {config.kind} engine"):
+            plan = _build(trt, model, {"images": shapes}, config)
         if folder is not None:
             _keep(folder, key, plan)
     engine = Engine(

@@ -12,6 +12,7 @@ from metah_export.precision import forms
 from metah_export.truth import Truth
 from metah_runtime import runners
 from metah_runtime.bundle import Bundle
+from metah_runtime.console import step
 from metah_runtime.errors import BundleError, ParityError
 
 
@@ -30,8 +31,9 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
 
     Raises BundleError, ParityError or BackendUnavailable.
     """
-    bundle = Bundle.open(path)
-    opset = check_rules(bundle)
+    with step("checking digests and ONNX rules"):
+        bundle = Bundle.open(path)
+        opset = check_rules(bundle)
     if opset != bundle.manifest.opset:
         raise BundleError(
             f"{bundle.model_path} has operator set {opset}, the manifest says "

@@ -15,7 +15,7 @@ import click
 
 from metah_runtime.command_group import Group, version_option
 from metah_runtime.errors import MetahError, MissingExtra
-from metah_runtime.progress import Advance, is_quiet, progress, progress_bar
+from metah_runtime.progress import Advance, is_quiet, progress, progress_bar, step
 
 __all__ = [
     "Advance",
@@ -29,6 +29,7 @@ __all__ = [
     "progress_bar",
     "run",
     "say",
+    "step",
     "version_option",
     "warn",
 ]

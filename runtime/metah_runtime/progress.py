@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import click
 
@@ -27,10 +27,17 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[Advance]:
+def progress_bar(
+    label: str,
+    total: int | None = None,
+    unit: str = "it",
+    *,
+    redraw: Literal["always", "advance"] = "always",
+) -> Iterator[Advance]:
     """Show a bar with count, rate (``unit``/s) and time left on stderr; yield its advance(n).
 
-    Silent when stderr is not a terminal, and with --quiet.
+    redraw: ten times a second, or when it moves on alone, which leaves what is timed in between
+    undisturbed. Silent when stderr is not a terminal, and with --quiet.
     """
     if not sys.stderr.isatty() or is_quiet():
         yield lambda n=1, *, note="", total=None: None  # noqa: ARG005
@@ -66,15 +73,38 @@ def progress_bar(label: str, total: int | None = None, unit: str = "it") -> Iter
             if below:
                 yield Text(below, style="dim", no_wrap=True, overflow="ellipsis")
 
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    always = redraw == "always"
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=always) as bar:
         task = bar.add_task(label, total=total)
 
         def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
             nonlocal below
             below = note or below
-            bar.update(task, advance=n, total=total)
+            bar.update(task, advance=n, total=total, refresh=not always)
 
         yield advance
+
+
+@contextmanager
+def step(label: str) -> Iterator[None]:
+    """Show what is being done and for how long on stderr, where nothing can be counted.
+
+    Silent when stderr is not a terminal, and with --quiet.
+    """
+    if not sys.stderr.isatty() or is_quiet():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(label, total=None)
+        yield
 
 
 def progress(

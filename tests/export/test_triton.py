@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from metah_export import cli
 from metah_export.triton import TritonConfig, triton
@@ -115,6 +116,25 @@ def test_the_repository_of_an_onnx_bundle(make_bundle: Make, tmp_path: Path) -> 
     assert (target / "1/model.onnx").read_bytes() == bundle.read()
     text = (target / "config.pbtxt").read_text()
     assert text == GOLDEN.replace("FINGERPRINT", bundle.fingerprint)
+
+
+def test_the_command_says_in_json_what_it_wrote(make_bundle: Make, tmp_path: Path) -> None:
+    bundle, repo = make_bundle(), tmp_path / "repo"
+    args = ["triton", str(bundle.path), "--repo", str(repo), "--instances", "cpu"]
+    found = json.loads(CliRunner().invoke(cli.cli, [*args, "--json"]).stdout)
+    assert found.pop("files") == [
+        str(repo / "metah" / name) for name in ("1/model.onnx", "config.pbtxt")
+    ]
+    assert found == {
+        "bundle": str(bundle.path),
+        "name": "metah",
+        "backend": "onnxruntime",
+        "instances": "cpu",
+        "count": 1,
+        "max_batch": 64,
+        "preferred": [8, 64],
+        "delay_us": 500,
+    }
 
 
 def test_the_repository_of_engines_has_one_plan_a_capability(

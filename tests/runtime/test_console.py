@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -232,6 +233,8 @@ def test_progress_passes_items_through(capsys: pytest.CaptureFixture[str]) -> No
     with console.progress_bar("letters", 3, "letters") as advance:
         advance()
         advance(2)
+    with console.step("building"):
+        pass
     assert capsys.readouterr().err == ""
 
 
@@ -240,6 +243,11 @@ def test_progress_shows_count_and_rate_on_a_terminal() -> None:
 from metah_runtime import console
 with console.progress_bar("encoding [x]", 12_000, "images") as advance:
     advance(12_000)
+with console.progress_bar("timing", 2, "sizes", redraw="advance") as advance:
+    advance(0, note="batches of 8")
+    advance(2)
+with console.step("building [y]"):
+    pass
 assert list(console.progress([1, 2], "steps", unit="steps")) == [1, 2]
 """
     ours, theirs = os.openpty()
@@ -258,3 +266,5 @@ assert list(console.progress([1, 2], "steps", unit="steps")) == [1, 2]
     assert "12000/12000" in shown
     assert "images/s" in shown
     assert "steps/s" in shown
+    assert "batches of 8" in shown
+    assert re.search(r"building \[y\] \S*0:00:0\d", shown)

@@ -149,6 +149,14 @@ class TestCommand:
         assert "exists; fix: name a new folder" in again.stderr
         assert again.stderr.count("\n") == 1
 
+    @pytest.mark.parametrize(("name", "module"), [("digits", "digits"), ("emoji", "emoji_fetch")])
+    def test_what_was_written_is_said_in_json(
+        self, name: str, module: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(f"metah_train.data.{module}.write", lambda *_, **__: 7)
+        done = CliRunner().invoke(data, [name, "--out", "new", "--seed", "3", "--json"])
+        assert json.loads(done.stdout) == {"out": "new", "images": 7, "seed": 3}
+
     def test_nothing_is_left_of_a_failed_write(self, tmp_path: Path) -> None:
         done = command("digits", "--out", tmp_path / "d", "--synthetic", 50)
         assert done.returncode == 1

@@ -13,6 +13,7 @@ from metah_train.methods import METHODS
 if TYPE_CHECKING:
     from metah_train.config import Config
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _EVALUATION_ROWS = {
     "map_h2": "MAP@H{radius}",
     "map_h2_tieavg": "MAP@H{radius}, ties averaged",
@@ -46,6 +47,7 @@ _EVALUATION_ROWS = {
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in the output folder.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Score the run at the end.")
+@_JSON
 def fit(
     recipe: str,
     assignments: tuple[str, ...],
@@ -53,6 +55,7 @@ def fit(
     resume: bool,
     overwrite: bool,
     evaluate: bool,
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Train a method on labelled source and unlabelled target images, and score it.
@@ -90,9 +93,17 @@ def fit(
         run = loop.fit(
             config, split, out, resume=resume, overwrite=overwrite, begin=begin, report=report
         )
-    console.note(f"{run.path}: trained in {time.monotonic() - start:.0f} s")
+    seconds = time.monotonic() - start
+    console.note(f"{run.path}: trained in {seconds:.0f} s")
+    result = None
     if evaluate:
-        _print_evaluation(score(run, split))
+        with console.step("scoring"):
+            result = score(run, split)
+    if as_json:
+        facts = {"run": run.path, "run_digest": run.digest, "seconds": seconds}
+        console.print_json({**facts, "evaluation": result})
+    elif result is not None:
+        _print_evaluation(result)
 
 
 @click.command()
@@ -105,7 +116,7 @@ def fit(
     metavar="KIND",
     help="Score queries and database under noise, blur or inversion too; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_JSON
 def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> None:
     """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json.
 
@@ -123,7 +134,8 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> 
     from metah_train.evaluate import evaluate as score
 
     opened = Run.open(run)
-    result = score(opened, split_of(opened.config), radius=radius, shifts=shifts)
+    with console.step("scoring"):
+        result = score(opened, split_of(opened.config), radius=radius, shifts=shifts)
     if as_json:
         console.print_json(result)
     else:

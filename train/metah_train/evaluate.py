@@ -1,6 +1,6 @@
 """Encode image sets with a trained network and score the retrieval of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,15 @@ MAX_EVALUATION_BYTES = 1 << 20
 
 
 def encode(
-    model: HashModel, images: "ImageSet", *, batch: int = 256
+    model: HashModel,
+    images: "ImageSet",
+    *,
+    batch: int = 256,
+    done: Callable[[int], None] | None = None,
 ) -> tuple[Codes, NDArray[np.float32]]:
     """Encode a set in eval mode: (packed codes (n, bits/8) uint8, logits (n, bits) float32).
 
-    The mode of the model is put back.
+    The mode of the model is put back. done: called with the number of images of each batch.
     """
     mode = model.training
     model.eval()
@@ -40,6 +44,8 @@ def encode(
                 rows = np.arange(start, min(start + batch, len(images)))
                 part = torch.from_numpy(images.load(rows)).to(device)
                 logits[rows] = model(part).cpu().numpy()
+                if done is not None:
+                    done(len(rows))
     finally:
         model.train(mode)
     return pack(logits), logits

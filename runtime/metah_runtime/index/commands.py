@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from metah_runtime import console
+from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError, IndexMismatch
 from metah_runtime.index.store import Index
 
@@ -92,7 +93,8 @@ def compact(index: Path, as_json: bool) -> None:
     """
     with Index.open(index) as store:
         before = store.info()
-        store.compact()
+        with console.progress_bar("compacting", len(store), "codes") as advance:
+            store.compact(advance)
         after = store.info()
     if as_json:
         console.print_json({"index": index, "before": _size(before), "after": _size(after)})
@@ -170,8 +172,9 @@ def export(
     exists: formats.Exists = "replace" if overwrite else "append" if append else "error"
     to = formats.Target.of(target, kind, table)
     with Index.open(index) as store:
-        formats.export(store, to, exists=exists)
         count = len(store)
+        with console.progress_bar("exporting", count, "codes") as advance:
+            formats.export(cast(Index, _Watched(store, advance)), to, exists=exists)
     if as_json:
         console.print_json({"index": index, "target": str(to), "codes": count})
     else:
@@ -227,6 +230,22 @@ def import_(
     console.say(
         f"added {count:,} codes to {console.printable(index)}: {total:,} codes of {rows.bits} bits"
     )
+
+
+class _Watched:
+    """An index that counts the codes which are read from it on a progress bar."""
+
+    def __init__(self, store: Index, advance: console.Advance) -> None:
+        self._store = store
+        self._advance = advance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def codes(self, ids: Any) -> Codes:
+        found = self._store.codes(ids)
+        self._advance(len(found))
+        return found
 
 
 def _size(facts: dict[str, Any]) -> dict[str, int]:

@@ -4,7 +4,7 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +246,17 @@ class SegmentWriter:
     """Writes one segment in one pass, codes first; the file gets its name in finish()."""
 
     def __init__(
-        self, path: Path, *, bits: int, number: int, index_id: bytes, fingerprint: bytes
+        self,
+        path: Path,
+        *,
+        bits: int,
+        number: int,
+        index_id: bytes,
+        fingerprint: bytes,
+        done: Callable[[int], None] | None = None,
     ) -> None:
         self.rows = 0
+        self._done = done
         self._header = {
             "kind": SEGMENT,
             "bits": bits,
@@ -263,6 +271,8 @@ class SegmentWriter:
         if len(codes):
             self._body.write(codes)
             self.rows += len(codes)
+            if self._done is not None:
+                self._done(len(codes))
 
     def finish(
         self, *, first_id: int | None = None, ids: Ids | None = None, paths: Any = None

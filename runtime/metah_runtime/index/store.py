@@ -187,15 +187,16 @@ class Index(Reader):
                 self._commit(draft, draft.manifest())
         return count
 
-    def compact(self) -> None:
+    def compact(self, done: Callable[[int], None] | None = None) -> None:
         """Write all codes that were not removed as one segment and free the rest.
 
-        Readers that have the old state open keep it until they close or refresh.
+        Readers that have the old state open keep it until they close or refresh. done: called
+        with the number of codes of each part that was written.
         """
         with self._draft() as draft:
             parts = draft.base.parts
             if len(parts) > 1 or any(len(part.removed) for part in parts):
-                rebuild(draft, parts)
+                rebuild(draft, parts, done)
                 self._commit(draft, draft.replacement([]))
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:

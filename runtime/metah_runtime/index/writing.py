@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -101,8 +101,8 @@ class Draft:
         self._next_file = base.manifest.next_file
         self._written: list[Path] = []
 
-    def segment(self) -> SegmentWriter:
-        """Begin a new segment."""
+    def segment(self, done: Callable[[int], None] | None = None) -> SegmentWriter:
+        """Begin a new segment; done: called with the number of codes of each write."""
         manifest = self.base.manifest
         path = self._new_path("segment")
         return SegmentWriter(
@@ -111,6 +111,7 @@ class Draft:
             number=self._next_file - 1,
             index_id=bytes.fromhex(manifest.index_id),
             fingerprint=fingerprint_digest(manifest.fingerprint),
+            done=done,
         )
 
     def keep(self, header: Header) -> None:
@@ -286,17 +287,18 @@ def merge_tail(parts: Sequence[Part]) -> Sequence[Part]:
     return parts[len(parts) - count :] if count >= TIER else ()
 
 
-def rebuild(draft: Draft, parts: Sequence[Part]) -> None:
+def rebuild(draft: Draft, parts: Sequence[Part], done: Callable[[int], None] | None = None) -> None:
     """Write the rows of ``parts`` that are not removed as one segment, ascending by id.
 
-    Parts whose id ranges do not overlap are streamed; others are put in order in memory.
+    Parts whose id ranges do not overlap are streamed; others are put in order in memory. done:
+    called with the number of rows of each write.
     """
     parts = sorted((part for part in parts if len(part)), key=lambda part: part.segment.first_id)
     if not parts:
         return
     for part in parts:
         part.ensure_checked()
-    writer = draft.segment()
+    writer = draft.segment(done)
     try:
         apart = all(a.segment.last_id < b.segment.first_id for a, b in pairwise(parts))
         header = (_stream if apart else _sort)(writer, parts)

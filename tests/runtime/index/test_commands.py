@@ -1,7 +1,8 @@
 """metah-search info, verify, compact, remove, export, import."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,39 @@ def test_what_is_not_there(run: Run, filled: Index, tmp_path: Path) -> None:
     failed(run("export", filled.path, tmp_path / "no" / "x.npy"), 1, "No such file")
     failed(run("info"), 2, "INDEX")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_progress_counts_each_code(
+    run: Run,
+    filled: Index,
+    tmp_path: Path,
+    make_codes: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    overlap: bool,
+) -> None:
+    seen: dict[str, tuple[int | None, list[int]]] = {}
+
+    @contextmanager
+    def bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[object]:
+        counts: list[int] = []
+        seen[label] = total, counts
+        yield counts.append
+
+    if overlap:
+        filled.add(make_codes(2), ids=[900, 1000])
+        filled.add(make_codes(1), ids=[950])
+    run("remove", filled.path, 3)
+    left = 27 if overlap else 24
+    monkeypatch.setattr(console, "progress_bar", bar)
+    assert run("compact", filled.path)[0] == 0
+    assert run("export", filled.path, tmp_path / "x.npy")[0] == 0
+    assert run("import", tmp_path / "new", tmp_path / "x.npy")[0] == 0
+    assert {name: (total, sum(counts)) for name, (total, counts) in seen.items()} == {
+        "compacting": (left, left),
+        "exporting": (left, left),
+        "importing": (None, left),
+    }
 
 
 def test_what_changes_an_index_says_so_in_json(run: Run, filled: Index, tmp_path: Path) -> None:

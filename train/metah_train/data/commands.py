@@ -6,6 +6,8 @@ import click
 
 from metah_runtime import console
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
 
 @click.group(cls=console.Group)
 def data() -> None:
@@ -22,7 +24,8 @@ def data() -> None:
     help="How many images to render.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-def digits(out: Path, synthetic: int, seed: int) -> None:
+@_JSON
+def digits(out: Path, synthetic: int, seed: int, as_json: bool) -> None:
     """Write the digits as PNG files, and the lists of queries and database images.
 
     OUT/{syn,real}/CLASS/NUMBER.png, and OUT/DIRECTION-{query,database}.txt with one path below
@@ -36,7 +39,10 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
     from metah_train.data.splits import SplitSizes
 
     count = write(out, seed=seed, sizes=SplitSizes(synthetic=synthetic))
-    console.say(f"{count} images in {console.printable(out)}")
+    if as_json:
+        console.print_json({"out": out, "images": count, "seed": seed})
+    else:
+        console.say(f"{count} images in {console.printable(out)}")
 
 
 @data.command()
@@ -47,7 +53,8 @@ def digits(out: Path, synthetic: int, seed: int) -> None:
     help="Folder that holds the npm packages, packed or not.  [default: npm fetches them]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-def emoji(out: Path, packages: Path | None, seed: int) -> None:
+@_JSON
+def emoji(out: Path, packages: Path | None, seed: int, as_json: bool) -> None:
     """Write 1,911 emoji as Google (Noto) and as Twitter (Twemoji) draw them, 64 x 64.
 
     They come from the npm packages emoji-datasource-google and emoji-datasource-twitter (130 MB),
@@ -61,14 +68,17 @@ def emoji(out: Path, packages: Path | None, seed: int) -> None:
     from metah_train.data.emoji_fetch import write
 
     count = write(out, packages, seed=seed)
-    console.say(f"{count} images in {console.printable(out)}; their licences: NOTICE.txt")
+    if as_json:
+        console.print_json({"out": out, "images": count, "seed": seed})
+    else:
+        console.say(f"{count} images in {console.printable(out)}; their licences: NOTICE.txt")
 
 
 @data.command()
 @click.argument("spec", metavar="DATA")
 @click.option("--direction", help="Default: the data set's first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 
