@@ -274,6 +274,7 @@ def test_an_engine_listed_for_another_model_is_refused(
     other = make_bundle("other", seed=1)
     text = (bundle.path / "manifest.json").read_text()
     (other.path / "manifest.json").write_text(text)
+    (other.path / "MODEL_CARD.md").write_bytes((bundle.path / "MODEL_CARD.md").read_bytes())
     (other.path / "engines").mkdir()
     (other.path / "engines/a.plan").write_bytes(b"the plan")
     with pytest.raises(BundleError, match=r"model\.onnx is damaged"):

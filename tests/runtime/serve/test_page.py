@@ -173,7 +173,7 @@ def test_shows_pictures(page: Any, world: World) -> None:
     upload(page, world.files[5])
     page.wait_for_selector(".tile img.small")  # 4 x 5 pixels, enlarged with sharp edges
     page.wait_for_function(
-        "Array.from(document.querySelectorAll('.tile img')).every(image => image.naturalWidth)"
+        "() => Array.from(document.querySelectorAll('.tile img')).every(one => one.naturalWidth)"
     )
 
 
@@ -214,7 +214,7 @@ def test_says_what_is_wrong_with_a_file(page: Any, world: World, tmp_path: Path)
         "#file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no image"}
     )
     page.wait_for_function(
-        "document.getElementById('problem').textContent.includes('a.txt is no image')"
+        "() => document.getElementById('problem').textContent.includes('a.txt is no image')"
     )
     upload(page, world.files[0])
     assert page.is_hidden("#problem")
@@ -259,7 +259,7 @@ def test_asks_for_the_token(browser: Any, world: World) -> None:
             assert page.is_visible("#unlock")
             page.fill("#token", "wrong-token")
             page.click("#unlock button")
-            page.wait_for_function("document.getElementById('token').value === ''")
+            page.wait_for_function("() => document.getElementById('token').value === ''")
             page.wait_for_selector("#unlock:not([hidden])")
             page.fill("#token", "open-sesame")
             page.click("#unlock button")
