@@ -76,6 +76,15 @@ def test_the_same_option_is_said_in_the_same_way() -> None:
             assert option.is_flag, path
 
 
+def test_each_command_that_prints_for_people_prints_json_too() -> None:
+    lacking = {
+        " ".join(path)
+        for path, command, _ in LEAVES
+        if not any("--json" in param.opts for param in command.params)
+    }
+    assert lacking == {"metah-search cluster start", "metah-search cluster stop"}
+
+
 def complete(program: str, words: str, number: int) -> list[str]:
     variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
     module = {"metah-search": "runtime", "metah-train": "train", "metah-export": "export"}[program]

@@ -94,6 +94,18 @@ def test_no_evaluate_prints_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "evaluation.json").exists()
 
 
+def test_fit_says_in_json_what_it_wrote(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    fit = ["fit", "--method", "lsh", "--out", str(out), *SETTINGS]
+    found = json.loads(call(*fit, "--json").stdout)
+    assert found.keys() == {"run", "run_digest", "seconds", "evaluation"}
+    assert (found["run"], found["run_digest"]) == (str(out), Run.open(out).digest)
+    assert found["seconds"] > 0
+    assert found["evaluation"] == json.loads((out / "evaluation.json").read_text())
+    again = call(*fit, "--overwrite", "--no-evaluate", "--json")
+    assert json.loads(again.stdout)["evaluation"] is None
+
+
 def test_folders_of_images_train(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for domain in ("src", "tgt"):
@@ -131,7 +143,7 @@ BAD_FIT = [
     (["--bits", "50"], "bits must be a multiple of 8 in 8..1024, got 50", 2),
     (["--bits", "many"], "'many' is not a valid integer", 2),
     (["--method", "kitten"], "method must be one of", 2),
-    (["--data", "cats"], "or 'nuswide:ROOT', got 'cats'", 2),
+    (["--data", "cats"], "or 'emoji:ROOT[:OPTIONS]', got 'cats'", 2),
     (["--direction", "up"], "direction must be one of syn2real, real2syn; got 'up'", 2),
     (["--recipe", "none.toml"], "recipe 'none.toml' cannot be read (No such file", 2),
     (["--set", "epochs"], "a setting must be key=value, got 'epochs'", 2),

@@ -105,6 +105,23 @@ def test_a_cell_that_fails_is_reported_at_the_end(
     assert "## Cells without a result\n\n- metah, 16 bits, seed 0: the loss is" in text
     assert "| METAH | - | 0 |" in text
 
+    monkeypatch.setattr("metah_train.compare.publish.publish", lambda *_: [Path("table.md")])
+    args += ["--json"]
+    with pytest.raises(SystemExit, match=r"^1$"):
+        console.run(cli, "metah-train", ["compare", "--out", str(tmp_path / "out"), *args])
+    stdout, stderr = capsys.readouterr()
+    assert stdout, stderr
+    found = json.loads(stdout)
+    assert found.keys() == {"out", "title", "cells", "finished", "failed", "rows", "files"}
+    assert (found["cells"], found["finished"]) == (2, 1)
+    assert found["failed"]["metah, 16 bits, seed 0"].startswith("the loss is")
+    rows = {row["method"]: row for row in found["rows"]}
+    assert rows["metah"]["metrics"]["map_h2"] is None
+    record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    stat = rows["lsh"]["metrics"]["map_h2"]
+    assert stat == {"mean": record["metrics"]["map_h2"], "deviation": None, "n": 1}
+    assert found["files"] == ["table.md"]
+
 
 def test_usage_errors_come_before_any_work(tmp_path: Path) -> None:
     for args, message in (

@@ -1,6 +1,7 @@
 """The command metah-train compare: one table of methods from one command, resumable."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from metah_runtime import console
 if TYPE_CHECKING:
     from metah_train.compare.grid import Cell
     from metah_train.compare.store import Store
+    from metah_train.compare.table import Document
 
 
 @click.command()
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Trainings at a time, each with one thread.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def compare(
     data: str | None,
     direction: str | None,
@@ -68,6 +71,7 @@ def compare(
     variants: tuple[str, ...],
     out: Path,
     workers: int,
+    as_json: bool,
 ) -> None:
     """Train and score a grid of methods, code lengths and seeds; write tables and pictures.
 
@@ -105,7 +109,11 @@ def compare(
         found = document(cells, store, split)
         console.note("writing tables and pictures")
         paths = publish(cells, store, split, found)
-    _print(found, paths)
+    if as_json:
+        errors = {cell.label: store.error(cell) for cell in failed}
+        console.print_json(_facts(found, out, len(cells), errors, paths))
+    else:
+        _print(found, paths)
     if failed:
         for cell in failed:
             click.echo(f"{cell.label}: {store.error(cell)}", err=True)
@@ -161,6 +169,33 @@ def _left(running: dict[str, float], todo: "list[Cell]", start: float) -> str:
         return ""
     seconds = round((time.monotonic() - start) * (len(todo) - done) / done)
     return f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _facts(
+    found: "Document", out: Path, cells: int, errors: dict[str, str | None], paths: list[Path]
+) -> dict[str, Any]:
+    """Return what --json prints; mean and deviation are those of the tables."""
+    from metah_train.compare.table import MEASURES, aggregate
+
+    stats = [(measure, aggregate(found.records, measure)) for measure in MEASURES]
+    rows: list[dict[str, Any]] = []
+    for name, title in found.methods:
+        for bits in found.bits:
+            row: dict[str, Any] = {"method": name, "title": title, "bits": bits}
+            for measure, table in stats:
+                stat = table.get((name, bits))
+                part = row.setdefault(measure.section, {})
+                part[measure.name] = None if stat is None else asdict(stat)
+            rows.append(row)
+    return {
+        "out": out,
+        "title": found.title,
+        "cells": cells,
+        "finished": len(found.records),
+        "failed": errors,
+        "rows": rows,
+        "files": paths,
+    }
 
 
 def _print(found: Any, paths: list[Path]) -> None:
