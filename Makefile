@@ -113,7 +113,7 @@ test-avx512-emulated: setup
 # The site; a broken link or an unknown name in it is an error.
 .PHONY: docs
 docs: setup
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Encoding and searching, timed; writes BENCH_OUT.jsonl and .html and the table of README.md.
 BENCH_OUT ?= benchmarks/results/latency-zen3
