@@ -193,7 +193,7 @@ def test_target_terms_help_across_a_gap_in_the_mean_of_five_seeds(
 ) -> None:
     scores: dict[str, list[float]] = {}
     for seed in range(5):
-        split = make_split(gap=2, seed=seed)
+        split = make_split(gap=3, seed=seed)
         for name in ("source", "tah", "metah"):
             config = load("digits", {"method": name, "seed": seed}, [*QUICK, "epochs=20"])
             run = fit(config, split, tmp_path / f"{name}{seed}")
