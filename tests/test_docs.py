@@ -1,0 +1,53 @@
+"""The tutorial runs as written, its training cut short; the tables and examples of pages hold."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BIN = Path(sys.executable).parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
+    (draw,) = blocks("tutorial.md", "python")
+    subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, check=True)
+    scripts = blocks("tutorial.md", "bash")
+    assert len(scripts) == 3
+    for script in scripts:
+        short = re.sub(r"^(metah-train fit .*)$", r"\1 --set steps=25", script, flags=re.MULTILINE)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f'PATH="{BIN}:$PATH"\n{short}'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr.lower()
+    assert (tmp_path / "bar.html").is_file()
+
+
+def test_the_odds_of_the_table_are_right() -> None:
+    text = (DOCS / "bits-and-radius.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) GB \| ([\d.e]+) \|$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == ["32", "48", "64"]
+    for bits, size, odds in ((int(b), float(s), o) for b, s, o in rows):
+        assert size == bits / 8 * 1e8 / 1e9
+        assert odds == f"{2**bits / (1 + bits + bits * (bits - 1) // 2):.1e}".replace(
+            "e+0", "e"
+        ).replace("e+", "e")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert f"- {page.relative_to(DOCS).as_posix()}\n" in nav, page
