@@ -22,7 +22,7 @@ help:
 	@echo "make test-asan             the search core under the sanitizers"
 	@echo "make test-avx512-emulated  its AVX-512 kernels on any CPU, through SIMDe"
 	@echo "make docs    the documentation as a site, in build/site"
-	@echo "make bench   latency of encoding and searching on this machine; 40 minutes, alone"
+	@echo "make bench   latency of encoding and searching on this machine; 30 minutes, alone"
 	@echo "make dist    sdist and wheel, in dist/; make test-dist installs and tries them"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove everything that make made"
