@@ -91,14 +91,8 @@ def load(
     source, target = (
         _images(root, vendor, emoji, labels, preprocess) for vendor in direction.split("2")
     )
-    unlabelled = rng.permutation(np.concatenate([train, valid]))
-    if sizes.target_train is not None:
-        if sizes.target_train > len(unlabelled):
-            raise ConfigError(
-                f"target_train must be at most the {len(unlabelled)} emoji that train, "
-                f"got {sizes.target_train}"
-            )
-        unlabelled = unlabelled[: sizes.target_train]
+    both = rng.permutation(np.concatenate([train, valid]))
+    unlabelled = sizes.first_of_target(both, f"the {len(both)} emoji that train")
     if "cross" in options:
         queries, query, database = source, tested, rng.permutation(tested)
     else:

@@ -47,6 +47,15 @@ class SplitSizes:
         if not 0 < self.valid_fraction < 1:
             raise ConfigError(f"valid_fraction must be in (0, 1), got {self.valid_fraction!r}")
 
+    def first_of_target(self, rows: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+        """Return the first ``target_train`` rows (all, if None).
+
+        Raises ConfigError if there are fewer; ``what`` names the images that there are.
+        """
+        if self.target_train is not None and self.target_train > len(rows):
+            raise ConfigError(f"target_train must be at most {what}, got {self.target_train}")
+        return rows[: self.target_train]
+
 
 def make_split(
     source: ImageSet,
@@ -66,14 +75,7 @@ def make_split(
     train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
     per_class = QUERIES if sizes.queries_per_class is None else sizes.queries_per_class
     query, database = _queries(target, class_names, per_class, seed)
-    unlabelled = database
-    if sizes.target_train is not None:
-        if sizes.target_train > len(database):
-            raise ConfigError(
-                f"target_train must be at most the database's {len(database)} images, "
-                f"got {sizes.target_train}"
-            )
-        unlabelled = database[: sizes.target_train]
+    unlabelled = sizes.first_of_target(database, f"the database's {len(database)} images")
     return Split(
         name=name,
         direction=direction,

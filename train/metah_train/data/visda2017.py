@@ -75,14 +75,8 @@ def load(
         else:
             rows[name] = _listed(images[name], root, lists, name, seed)
     source, target = domains
-    unlabelled = rows[target].train
-    if sizes.target_train is not None:
-        if sizes.target_train > len(unlabelled):
-            raise ConfigError(
-                f"target_train must be at most the {len(unlabelled)} training images of "
-                f"{target}, got {sizes.target_train}"
-            )
-        unlabelled = unlabelled[: sizes.target_train]
+    training = rows[target].train
+    unlabelled = sizes.first_of_target(training, f"the {len(training)} training images of {target}")
     return Split(
         name=spec,
         direction=direction,
