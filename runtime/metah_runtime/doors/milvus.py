@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.doors.rows import Batch, Rows, bits_of, path_texts
+from metah_runtime.doors.table import Facts, Table
 from metah_runtime.errors import (
     BackendUnavailable,
     ConfigError,
@@ -38,7 +39,7 @@ _CONNECT_SECONDS = 30
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
-class MilvusTable:
+class MilvusTable(Table):
     """Exact search in a collection of Milvus with a BIN_FLAT index, in the order (distance, id).
 
     address: http://host:19530, with user:password@ if needed, or a .db file of Milvus Lite.
@@ -57,22 +58,6 @@ class MilvusTable:
     def close(self) -> None:
         """Close the connection; harmless if closed."""
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-        return self._facts.bits
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the model that made the codes, None if the collection does not say."""
-        return self._facts.fingerprint
 
     def __len__(self) -> int:
         with _errors(self._name):
@@ -226,12 +211,9 @@ def read(address: str, collection: str) -> Rows:
     return Rows(facts.bits, batches, facts.fingerprint, facts.model)
 
 
-@dataclass(frozen=True)
-class _Facts:
-    bits: int
+@dataclass(frozen=True, kw_only=True)
+class _Facts(Facts):
     paths: bool
-    fingerprint: str | None
-    model: str | None
 
 
 def _facts(client: Any, collection: str) -> _Facts:
@@ -262,7 +244,7 @@ def _facts(client: Any, collection: str) -> _Facts:
         fingerprint = model = None  # a description of someone else
     bits = bits_of(f"collection {collection}", int(fields["code"]["params"]["dim"]))
     paths = fields.get("path", {}).get("type") == DataType.VARCHAR
-    return _Facts(bits, paths, fingerprint, model)
+    return _Facts(bits=bits, paths=paths, fingerprint=fingerprint, model=model)
 
 
 def _create(client: Any, collection: str, index: Index) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.doors.rows import STEP, Batch, Rows, bits_of, path_texts
+from metah_runtime.doors.table import Facts, Table
 from metah_runtime.errors import (
     BackendUnavailable,
     ConfigError,
@@ -40,7 +41,7 @@ _COLUMNS = """
 """
 
 
-class PgTable:
+class PgTable(Table):
     """Exact search in a table of PostgreSQL with pgvector >= 0.7, in the order (distance, id).
 
     database: a connection string of libpq, such as postgresql://host/name (a password may come
@@ -78,22 +79,6 @@ class PgTable:
     def close(self) -> None:
         """Close the connection; harmless if closed."""
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-        return self._facts.bits
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the model that made the codes, None if the table does not say."""
-        return self._facts.fingerprint
 
     def __len__(self) -> int:
         with self._snapshot() as ask:
@@ -214,13 +199,10 @@ def read(database: str, table: str) -> Rows:
     return Rows(facts.bits, batches, facts.fingerprint, facts.model)
 
 
-@dataclass(frozen=True)
-class _Facts:
+@dataclass(frozen=True, kw_only=True)
+class _Facts(Facts):
     identifier: Any
     columns: dict[str, str]
-    bits: int
-    fingerprint: str | None
-    model: str | None
 
 
 def _facts(connection: Any, table: str) -> _Facts:
@@ -255,7 +237,13 @@ def _facts(connection: Any, table: str) -> _Facts:
     except (ValueError, KeyError, TypeError):
         fingerprint = model = None  # a comment of someone else
     kinds = {key: value[0] for key, value in columns.items()}
-    return _Facts(name, kinds, bits_of(f"table {table}", int(width[1])), fingerprint, model)
+    return _Facts(
+        identifier=name,
+        columns=kinds,
+        bits=bits_of(f"table {table}", int(width[1])),
+        fingerprint=fingerprint,
+        model=model,
+    )
 
 
 def _prepare(connection: Any, table: str, index: Index, exists: str) -> None:
