@@ -111,3 +111,18 @@ def make_bundle(tmp_path: Path, write_toy_bundle: Callable[..., Bundle]) -> Call
         return write_toy_bundle(tmp_path / name, **changes)
 
     return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Give run(*arguments) of metah-search -> (exit status, stdout, stderr)."""
+    from metah_runtime import console
+    from metah_runtime.cli import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            console.run(cli, "metah-search", [str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return call

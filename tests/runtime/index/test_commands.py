@@ -9,24 +9,10 @@ import numpy as np
 import pytest
 
 from metah_runtime import console
-from metah_runtime.cli import cli
 from metah_runtime.index import Index
 
 Make = Callable[..., np.ndarray]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Give run(*arguments) -> (exit status, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            console.run(cli, "metah-search", [str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture
