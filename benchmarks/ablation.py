@@ -25,6 +25,7 @@ ROWS = {
     "MCC, bits": "plus.bit_balance=0.1,plus.bit_correlation=0.1",
     "MCC, average": "plus.average=0.99",
     "MCC, pseudo-labels": "plus.pseudo=0.5",
+    "MCC, consistency": "plus.consistency=1",
 }
 """Name of a row -> what it changes in METAH+ with minimum class confusion alone."""
 
@@ -37,6 +38,7 @@ PLAIN = (
     "plus.bit_correlation=0",
     "plus.average=0",
     "plus.pseudo=0",
+    "plus.consistency=0",
 )
 CRITERIA = {
     "source_map_h2": 1,

@@ -28,6 +28,7 @@ OPTIONS = {
     "bits": ["plus.bit_balance=0.1", "plus.bit_correlation=0.1"],
     "average": ["plus.average=0.9"],
     "pseudo": ["plus.pseudo=0.5", "plus.pseudo_confidence=0.4"],
+    "consistency": ["plus.consistency=1", "plus.consistency_confidence=0.4"],
 }
 ALL = [setting for settings in OPTIONS.values() for setting in settings]
 
@@ -75,7 +76,7 @@ def test_with_every_option_on_it_resumes_to_the_same_codes(make_split: Any, tmp_
     again = fit(settings, split, tmp_path / "stopped", resume=True)
     assert np.array_equal(encode(whole.model, split.query)[1], encode(again.model, split.query)[1])
     log = (tmp_path / "whole" / "metrics.jsonl").read_text()
-    for term in ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation"):
+    for term in MORE:
         assert f'"{term}"' in log
     assert '"entropy"' not in log
 
@@ -96,6 +97,7 @@ def test_each_option_changes_training_and_keeps_the_shape_of_the_network(name: s
     assert added == {s.partition("=")[0][5:] for s in OPTIONS[name]} - {
         "judge",
         "pseudo_confidence",
+        "consistency_confidence",
     }
     assert set(two) <= set(changed.weights)
 
@@ -110,6 +112,21 @@ def test_pseudo_labels_wait_and_need_confidence() -> None:
     none = method("plus.pseudo=1", "plus.pseudo_confidence=1").eval()
     found = none.terms(batch(), late)  # nobody is so sure: the source's own pairs are left
     assert torch.equal(found["pseudo"], found["pairwise"])
+
+
+def test_consistency_learns_from_the_distorted_view_alone() -> None:
+    late, off = Progress(step=3, total=10), "plus.adversarial=0"
+    built = method("plus.consistency=1", "plus.consistency_confidence=0", off).eval()
+    images = batch()
+    plain = built.model.pixels(images.target)
+    seen: list[torch.Tensor] = []
+    built.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    loss = built.terms(images, late)["consistency"]
+    assert len(seen) == 3  # source, target, the target's distorted view
+    assert not torch.allclose(seen[2] / 2 + 0.5, plain, atol=0.8)
+    assert float(loss.detach()) > 0
+    sure = method("plus.consistency=1", "plus.consistency_confidence=1", off).eval()
+    assert float(sure.terms(images, late)["consistency"].detach()) == 0
 
 
 def test_the_discriminator_sees_codes_by_class() -> None:

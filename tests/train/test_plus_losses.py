@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from metah_train.losses import bits, codeword, conditional, confusion, pseudo
+from metah_train.losses import bits, codeword, conditional, confusion, consistency, pseudo
 
 
 @pytest.fixture
@@ -138,3 +138,17 @@ def test_confident_items_and_their_labels() -> None:
     assert not rows.requires_grad
     assert pseudo.confident(logits, 0.0)[0].tolist() == [0, 1, 2]
     assert pseudo.confident(torch.zeros(2, 3), 0.95)[0].tolist() == []
+
+
+def test_consistency_by_hand() -> None:
+    logits = torch.tensor([[9.0, 0, 0], [1.0, 0, 0], [0, 0, 9.0]], requires_grad=True)
+    view = torch.tensor([[0.0, 1, 2], [5.0, 5, 5], [1.0, 0, 0]], requires_grad=True)
+    loss = consistency.consistency_loss(logits, view, threshold=0.95)
+    total = math.log(1 + math.e + math.e**2) + math.log(math.e + 2)
+    assert float(loss.detach()) == pytest.approx(total / 3, rel=1e-5)
+    loss.backward()
+    assert logits.grad is None  # the plain view is the teacher
+    assert view.grad is not None
+    assert view.grad[1].tolist() == [0, 0, 0]  # not confident: no gradient
+    nobody = consistency.consistency_loss(torch.zeros(2, 3), torch.zeros(2, 3), threshold=0.95)
+    assert float(nobody) == 0

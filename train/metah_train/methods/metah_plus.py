@@ -1,7 +1,7 @@
 """METAH+: METAH with parts exchanged, each by an option of its own.
 
     minimise  METAH-e's terms + lM Lmcc(o_t) + lW Lword(h_s, y_s) + lP Lp([h_s, h_t'], [y_s, y_t'])
-              + lB balance(h) + lR correlation(h)
+              + lB balance(h) + lR correlation(h) + lV Lv(o_t, o_t')
 
 There is no entropy term: with every option off it is METAH-e, bit for bit. A recipe's table
 [plus] goes over its [objective]. What each option is and where it comes from is
@@ -19,11 +19,19 @@ from metah_runtime.errors import ConfigError
 from metah_train.averaging import Average
 from metah_train.config import Config, one_of, within
 from metah_train.domain_norm import SourceNorm
-from metah_train.losses import adversarial, bits, codeword, conditional, confusion, pseudo
-from metah_train.methods.base import Batch, Progress, Task
+from metah_train.losses import (
+    adversarial,
+    bits,
+    codeword,
+    conditional,
+    confusion,
+    consistency,
+    pseudo,
+)
+from metah_train.methods.base import Batch, Progress, Task, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
 
-MORE = ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation")
+MORE = ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency")
 """Terms beside METAH's five; each weight is the option of the same name."""
 
 
@@ -38,7 +46,9 @@ class PlusOptions(ObjectiveOptions):
     ``bit_balance``, ``bit_correlation``: on the codes of both domains. ``average``: decay of the
     running average of weights that is kept, 0 for the last weights. ``pseudo``: pairwise term on
     source items and target items predicted with ``pseudo_confidence``, from the fraction
-    ``pseudo_start`` of training on.
+    ``pseudo_start`` of training on. ``consistency``: the class of a target image that is
+    predicted with ``consistency_confidence`` is that of a view moved by up to
+    ``consistency_shift`` pixels and warped by ``consistency_warp`` pixels.
     """
 
     section: ClassVar[str] = "plus"
@@ -58,6 +68,10 @@ class PlusOptions(ObjectiveOptions):
     pseudo: float = 0.0
     pseudo_confidence: float = 0.95
     pseudo_start: float = 0.3
+    consistency: float = 0.0
+    consistency_confidence: float = 0.95
+    consistency_shift: int = 2
+    consistency_warp: float = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +85,9 @@ class PlusOptions(ObjectiveOptions):
         within(self, "average", 0, 0.9999)
         within(self, "pseudo_confidence", 0, 1)
         within(self, "pseudo_start", 0, 1)
+        within(self, "consistency_confidence", 0, 1)
+        within(self, "consistency_shift", 0)
+        within(self, "consistency_warp", 0)
 
 
 class METAHPlus(METAH):
@@ -107,7 +124,7 @@ class METAHPlus(METAH):
         super().check(config)
         options = config.options
         assert isinstance(options, PlusOptions)
-        needs = [n for n in ("confusion", "pseudo") if getattr(options, n)]
+        needs = [n for n in ("confusion", "pseudo", "consistency") if getattr(options, n)]
         if (needs or options.judge == "h x p") and not options.classifier:
             raise ConfigError(
                 f"{needs[0] if needs else 'judge'} reads the classifier's predictions: "
@@ -133,7 +150,11 @@ class METAHPlus(METAH):
         """Whether any term with a weight reads target images."""
         plus = self.plus
         return super().uses_target or bool(
-            plus.confusion or plus.pseudo or plus.bit_balance or plus.bit_correlation
+            plus.confusion
+            or plus.pseudo
+            or plus.bit_balance
+            or plus.bit_correlation
+            or plus.consistency
         )
 
     def heads(self) -> list[nn.Module]:
@@ -159,7 +180,7 @@ class METAHPlus(METAH):
             terms["bit_balance"] = bits.bit_balance(both)
         if plus.bit_correlation:
             terms["bit_correlation"] = bits.bit_correlation(both)
-        if not (plus.confusion or plus.pseudo):
+        if not (plus.confusion or plus.pseudo or plus.consistency):
             return terms
         logits = self.classes(found.target_h, found.target_features)
         if plus.confusion:
@@ -170,6 +191,11 @@ class METAHPlus(METAH):
             rows, labels = pseudo.confident(logits, plus.pseudo_confidence)
             terms["pseudo"] = self._pairwise(
                 torch.cat([found.h, found.target_h[rows]]), torch.cat([batch.labels, labels])
+            )
+        if plus.consistency:
+            assert batch.target is not None
+            terms["consistency"] = consistency.consistency_loss(
+                logits, self._distorted(batch.target), threshold=plus.consistency_confidence
             )
         return terms
 
@@ -203,6 +229,17 @@ class METAHPlus(METAH):
         images = (pixels - self.model.mean) / self.model.std
         features: torch.Tensor = self.source_norm(self.model.backbone, images)
         return features
+
+    def _distorted(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> (n, C) the classifier's logits of distorted views."""
+        pixels = augment(
+            self.model.pixels(images),
+            noise=self.config.noise,
+            shift=self.plus.consistency_shift,
+            warp=self.plus.consistency_warp,
+        )
+        features = self.share.features(self.model.features, pixels)
+        return self.classes(torch.tanh(self.model.head(features)), features)
 
     def _kept(self) -> nn.Module:
         """Return the modules whose average is kept, as one."""
