@@ -82,7 +82,7 @@ def test_each_command_that_prints_for_people_prints_json_too() -> None:
         for path, command, _ in LEAVES
         if not any("--json" in param.opts for param in command.params)
     }
-    assert lacking == {"metah-search cluster start", "metah-search cluster stop"}
+    assert not lacking
 
 
 def complete(program: str, words: str, number: int) -> list[str]:

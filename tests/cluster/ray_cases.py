@@ -105,8 +105,8 @@ def test_start_status_query(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--name", "two", "--address", ADDRESS]
-    out = metah(capsys, "start", str(folder), "--shards", "2", *options)
-    assert "serves 493 codes of 64 bits" in out
+    started = json.loads(metah(capsys, "start", str(folder), "--shards", "2", "--json", *options))
+    assert (started["codes"], started["shards"], started["replicas"]) == (493, 2, 2)
     facts = json.loads(metah(capsys, "status", "--json", *options))
     assert facts["ok"]
     rows = facts["replicas"]

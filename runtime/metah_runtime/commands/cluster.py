@@ -36,6 +36,9 @@ def _where(command: F) -> F:
     return command
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+
+
 def _connect(address: str | None) -> str:
     from metah_runtime.cluster.access import connect
 
@@ -48,8 +51,15 @@ def _connect(address: str | None) -> str:
 @click.option("--replicas", type=int, default=2, show_default=True, help="of each shard")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPUs of a replica")
 @_where
+@_json
 def start(
-    index: Path, shards: int, replicas: int, threads: int, name: str, address: str | None
+    index: Path,
+    shards: int,
+    replicas: int,
+    threads: int,
+    name: str,
+    address: str | None,
+    as_json: bool,
 ) -> None:
     """Serve the present state of INDEX by shards x replicas actors, until `stop`.
 
@@ -70,6 +80,18 @@ def start(
         replicas=replicas,
         threads=threads,
     )
+    if as_json:
+        console.print_json(
+            {
+                "name": name,
+                "index": index,
+                "codes": len(served),
+                "bits": served.bits,
+                "shards": shards,
+                "replicas": replicas,
+            }
+        )
+        return
     console.say(
         f"cluster {name!r} serves {len(served):,} codes of {served.bits} bits of "
         f"{console.printable(index)}: {shards} shards x {replicas} replicas"
@@ -78,7 +100,7 @@ def start(
 
 @cluster.command()
 @_where
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_json
 def status(name: str, address: str | None, as_json: bool) -> None:
     """Show every replica; exit 1 if one does not serve.
 
@@ -130,7 +152,8 @@ def status(name: str, address: str | None, as_json: bool) -> None:
 
 @cluster.command()
 @_where
-def stop(name: str, address: str | None) -> None:
+@_json
+def stop(name: str, address: str | None, as_json: bool) -> None:
     """Stop all replicas of a cluster. The index on disk is not touched.
 
     \b
@@ -144,6 +167,9 @@ def stop(name: str, address: str | None) -> None:
     count = rays.stop(name)
     if not count:
         raise ClusterError(f"no cluster {name!r} runs here")
+    if as_json:
+        console.print_json({"name": name, "stopped": count})
+        return
     console.say(f"stopped {count} replicas of cluster {name!r}")
 
 
@@ -163,7 +189,7 @@ def stop(name: str, address: str | None) -> None:
 )
 @model_options
 @_where
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_json
 @click.option(
     "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
 )
@@ -270,7 +296,7 @@ class Reachable:
 @click.option("--part", type=int, default=1024, show_default=True, help="images kept at once")
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--address", help="HOST:PORT of Ray's head [default: this machine's cluster]")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_json
 def encode(
     paths: Sequence[Path],
     listed: str | None,

@@ -66,7 +66,7 @@ def read(path: Path) -> Rows:
         ids = np.frombuffer(take(8 * count, "ids").tobytes(), "<i8")
     if at != len(data):
         raise DataError(f"{path}: {len(data) - at} bytes too many at its end")
-    return Rows(bits, lambda: in_steps(codes, ids))
+    return Rows(bits, lambda: in_steps(codes, ids), count=count)
 
 
 def write(index: Index, path: Path) -> None:

@@ -61,10 +61,7 @@ class MilvusTable(Table):
 
     def __len__(self) -> int:
         with _errors(self._name):
-            rows = self._client.query(
-                self._name, output_fields=["count(*)"], consistency_level="Strong"
-            )
-            return int(rows[0]["count(*)"])
+            return _count(self._client, self._name)
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
@@ -191,6 +188,8 @@ def read(address: str, collection: str) -> Rows:
     try:
         with _errors(collection):
             facts = _facts(client, collection)
+            client.load_collection(collection)
+            count = _count(client, collection)
     finally:
         client.close()
 
@@ -208,7 +207,7 @@ def read(address: str, collection: str) -> Rows:
         finally:
             client.close()
 
-    return Rows(facts.bits, batches, facts.fingerprint, facts.model)
+    return Rows(facts.bits, batches, facts.fingerprint, facts.model, count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +244,12 @@ def _facts(client: Any, collection: str) -> _Facts:
     bits = bits_of(f"collection {collection}", int(fields["code"]["params"]["dim"]))
     paths = fields.get("path", {}).get("type") == DataType.VARCHAR
     return _Facts(bits=bits, paths=paths, fingerprint=fingerprint, model=model)
+
+
+def _count(client: Any, collection: str) -> int:
+    """Return the number of rows of a loaded collection."""
+    rows = client.query(collection, output_fields=["count(*)"], consistency_level="Strong")
+    return int(rows[0]["count(*)"])
 
 
 def _create(client: Any, collection: str, index: Index) -> None:

@@ -40,7 +40,8 @@ def read(path: Path, ids: Path | None = None) -> Rows:
         raise DataError(
             f"{ids}: must be {len(codes)} whole numbers, one a code, got {own.dtype} {own.shape}"
         )
-    return Rows(bits_of(path, codes.shape[1] * 8), lambda: in_steps(codes, own))
+    bits = bits_of(path, codes.shape[1] * 8)
+    return Rows(bits, lambda: in_steps(codes, own), count=len(codes))
 
 
 def _array(path: Path) -> NDArray[Any]:

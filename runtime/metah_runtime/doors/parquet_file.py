@@ -44,7 +44,11 @@ def read(path: Path) -> Rows:
 
     notes = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if b"metah" in k}
     return Rows(
-        bits_of(path, width * 8), batches, notes.get("metah.fingerprint"), notes.get("metah.model")
+        bits_of(path, width * 8),
+        batches,
+        notes.get("metah.fingerprint"),
+        notes.get("metah.model"),
+        file.metadata.num_rows,
     )
 
 

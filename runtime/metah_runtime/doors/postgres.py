@@ -175,12 +175,14 @@ def write(index: Index, database: str, table: str, *, exists: str = "error") -> 
 
 def read(database: str, table: str) -> Rows:
     """Open a table of id and code, of path too if it is text; raise DataError if it is none."""
+    from psycopg import sql
+
     with _connect(database) as connection, _errors(table):
         facts = _facts(connection, table)
+        ask = sql.SQL("SELECT count(*) FROM {}").format(facts.identifier)
+        count = int(connection.execute(ask).fetchone()[0])
 
     def batches() -> Iterator[Batch]:
-        from psycopg import sql
-
         texts = ("text", "character varying")
         path = sql.SQL("path" if facts.columns.get("path", "").startswith(texts) else "NULL")
         command = sql.SQL(
@@ -196,7 +198,7 @@ def read(database: str, table: str) -> Rows:
             while held := list(islice(rows, STEP)):
                 yield _batch(held, facts.bits)
 
-    return Rows(facts.bits, batches, facts.fingerprint, facts.model)
+    return Rows(facts.bits, batches, facts.fingerprint, facts.model, count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,13 @@ STEP: Final = 1 << 18
 
 @dataclass(frozen=True)
 class Rows:
-    """What the other side holds: its width, and its rows in batches."""
+    """What the other side holds: its width, its rows in batches, how many there are."""
 
     bits: int
     batches: Callable[[], Iterator[Batch]]
     fingerprint: str | None = None
     model: str | None = None
+    count: int | None = None
 
 
 def in_steps(codes: Codes, ids: NDArray[Any] | None) -> Iterator[Batch]:

@@ -222,7 +222,7 @@ def import_(
     model = fingerprint or rows.fingerprint
     store = _open_or_create(index, rows, model)
     with store:
-        count = store.add_batches(_counted(rows.batches()), on_duplicate=on_duplicate)  # type: ignore[arg-type]
+        count = store.add_batches(_counted(rows), on_duplicate=on_duplicate)  # type: ignore[arg-type]
         total = len(store)
     if as_json:
         console.print_json({"index": index, "added": count, "codes": total, "bits": rows.bits})
@@ -264,9 +264,9 @@ def _open_or_create(index: Path, rows: Any, fingerprint: str | None) -> Index:
     return store
 
 
-def _counted(batches: Iterator[Any]) -> Iterator[Any]:
-    with console.progress_bar("importing", unit="codes") as advance:
-        for batch in batches:
+def _counted(rows: Any) -> Iterator[Any]:
+    with console.progress_bar("importing", rows.count, "codes") as advance:
+        for batch in rows.batches():
             yield batch
             advance(len(batch[0]))
 

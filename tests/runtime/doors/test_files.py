@@ -35,6 +35,7 @@ def gaps(filled: Index, make_codes: Make) -> Index:
 def rows(path: Path, kind: str, ids: Path | None = None) -> tuple:
     found = read(Target(str(path), kind), ids)
     batches = list(found.batches())
+    assert found.count == sum(len(b[0]) for b in batches)
     codes = np.concatenate([b[0] for b in batches]) if batches else None
     keys = None
     if batches and batches[0][1] is not None:

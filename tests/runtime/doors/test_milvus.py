@@ -86,6 +86,7 @@ def test_there_and_back(database: str, gaps: Index, tmp_path: Path) -> None:
     export(gaps, target(database))
     rows = read(target(database))
     assert (rows.bits, rows.fingerprint, rows.model) == (64, "f" * 64, "toy")
+    assert rows.count == len(gaps)
     with Index.create(tmp_path / "new", bits=64) as new:
         new.add_batches(rows.batches())
         assert content(new) == content(gaps)
