@@ -9,8 +9,11 @@ namespace METAH_ISA {
 class MihProbe {
   public:
     explicit MihProbe(const Probe& probe) : p_(probe), words_((probe.width + 7) / 8) {
-        Carve carve{scratch(kAhead * (sizeof(Query) + 8 * words_) + sizeof(Hit) * kHits + 256)};
-        queries_ = carve.take<Query>(kAhead);
+        for (int j = 0; j < p_.table_count; ++j)
+            if (radius(j) >= 0) planned_ += static_cast<size_t>(radius(j) == 1 ? p_.length + 1 : 1);
+        Carve carve{scratch(kAhead * (planned_ * sizeof(Bucket) + 8 * words_) +
+                            sizeof(Hit) * kHits + 256)};
+        buckets_ = carve.take<Bucket>(kAhead * planned_);
         words_of_ = carve.take<uint64_t>(kAhead * words_);
         hits_ = carve.take<Hit>(kHits);
     }
@@ -24,26 +27,24 @@ class MihProbe {
                 const uint8_t* query = p_.queries + (first + i) * p_.width;
                 for (size_t w = 0; w < words_; ++w)
                     words_of_[i * words_ + w] = load_word(query, p_.width, w, end);
-                for (int j = 0; j < p_.table_count; ++j) {
-                    queries_[i].key[j] = substring(words_of_ + i * words_, j);
-                    __builtin_prefetch(p_.tables[j].offsets + queries_[i].key[j]);
-                }
+                plan(words_of_ + i * words_, buckets_ + i * planned_);
             }
+            for (size_t i = 0; i < n; ++i) look_up(buckets_ + i * planned_);
             for (size_t i = 0; i < n; ++i)
-                for (int j = 0; j < p_.table_count; ++j) {
-                    const uint32_t at = p_.tables[j].offsets[queries_[i].key[j]];
-                    __builtin_prefetch(p_.tables[j].codes + at * p_.width);
-                    __builtin_prefetch(p_.tables[j].items + at);
-                }
-            for (size_t i = 0; i < n; ++i) answer(first + i, queries_[i], words_of_ + i * words_);
+                answer(first + i, buckets_ + i * planned_, words_of_ + i * words_);
         }
     }
 
   private:
     static constexpr size_t kAhead = 16, kHits = 1024;
-    struct Query {
-        uint32_t key[kMaxTables];
+    // One bucket of a table: first its key, then the rows of it.
+    struct Bucket {
+        uint32_t key, first, last;
     };
+
+    INLINE int radius(int table) const {
+        return substring_radius(p_.radius, p_.table_count, table);
+    }
 
     INLINE uint32_t substring(const uint64_t* words, int table) const {
         const int first = table * p_.length, shift = first % 64;
@@ -52,17 +53,54 @@ class MihProbe {
         return static_cast<uint32_t>(x) & ((1u << p_.length) - 1);
     }
 
-    void answer(size_t query, const Query& keys, const uint64_t* words) {
+    // The buckets that a query asks for, table by table: one, or with all that differ in a bit.
+    // Of a table with a larger radius the middle one alone stands here.
+    void plan(const uint64_t* words, Bucket* out) const {
+        for (int j = 0; j < p_.table_count; ++j) {
+            if (radius(j) < 0) continue;
+            const uint32_t key = substring(words, j);
+            const uint32_t* offsets = p_.tables[j].offsets;
+            out++->key = key;
+            __builtin_prefetch(offsets + key);
+            if (radius(j) != 1) continue;
+            for (int bit = 0; bit < p_.length; ++bit) {
+                out++->key = key ^ 1u << bit;
+                __builtin_prefetch(offsets + (key ^ 1u << bit));
+            }
+        }
+    }
+
+    void look_up(Bucket* bucket) const {
+        for (int j = 0; j < p_.table_count; ++j) {
+            if (radius(j) < 0) continue;
+            const MihTable& table = p_.tables[j];
+            for (const Bucket* end = bucket + (radius(j) == 1 ? p_.length + 1 : 1); bucket < end;
+                 ++bucket) {
+                bucket->first = table.offsets[bucket->key];
+                bucket->last = table.offsets[bucket->key + 1];
+                if (bucket->first == bucket->last) continue;
+                const uint8_t* code = table.codes + bucket->first * p_.width;
+                __builtin_prefetch(code);
+                __builtin_prefetch(code + p_.width - 1);
+            }
+        }
+    }
+
+    void answer(size_t query, const Bucket* bucket, const uint64_t* words) {
         query_ = query;
         words_now_ = words;
         left_ = p_.most_candidates;
         for (int j = 0; j < p_.table_count; ++j) {
-            const int radius = substring_radius(p_.radius, p_.table_count, j);
-            if (radius < 0) continue;
-            if (radius == 1)
-                for (int bit = 0; bit < p_.length; ++bit)
-                    __builtin_prefetch(p_.tables[j].offsets + (keys.key[j] ^ 1u << bit));
-            if (!near(j, keys.key[j], 0, radius)) {
+            if (radius(j) < 0) continue;
+            bool held = true;
+            if (radius(j) > 1) {
+                held = near(j, bucket++->key, 0, radius(j));
+            } else {
+                for (const Bucket* end = bucket + (radius(j) == 1 ? p_.length + 1 : 1);
+                     bucket < end && held; ++bucket)
+                    held = rows(j, bucket->first, bucket->last);
+            }
+            if (!held) {
                 p_.consume(p_.context, query, nullptr, kGiveUp);
                 found_ = 0;
                 return;
@@ -73,16 +111,17 @@ class MihProbe {
 
     // The bucket `key` and all that differ from it in up to `radius` bits from `bit` on.
     bool near(int table, uint32_t key, int bit, int radius) {
-        if (!bucket(table, key)) return false;
+        const uint32_t* at = p_.tables[table].offsets + key;
+        if (!rows(table, at[0], at[1])) return false;
         if (radius > 0)
             for (; bit < p_.length; ++bit)
                 if (!near(table, key ^ 1u << bit, bit + 1, radius - 1)) return false;
         return true;
     }
 
-    INLINE bool bucket(int j, uint32_t key) {
+    // Takes the hits of rows first..last-1 of a table; false: that is too much for one query.
+    INLINE bool rows(int j, uint32_t first, uint32_t last) {
         const MihTable& table = p_.tables[j];
-        const uint32_t first = table.offsets[key], last = table.offsets[key + 1];
         if (last - first > left_) return false;
         left_ -= last - first;
         const uint8_t* end = table.codes + p_.rows * p_.width;
@@ -122,7 +161,8 @@ class MihProbe {
 
     const Probe& p_;
     const size_t words_;
-    Query* queries_;
+    size_t planned_ = 0;  // buckets a query
+    Bucket* buckets_;
     uint64_t* words_of_;
     Hit* hits_;
     uint32_t found_ = 0;
