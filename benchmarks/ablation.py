@@ -5,7 +5,7 @@
 
 Prints one JSON line a row: the score that decides nothing (MAP@H2 on the target), and what may
 decide: source validation and the unsupervised criteria of ``metah_train.criteria``, with the mean
-rank of each row over them (1 is best).
+rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it.
 """
 
 import argparse
@@ -51,6 +51,9 @@ CRITERIA = {
 }
 """Name -> +1 where more is better, -1 where less is."""
 
+LOSABLE = {"source_map_h2": 0.01, "diversity": 0.02}
+"""Criterion -> how much of METAH's a row may lose and still be chosen."""
+
 
 def command(args: argparse.Namespace) -> list[str]:
     """Return the call of ``metah-train compare``."""
@@ -60,7 +63,9 @@ def command(args: argparse.Namespace) -> list[str]:
     call += ["--workers", str(args.workers), "--out", str(args.out)]
     for setting in PLAIN:
         call += ["--set", f"metah-plus:{setting}"]
-    for name, changes in ROWS.items():
+    rows = {name: changes for name, changes in ROWS.items() if name not in args.skip}
+    rows.update(row.split("=", 1) for row in args.row)
+    for name, changes in rows.items():
         call += ["--row", f"{name.replace(',', ' +')}=metah-plus,{changes}"]
     for setting in args.set:
         call += ["--set", setting]
@@ -84,16 +89,22 @@ def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rounded = {name: round(float(value), 4) for name, value in values.items()}
         found.append({"row": method, "bits": bits, "seeds": len(own), **rounded})
     for bits in {row["bits"] for row in found}:
-        rows = [row for row in found if row["bits"] == bits]
-        ranks = np.zeros(len(rows))
-        for name, sign in CRITERIA.items():
-            score = sign * np.array([row[name] for row in rows])
-            ranks += (
-                1 + (score[:, None] < score).sum(1) + ((score[:, None] == score).sum(1) - 1) / 2
-            )
-        for row, rank in zip(rows, ranks, strict=True):
-            row["mean_rank"] = round(float(rank) / len(CRITERIA), 2)
+        judge([row for row in found if row["bits"] == bits])
     return found
+
+
+def judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Write into each row its mean rank over the criteria, and whether it may be chosen."""
+    ranks = np.zeros(len(rows))
+    for name, sign in CRITERIA.items():
+        score = sign * np.array([row[name] for row in rows])
+        ties = (score[:, None] == score).sum(1) - 1
+        ranks += 1 + (score[:, None] < score).sum(1) + ties / 2
+    plain = next((row for row in rows if row["row"] == "metah"), None)
+    for row, rank in zip(rows, ranks, strict=True):
+        row["mean_rank"] = round(float(rank) / len(CRITERIA), 2)
+        if plain is not None:
+            row["allowed"] = all(row[name] >= plain[name] - by for name, by in LOSABLE.items())
 
 
 def main() -> int:
@@ -106,6 +117,10 @@ def main() -> int:
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--skip", action="append", default=[], choices=ROWS, help="leave it out")
+    parser.add_argument(
+        "--row", action="append", default=[], metavar="NAME=CHANGES", help="one more, as in ROWS"
+    )
     parser.add_argument("--quick", action="store_true", help="30 steps: does it run?")
     parser.add_argument("--out", type=Path, help="folder of the comparison")
     parser.add_argument("--report", type=Path, help="only summarise this folder")

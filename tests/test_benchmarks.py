@@ -93,3 +93,46 @@ def test_the_largest_of_few_calls_is_their_p99(load: Any) -> None:
     found = load("latency").quantiles([0.001] * 50 + [0.5])
     assert found["p50_ms"] == 1
     assert found["p99_ms"] == 500
+
+
+def test_the_ablation_ranks_rows_and_names_those_that_may_be_chosen(load: Any) -> None:
+    ablation = load("ablation")
+
+    def record(method: str, source: float, **criteria: float) -> dict[str, Any]:
+        base = dict.fromkeys(ablation.CRITERIA, 0.5)
+        del base["source_map_h2"]
+        scores = {"map_h2": source, "recall_h2": 0.5, "map_full": 0.5}
+        return {
+            "method": method,
+            "bits": 48,
+            "metrics": scores,
+            "source_metrics": scores,
+            "criteria": base | criteria,
+        }
+
+    rows = ablation.summary(
+        [
+            record("metah", 0.9, entropy=0.2, diversity=2.30),
+            record("good", 0.895, entropy=0.1, diversity=2.29),  # entropy: low is good
+            record("loses a class", 0.9, entropy=0.3, diversity=2.27),
+            record("forgets", 0.88, entropy=0.3, diversity=2.30),
+        ]
+    )
+    assert [row["allowed"] for row in rows] == [True, True, False, False]
+    tied = 4 * 2.5  # the other four criteria are equal in all rows
+    expected = [1.5 + 2 + 1.5, 3 + 1 + 3, 1.5 + 3.5 + 4, 4 + 3.5 + 1.5]
+    assert [row["mean_rank"] for row in rows] == [round((e + tied) / 7, 2) for e in expected]
+    assert len({row["mean_rank"] for row in rows}) > 1
+
+
+def test_the_ablation_changes_one_thing_a_row(load: Any) -> None:
+    from metah_train.config import load as configured
+
+    ablation = load("ablation")
+    plain = configured("digits", {"method": "metah-plus"}, list(ablation.PLAIN)).options
+    for changes in ablation.ROWS.values():
+        options = configured(
+            "digits", {"method": "metah-plus"}, [*ablation.PLAIN, *changes.split(",")]
+        ).options
+        changed = {n for n in vars(plain) if getattr(plain, n) != getattr(options, n)}
+        assert changed == {part.partition("=")[0][5:] for part in changes.split(",")}
