@@ -68,7 +68,7 @@ class PlusOptions(ObjectiveOptions):
     pseudo: float = 0.0
     pseudo_confidence: float = 0.95
     pseudo_start: float = 0.3
-    consistency: float = 0.0
+    consistency: float = 1.0
     consistency_confidence: float = 0.95
     consistency_shift: int = 2
     consistency_warp: float = 1.5
