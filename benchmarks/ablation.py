@@ -5,7 +5,8 @@
 
 Prints one JSON line a row: the score that decides nothing (MAP@H2 on the target), and what may
 decide: source validation and the unsupervised criteria of ``metah_train.criteria``, with the mean
-rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it.
+rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it; with
+two seeds or more also their agreement on the classes of the database.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 ROWS = {
     "MCC, h x p": "plus.judge=h x p",
@@ -72,8 +74,34 @@ def command(args: argparse.Namespace) -> list[str]:
     return call
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one dictionary a row and length: means over seeds, and mean ranks of the criteria."""
+def agreements(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
+    """Return the agreement over seeds of each row and length, from the cells' codes."""
+    from metah_train.checkpoint import Run
+    from metah_train.criteria import agreement, predictions
+    from metah_train.data import split_of
+
+    labels: Any = None
+    found: dict[tuple[str, int], list[Any]] = {}
+    for record in records:
+        (cell,) = folder.glob(f"cells/*-{record['key'][:12]}")
+        if labels is None:
+            labels = split_of(Run.open(cell / "run").config).source_valid.labels
+        codes = load_file(cell / "codes.safetensors")
+        source, target = (
+            np.unpackbits(codes[name], axis=1) * 2.0 - 1 for name in ("source_valid", "database")
+        )
+        predicted = predictions(source, labels, target)
+        found.setdefault((record["method"], record["bits"]), []).append(predicted)
+    return {key: agreement(runs) for key, runs in found.items() if len(runs) > 1}
+
+
+def summary(
+    records: Sequence[Mapping[str, Any]], agreed: Mapping[tuple[str, int], float] | None = None
+) -> list[dict[str, Any]]:
+    """Return one dictionary a row and length: means over seeds, and mean ranks of the criteria.
+
+    agreed: as ``agreements`` returns it, stated beside them.
+    """
     keys = list(dict.fromkeys((record["method"], record["bits"]) for record in records))
     found = []
     for method, bits in keys:
@@ -86,6 +114,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for name in list(CRITERIA)[1:]:
             values[name] = np.mean([r["criteria"][name] for r in own])
+        if (method, bits) in (agreed or {}):
+            values["agreement"] = agreed[method, bits]
         rounded = {name: round(float(value), 4) for name, value in values.items()}
         found.append({"row": method, "bits": bits, "seeds": len(own), **rounded})
     for bits in {row["bits"] for row in found}:
@@ -134,7 +164,8 @@ def main() -> int:
         status = subprocess.run(command(args), check=False).returncode
     results = (args.report or args.out) / "results.jsonl"
     lines = results.read_text().splitlines() if results.exists() else []
-    for row in summary([json.loads(line) for line in lines]):
+    records = [json.loads(line) for line in lines]
+    for row in summary(records, agreements(args.report or args.out, records)):
         print(json.dumps(row))
     return status
 

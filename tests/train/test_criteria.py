@@ -11,7 +11,14 @@ import pytest
 
 from metah_runtime.errors import ConfigError, DataError
 from metah_train.config import load
-from metah_train.criteria import SCALE, criteria, probabilities, soft_neighbourhood_density
+from metah_train.criteria import (
+    SCALE,
+    agreement,
+    criteria,
+    predictions,
+    probabilities,
+    soft_neighbourhood_density,
+)
 from metah_train.evaluate import evaluate
 from metah_train.loop import fit
 from metah_train.shifts import SHIFTS, ShiftedImages
@@ -83,6 +90,21 @@ def test_soft_neighbourhood_density_equals_a_loop() -> None:
     assert soft_neighbourhood_density(p) == pytest.approx(total / 6)
     with pytest.raises(DataError, match="need at least 2 target images, got 1"):
         criteria(WORDS, np.arange(3), WORDS[:1])
+
+
+def test_agreement_of_runs() -> None:
+    source = np.array([[1.0, 1], [1, -1], [-1, -1], [-1, 1]])
+    labels = np.array([0, 0, 1, 1])
+    target = np.array([[1.0, 1], [-1, 1], [1, -1]])
+    first = predictions(source, labels, target)
+    assert first.tolist() == [0, 1, 0]
+    second = np.array([0, 0, 0])
+    third = np.array([1, 1, 1])
+    assert agreement([first, second]) == pytest.approx(2 / 3)
+    assert agreement([first, second, third]) == pytest.approx((2 + 1 + 0) / 9)
+    assert agreement([first, first]) == 1
+    with pytest.raises(DataError, match="agreement needs at least 2 runs, got 1"):
+        agreement([first])
 
 
 def test_shifts(make_split: Any) -> None:

@@ -8,7 +8,9 @@ mean of the relaxed source codes of class c,
 Reported beside the score on held-out source images; none reads target labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +90,28 @@ def soft_neighbourhood_density(p: NDArray[np.float64]) -> float:
     np.fill_diagonal(similar, -np.inf)
     q = np.exp(similar - similar.max(1, keepdims=True))
     return float(_entropy(q / q.sum(1, keepdims=True)).mean())
+
+
+def predictions(
+    source: NDArray[np.float64], labels: NDArray[np.int64], target: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the class whose mean source code is nearest by angle, (m,) in 0..C-1.
+
+    source (n, b) and target (m, b) codes, relaxed or of -1 and +1; labels as in ``criteria``.
+    """
+    found: NDArray[np.int64] = probabilities(target, source, labels).argmax(1)
+    return found
+
+
+def agreement(runs: Sequence[NDArray[np.int64]]) -> float:
+    """Mean over pairs of runs of the fraction of items that both predict alike.
+
+    runs: two or more of (m,), the predictions of trainings that differ in their seed alone. For
+    well-calibrated runs 1 - agreement is the expected error (Jiang et al., ICLR 2022).
+    """
+    if len(runs) < 2:
+        raise DataError(f"agreement needs at least 2 runs, got {len(runs)}")
+    return float(np.mean([(a == b).mean() for a, b in combinations(runs, 2)]))
 
 
 def _balls(h: NDArray[np.float64], predicted: NDArray[np.int64], radius: int) -> dict[str, float]:
