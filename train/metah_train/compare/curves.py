@@ -32,8 +32,9 @@ _COLOURS = {
     "tah": "#f0a03c",
     "metah-e": "#8a4fd0",
     "metah": "#d6303f",
+    "metah-plus": "#111111",
 }
-_SHALLOW, _OURS = ("lsh", "sh", "itq", "ksh", "sdh"), ("tah", "metah-e", "metah")
+_SHALLOW, _OURS = ("lsh", "sh", "itq", "ksh", "sdh"), ("tah", "metah-e", "metah", "metah-plus")
 
 
 @dataclass(frozen=True, kw_only=True)

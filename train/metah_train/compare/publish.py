@@ -18,8 +18,8 @@ from metah_train.data import Split
 from metah_train.methods import method_class
 from metah_train.methods.base import DeepMethod
 
-GALLERY = ("tah", "metah-e", "metah")
-"""The rows of Fig. 2 and 3 of Zhuo et al. 2020."""
+GALLERY = ("tah", "metah-e", "metah", "metah-plus")
+"""The rows of Fig. 2 and 3 of Zhuo et al. 2020, and METAH+ where it was run."""
 
 MAP_POINTS = 600
 """Codes of each domain in a map."""
