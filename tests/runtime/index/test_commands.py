@@ -146,7 +146,7 @@ def test_progress_counts_each_code(
     assert {name: (total, sum(counts)) for name, (total, counts) in seen.items()} == {
         "compacting": (left, left),
         "exporting": (left, left),
-        "importing": (None, left),
+        "importing": (left, left),
     }
 
 
