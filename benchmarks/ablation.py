@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,23 +77,25 @@ def command(args: argparse.Namespace) -> list[str]:
 
 def agreements(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
     """Return the agreement over seeds of each row and length, from the cells' codes."""
+    from metah_runtime.codes import unpack
     from metah_train.checkpoint import Run
     from metah_train.criteria import agreement, predictions
     from metah_train.data import split_of
 
     labels: Any = None
     found: dict[tuple[str, int], list[Any]] = {}
+    seeds = Counter((record["method"], record["bits"]) for record in records)
     for record in records:
+        key = record["method"], record["bits"]
+        if seeds[key] < 2:
+            continue
         (cell,) = folder.glob(f"cells/*-{record['key'][:12]}")
         if labels is None:
             labels = split_of(Run.open(cell / "run").config).source_valid.labels
         codes = load_file(cell / "codes.safetensors")
-        source, target = (
-            np.unpackbits(codes[name], axis=1) * 2.0 - 1 for name in ("source_valid", "database")
-        )
-        predicted = predictions(source, labels, target)
-        found.setdefault((record["method"], record["bits"]), []).append(predicted)
-    return {key: agreement(runs) for key, runs in found.items() if len(runs) > 1}
+        source, target = (unpack(codes[name]) * 2.0 - 1 for name in ("source_valid", "database"))
+        found.setdefault(key, []).append(predictions(source, labels, target))
+    return {key: agreement(runs) for key, runs in found.items()}
 
 
 def summary(

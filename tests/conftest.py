@@ -1,6 +1,9 @@
 """Toys that several test files share."""
 
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,3 +129,38 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return int(done.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture
+def blocks() -> Callable[[Path, str], list[str]]:
+    """Return the fenced blocks of one language in a page."""
+
+    def found(page: Path, language: str) -> list[str]:
+        text = page.read_text(encoding="utf-8")
+        return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+    return found
+
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Callable[[str], None]:
+    """Run shell lines of a page in ``tmp_path``, its trainings cut to 25 steps; nothing warns."""
+
+    def run_script(script: str) -> None:
+        short = re.sub(r"^(metah-train fit .*)$", r"\1 --set steps=25", script, flags=re.MULTILINE)
+        done = subprocess.run(
+            [
+                "bash",
+                "-euo",
+                "pipefail",
+                "-c",
+                f'PATH="{Path(sys.executable).parent}:$PATH"\n{short}',
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr.lower()
+
+    return run_script

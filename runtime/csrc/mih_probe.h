@@ -9,8 +9,7 @@ namespace METAH_ISA {
 class MihProbe {
   public:
     explicit MihProbe(const Probe& probe) : p_(probe), words_((probe.width + 7) / 8) {
-        for (int j = 0; j < p_.table_count; ++j)
-            if (radius(j) >= 0) planned_ += static_cast<size_t>(radius(j) == 1 ? p_.length + 1 : 1);
+        for (int j = 0; j < p_.table_count; ++j) planned_ += planned(j);
         Carve carve{scratch(kAhead * (planned_ * sizeof(Bucket) + 8 * words_) +
                             sizeof(Hit) * kHits + 256)};
         buckets_ = carve.take<Bucket>(kAhead * planned_);
@@ -46,6 +45,13 @@ class MihProbe {
         return substring_radius(p_.radius, p_.table_count, table);
     }
 
+    // Buckets of a table that are looked up ahead: none, the query's own, or also all that differ
+    // from it in one bit. Of a larger radius the own one alone, whose neighbours `near` visits.
+    INLINE size_t planned(int table) const {
+        const int r = radius(table);
+        return r < 0 ? 0 : r == 1 ? static_cast<size_t>(p_.length) + 1 : 1;
+    }
+
     INLINE uint32_t substring(const uint64_t* words, int table) const {
         const int first = table * p_.length, shift = first % 64;
         uint64_t x = words[first / 64] >> shift;
@@ -53,29 +59,23 @@ class MihProbe {
         return static_cast<uint32_t>(x) & ((1u << p_.length) - 1);
     }
 
-    // The buckets that a query asks for, table by table: one, or with all that differ in a bit.
-    // Of a table with a larger radius the middle one alone stands here.
+    // Writes the keys of the planned buckets, table by table: the own one, then a bit each.
     void plan(const uint64_t* words, Bucket* out) const {
         for (int j = 0; j < p_.table_count; ++j) {
-            if (radius(j) < 0) continue;
-            const uint32_t key = substring(words, j);
-            const uint32_t* offsets = p_.tables[j].offsets;
-            out++->key = key;
-            __builtin_prefetch(offsets + key);
-            if (radius(j) != 1) continue;
-            for (int bit = 0; bit < p_.length; ++bit) {
-                out++->key = key ^ 1u << bit;
-                __builtin_prefetch(offsets + (key ^ 1u << bit));
+            const uint32_t own = substring(words, j);
+            const size_t n = planned(j);
+            for (size_t i = 0; i < n; ++i) {
+                const uint32_t key = i ? own ^ 1u << (i - 1) : own;
+                out++->key = key;
+                __builtin_prefetch(p_.tables[j].offsets + key);
             }
         }
     }
 
     void look_up(Bucket* bucket) const {
         for (int j = 0; j < p_.table_count; ++j) {
-            if (radius(j) < 0) continue;
             const MihTable& table = p_.tables[j];
-            for (const Bucket* end = bucket + (radius(j) == 1 ? p_.length + 1 : 1); bucket < end;
-                 ++bucket) {
+            for (const Bucket* end = bucket + planned(j); bucket < end; ++bucket) {
                 bucket->first = table.offsets[bucket->key];
                 bucket->last = table.offsets[bucket->key + 1];
                 if (bucket->first == bucket->last) continue;
@@ -91,15 +91,10 @@ class MihProbe {
         words_now_ = words;
         left_ = p_.most_candidates;
         for (int j = 0; j < p_.table_count; ++j) {
-            if (radius(j) < 0) continue;
+            const int r = radius(j);
             bool held = true;
-            if (radius(j) > 1) {
-                held = near(j, bucket++->key, 0, radius(j));
-            } else {
-                for (const Bucket* end = bucket + (radius(j) == 1 ? p_.length + 1 : 1);
-                     bucket < end && held; ++bucket)
-                    held = rows(j, bucket->first, bucket->last);
-            }
+            for (const Bucket* end = bucket + planned(j); bucket < end && held; ++bucket)
+                held = r > 1 ? near(j, bucket->key, 0, r) : rows(j, bucket->first, bucket->last);
             if (!held) {
                 p_.consume(p_.context, query, nullptr, kGiveUp);
                 found_ = 0;

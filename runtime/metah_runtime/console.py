@@ -21,6 +21,7 @@ __all__ = [
     "Advance",
     "Group",
     "is_quiet",
+    "json_option",
     "note",
     "print_json",
     "print_table",
@@ -33,6 +34,9 @@ __all__ = [
     "version_option",
     "warn",
 ]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+"""Decorator of commands that print for people: the flag ``as_json``."""
 
 
 def run(command: click.Command, program: str, args: Sequence[str] | None = None) -> NoReturn:

@@ -60,7 +60,7 @@ SHOWN_ERRORS = 5
 )
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@console.json_option
 def add(
     index: Path,
     paths: Sequence[Path],

@@ -36,9 +36,6 @@ def _where(command: F) -> F:
     return command
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-
-
 def _connect(address: str | None) -> str:
     from metah_runtime.cluster.access import connect
 
@@ -51,7 +48,7 @@ def _connect(address: str | None) -> str:
 @click.option("--replicas", type=int, default=2, show_default=True, help="of each shard")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPUs of a replica")
 @_where
-@_json
+@console.json_option
 def start(
     index: Path,
     shards: int,
@@ -100,7 +97,7 @@ def start(
 
 @cluster.command()
 @_where
-@_json
+@console.json_option
 def status(name: str, address: str | None, as_json: bool) -> None:
     """Show every replica; exit 1 if one does not serve.
 
@@ -152,7 +149,7 @@ def status(name: str, address: str | None, as_json: bool) -> None:
 
 @cluster.command()
 @_where
-@_json
+@console.json_option
 def stop(name: str, address: str | None, as_json: bool) -> None:
     """Stop all replicas of a cluster. The index on disk is not touched.
 
@@ -189,7 +186,7 @@ def stop(name: str, address: str | None, as_json: bool) -> None:
 )
 @model_options
 @_where
-@_json
+@console.json_option
 @click.option(
     "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
 )
@@ -296,7 +293,7 @@ class Reachable:
 @click.option("--part", type=int, default=1024, show_default=True, help="images kept at once")
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--address", help="HOST:PORT of Ray's head [default: this machine's cluster]")
-@_json
+@console.json_option
 def encode(
     paths: Sequence[Path],
     listed: str | None,

@@ -35,7 +35,7 @@ Search: TypeAlias = tuple[str, int]
 @click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
 @click.option("--radius", type=int, help="give all within this many bits")
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@console.json_option
 @click.option(
     "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
 )

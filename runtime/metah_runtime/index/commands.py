@@ -13,7 +13,6 @@ from metah_runtime.errors import ConfigError, DataError, IndexMismatch
 from metah_runtime.index.store import Index
 
 _INDEX = click.argument("index", type=click.Path(path_type=Path))
-_JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 _FORMAT = click.option(
     "--format",
     "kind",
@@ -24,7 +23,7 @@ _TABLE = click.option("--table", help="NAME or SCHEMA.NAME in pgvector, the coll
 
 @click.command()
 @_INDEX
-@_JSON
+@console.json_option
 def info(index: Path, as_json: bool) -> None:
     """Show what INDEX holds. Reads headers only; `verify` reads everything.
 
@@ -60,7 +59,7 @@ def info(index: Path, as_json: bool) -> None:
 
 @click.command()
 @_INDEX
-@_JSON
+@console.json_option
 def verify(index: Path, as_json: bool) -> None:
     """Read every byte of INDEX and compare all checksums; exit 1 if anything is damaged.
 
@@ -83,7 +82,7 @@ def verify(index: Path, as_json: bool) -> None:
 
 @click.command()
 @_INDEX
-@_JSON
+@console.json_option
 def compact(index: Path, as_json: bool) -> None:
     """Merge the segments of INDEX into one and free the space of removed codes.
 
@@ -110,7 +109,7 @@ def compact(index: Path, as_json: bool) -> None:
 @click.argument("ids", nargs=-1, type=int)
 @click.option("--ids-file", type=click.Path(path_type=Path), help="take ids from FILE, one a line")
 @click.option("--missing", default="error", help="ids that are not there: error or ignore")
-@_JSON
+@console.json_option
 def remove(
     index: Path, ids: Sequence[int], ids_file: Path | None, missing: str, as_json: bool
 ) -> None:
@@ -140,7 +139,7 @@ def remove(
 @_TABLE
 @click.option("--overwrite", is_flag=True, help="replace the file or empty the table if it exists")
 @click.option("--append", is_flag=True, help="add to the table if it exists")
-@_JSON
+@console.json_option
 def export(
     index: Path,
     target: str,
@@ -189,7 +188,7 @@ def export(
 @click.option("--ids", type=click.Path(path_type=Path), help="the ids of npy codes, a .npy file")
 @click.option("--fingerprint", help="state that the codes are of the model with this fingerprint")
 @click.option("--on-duplicate", default="error", help="an id that is there: error or upsert")
-@_JSON
+@console.json_option
 def import_(
     index: Path,
     target: str,

@@ -34,6 +34,12 @@ from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
 MORE = ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency")
 """Terms beside METAH's five; each weight is the option of the same name."""
 
+PREDICTED = ("confusion", "pseudo", "consistency")
+"""Those of MORE that read the classifier's predictions of target images."""
+
+ON_TARGET = (*PREDICTED, "bit_balance", "bit_correlation")
+"""Those of MORE that read target images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlusOptions(ObjectiveOptions):
@@ -124,7 +130,7 @@ class METAHPlus(METAH):
         super().check(config)
         options = config.options
         assert isinstance(options, PlusOptions)
-        needs = [n for n in ("confusion", "pseudo", "consistency") if getattr(options, n)]
+        needs = [name for name in PREDICTED if getattr(options, name)]
         if (needs or options.judge == "h x p") and not options.classifier:
             raise ConfigError(
                 f"{needs[0] if needs else 'judge'} reads the classifier's predictions: "
@@ -148,14 +154,7 @@ class METAHPlus(METAH):
     @property
     def uses_target(self) -> bool:
         """Whether any term with a weight reads target images."""
-        plus = self.plus
-        return super().uses_target or bool(
-            plus.confusion
-            or plus.pseudo
-            or plus.bit_balance
-            or plus.bit_correlation
-            or plus.consistency
-        )
+        return super().uses_target or any(getattr(self.plus, name) for name in ON_TARGET)
 
     def heads(self) -> list[nn.Module]:
         """METAH's heads; the source's batch norm belongs to the backbone."""
@@ -180,7 +179,7 @@ class METAHPlus(METAH):
             terms["bit_balance"] = bits.bit_balance(both)
         if plus.bit_correlation:
             terms["bit_correlation"] = bits.bit_correlation(both)
-        if not (plus.confusion or plus.pseudo or plus.consistency):
+        if not any(getattr(plus, name) for name in PREDICTED):
             return terms
         logits = self.classes(found.target_h, found.target_features)
         if plus.confusion:
