@@ -49,7 +49,7 @@ def connect(address: str | None = None) -> str:
     require("ray")
     import ray
 
-    if not hasattr(ray, "_raylet") or not hasattr(ray._raylet, "get_authentication_mode"):
+    if not hasattr(ray, "_raylet") or not hasattr(ray._raylet, "AuthenticationTokenLoader"):
         raise BackendUnavailable(
             f"ray {ray.__version__} knows no token; fix: pip install 'metah[ray]' (2.60 or newer)"
         )
@@ -128,8 +128,8 @@ def _find(address: str | None) -> str:
 
 
 def _knock(address: str) -> None:
-    """Fail within seconds where Ray would try again for half a minute."""
-    from ray._raylet import GcsClient
+    """Fail within seconds where Ray would try again for half a minute, or end the process."""
+    from ray._raylet import AuthenticationTokenLoader, GcsClient
     from ray.exceptions import AuthenticationError, RayError
 
     host, _, port = address.rpartition(":")
@@ -140,12 +140,17 @@ def _knock(address: str) -> None:
         raise ClusterError(
             f"no Ray cluster at {address} ({reason}); fix: --address HOST:PORT of its head"
         ) from None
+    refuses = f"the Ray cluster at {address} refuses"
+    try:
+        held = AuthenticationTokenLoader.instance().has_token()
+    except AuthenticationError:  # of a token file that cannot be read, too
+        held = False
+    if not held:
+        raise ClusterError(f"{refuses}: there is no token here; {_TOKEN_FIX}")
     try:
         GcsClient(address=address).internal_kv_keys(b"", namespace=None, timeout=REACH)
-    except AuthenticationError as error:
-        none = "no authentication token" in str(error)
-        what = "there is no token here" if none else "its token is another one"
-        raise ClusterError(f"the Ray cluster at {address} refuses: {what}; {_TOKEN_FIX}") from None
+    except AuthenticationError:
+        raise ClusterError(f"{refuses}: its token is another one; {_TOKEN_FIX}") from None
     except RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(f"the Ray cluster at {address} does not answer: {reason}") from None
