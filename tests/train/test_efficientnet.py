@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from metah_runtime.errors import DataError, MissingExtra
-from metah_train.backbones import build_backbone, efficientnet
+from metah_runtime.errors import DataError, MissingExtra, RunError
+from metah_train.backbones import build_backbone, efficientnet, frozen
 from metah_train.backbones.efficientnet import (
     PACKAGE,
     EfficientNetLite0,
@@ -123,28 +123,82 @@ class Arrays:
         return self.images[rows]
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The features in memory, none at first; no folder."""
+    memory: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(frozen, "_kept", memory)
+    monkeypatch.delenv("METAH_CACHE", raising=False)
+    return memory
+
+
 def test_frozen_features_depend_on_the_image_and_the_weights_alone(
-    monkeypatch: pytest.MonkeyPatch,
+    kept: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(efficientnet, "_kept", {})
     net = build().eval()
     x = images(3)
     with torch.no_grad():
         together = net(x)
-        assert len(efficientnet._kept) == 3
+        assert len(kept) == 3
         assert torch.equal(together, net(x))
-        efficientnet._kept.clear()
+        kept.clear()
         alone = torch.cat([net(x[row : row + 1]) for row in (2, 1, 0)])
         torch.testing.assert_close(alone.flip(0), together)
         assert torch.equal(net._remembered(x), net._remembered(x.flip(0)).flip(0))
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(net._remembered(last), net._remembered(x))
         torch.testing.assert_close(net._remembered(x), net._pooled(x), rtol=1e-4, atol=1e-5)
         assert net(x[:0]).shape == (0, 16)
         net.load_state_dict({k: v * 0.5 for k, v in net.state_dict().items()})
         torch.testing.assert_close(net._remembered(x), net._pooled(x), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(efficientnet, "MAX_KEPT", 0)
-    count = len(efficientnet._kept)
+    monkeypatch.setattr(frozen, "MAX_KEPT", 0)
+    count = len(kept)
     net(images(2, seed=5))
-    assert len(efficientnet._kept) == count
+    assert len(kept) == count
+
+
+def test_frozen_features_are_kept_on_disk(
+    kept: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the network was asked again")
+
+    monkeypatch.setenv("METAH_CACHE", str(tmp_path))
+    x = images(3)
+    first = build()._remembered(x)
+    (folder,) = (tmp_path / "frozen").iterdir()
+    assert len(list(folder.iterdir())) == 3
+    kept.clear()
+    again = build()
+    again._pooled = refuse  # type: ignore[method-assign]
+    assert torch.equal(again._remembered(x.flip(0)).flip(0), first)
+    other = build()
+    other.load_state_dict({k: v * 0.5 for k, v in other.state_dict().items()})
+    torch.testing.assert_close(other._remembered(x), other._pooled(x), rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "frozen").iterdir())) == 2
+
+    kept.clear()
+    path = sorted(folder.iterdir())[0]
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"cache .*fix: delete it"):
+            build()._remembered(x)
+        kept.clear()
+    path.unlink()
+    assert torch.equal(build()._remembered(x), first)
+
+
+def test_the_folder_of_frozen_features_has_a_limit(
+    kept: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAH_CACHE", str(tmp_path))
+    monkeypatch.setattr(frozen, "MAX_FILES", 3)
+    for seed in (1, 2, 3):
+        build()._remembered(images(2, seed=seed))
+    (folder,) = (tmp_path / "frozen").iterdir()
+    assert len(list(folder.iterdir())) == 3
+    assert len(kept) == 6
 
 
 def test_grey_images_are_repeated() -> None:

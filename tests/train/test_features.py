@@ -17,7 +17,8 @@ from metah_train.backbones import build_backbone
 from metah_train.config import Config, load
 from metah_train.data import ArrayImages, FileImages, Split
 from metah_train.evaluate import encode
-from metah_train.features import FeatureCache, features_key, images_digest
+from metah_train.features import features_key, images_digest
+from metah_train.tensor_cache import TensorCache
 
 MakeSplit = Callable[..., Split]
 SETTINGS = ("steps=4", "batch=16", "features=24", "warmup=0", "threads=1", "ksh.anchors=20")
@@ -56,7 +57,7 @@ def test_shallow_methods_of_one_seed_share_backbone_and_features(
     monkeypatch.setattr(shallow, "extract_features", counted)
     grid = [("lsh", 16), ("ksh", 16), ("ksh", 24), ("lsh", 16)]
     for number, (method, bits) in enumerate(grid):
-        cache = FeatureCache(tmp_path / "cache")
+        cache = TensorCache(tmp_path / "cache")
         own, plain = (
             loop.fit(config(method, bits), split, tmp_path / f"{name}{number}", cache=used)
             for name, used in (("cached", cache), ("plain", None))
@@ -71,7 +72,7 @@ def test_shallow_methods_of_one_seed_share_backbone_and_features(
 def test_other_settings_and_other_images_are_other_entries(
     make_split: MakeSplit, trained: list[str], tmp_path: Path
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache")
+    cache = TensorCache(tmp_path / "cache")
     splits = make_split(), make_split(seed=1)
     cases = [
         (config("lsh"), splits[0]),
@@ -85,7 +86,7 @@ def test_other_settings_and_other_images_are_other_entries(
 
 
 def test_deep_methods_do_not_use_it(make_split: MakeSplit, tmp_path: Path) -> None:
-    loop.fit(config("dhn"), make_split(), tmp_path / "run", cache=FeatureCache(tmp_path / "cache"))
+    loop.fit(config("dhn"), make_split(), tmp_path / "run", cache=TensorCache(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
@@ -141,7 +142,7 @@ def test_features_depend_on_the_weights() -> None:
 
 
 def test_a_damaged_entry_is_not_used(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path)
+    cache = TensorCache(tmp_path)
     assert cache.get("k") is None
     cache.put("k", {"a": torch.arange(4.0)}, seconds=2.5)
     found = cache.get("k")

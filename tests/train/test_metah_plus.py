@@ -130,6 +130,17 @@ def test_consistency_learns_from_the_distorted_view_alone() -> None:
     assert float(sure.terms(images, late)["consistency"].detach()) == 0
 
 
+@pytest.mark.parametrize("views", [0, 1])
+def test_distorted_views_return_if_their_number_is_fixed(views: int) -> None:
+    built = method("plus.consistency=1", f"plus.consistency_views={views}").eval()
+    seen: list[torch.Tensor] = []
+    built.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    target = batch().target
+    for _ in range(2):
+        built._distorted(target)
+    assert torch.equal(*seen) == (views == 1)
+
+
 def test_the_discriminator_sees_codes_by_class() -> None:
     first = method("plus.judge=h x p").discriminator.layers[0]
     assert isinstance(first, nn.Linear)

@@ -26,6 +26,7 @@ from metah_runtime.images import Preprocess
 from metah_train.config import Config
 from metah_train.methods import method_class
 from metah_train.methods.base import HashModel, Task
+from metah_train.tensor_cache import tensors_digest
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -207,16 +208,6 @@ def _read(path: Path, name: str, limit: int) -> bytes:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of named tensors: names, types, shapes, values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

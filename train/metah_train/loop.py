@@ -20,12 +20,12 @@ from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, Run
 from metah_train import checkpoint, distributed, schedule
 from metah_train.checkpoint import Run, load_state, save_run, save_state
 from metah_train.config import Config
-from metah_train.features import FeatureCache
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod, Task
 from metah_train.sampling import batch_rows, labels_of, seed_step
 from metah_train.shallow import SourceClassifier, fit_shallow, train_backbone
 from metah_train.target import reestimate_statistics, target_statistics
+from metah_train.tensor_cache import TensorCache
 
 if TYPE_CHECKING:
     from metah_train.data import Split
@@ -43,7 +43,7 @@ def fit(
     overwrite: bool = False,
     begin: Callable[[], None] | None = None,
     report: Report | None = None,
-    cache: FeatureCache | None = None,
+    cache: TensorCache | None = None,
 ) -> Run:
     """Train ``config.method`` on a split, write the run into the folder ``out`` and open it.
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from metah_train.config import Config
-from metah_train.features import FeatureCache, backbone_key, features_key
+from metah_train.features import backbone_key, features_key
 from metah_train.losses import classification
 from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod
 from metah_train.sampling import labels_of, seed_step, slices
+from metah_train.tensor_cache import TensorCache
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
@@ -52,7 +53,7 @@ def train_backbone(
     method: ShallowMethod[Any],
     split: "Split",
     train: Callable[[], int],
-    cache: FeatureCache | None,
+    cache: TensorCache | None,
 ) -> int:
     """Train the backbone by ``train()``, or take it from the cache; return the number of steps."""
     if method.config.weights is not None:
@@ -74,7 +75,7 @@ def train_backbone(
 
 
 def fit_shallow(
-    method: ShallowMethod[Any], split: "Split", cache: FeatureCache | None = None
+    method: ShallowMethod[Any], split: "Split", cache: TensorCache | None = None
 ) -> None:
     """Fit a shallow method's head on the features of the domains it asks for."""
     parts = {"source": [split.source_train], "target": [split.target_train]}
@@ -86,7 +87,7 @@ def fit_shallow(
 
 
 def cached_features(
-    method: Method[Any], images: "ImageSet", cache: FeatureCache | None
+    method: Method[Any], images: "ImageSet", cache: TensorCache | None
 ) -> torch.Tensor:
     """Return ``extract_features``, from the cache where it has them."""
     if cache is None:

