@@ -4,7 +4,7 @@ Measures one and two worker processes, fits the model to the smaller sizes, chec
 ones, and plans machines, cost and tail with it. Writes OUT.json and OUT.png.
 
     python benchmarks/scale.py --quick                                  # to 3e6 codes, a minute
-    python benchmarks/scale.py --out benchmarks/results/scale-zen3      # to 1e8 codes, ten minutes
+    python benchmarks/scale.py --out benchmarks/results/scale-zen3      # to 1e8 codes, a minute or two
     python benchmarks/scale.py --redo --out benchmarks/results/scale-zen3   # plan, plot, page only
     python benchmarks/scale.py --cores 64 --price 3.2 --budget-ms 50 ...    # other machines
 """
@@ -73,17 +73,37 @@ def sample_latencies(n, count):
         return [workers.search(make_queries(1, BITS, i), K)[1] for i in range(count)]
 
 
+def last_cache():
+    """Bytes of the CPU's last cache."""
+    found = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    sizes = [int(path.read_text().strip().removesuffix("K")) * 1024 for path in found]
+    return max(sizes, default=32 << 20)
+
+
+def in_cache(row, cache):
+    """Whether a worker's codes stay in half of the cache from one query to the next."""
+    return row["codes"] * BITS / 8 / row["workers"] <= cache / 2
+
+
+def rows_to_fit(rows, sizes, cache):
+    """Rows of these sizes whose codes lie in memory, not in the cache; all if too few do."""
+    mine = [row for row in rows if row["codes"] in sizes]
+    outside = [row for row in mine if not in_cache(row, cache)]
+    enough = all(len({r["codes"] for r in outside if r["workers"] == w}) > 1 for w in (1, 2))
+    return outside if enough else mine
+
+
 def model_of(rows, fitted):
-    """Laws (a, b) of one worker and of two on the same memory, from the sizes in fitted."""
+    """Laws (a, b) of one worker and of two on the same memory, from the rows in fitted."""
     laws = {1: {}, 2: {}}
     for row in rows:
         mine = [r for r in rows if (r["queries"], r["workers"]) == (row["queries"], row["workers"])]
-        points = [(r["codes"] / r["workers"], r["seconds"]) for r in mine if r["codes"] in fitted]
+        points = [(r["codes"] / r["workers"], r["seconds"]) for r in mine if r in fitted]
         laws[row["workers"]][row["queries"]] = scale_model.fit(points)
     return laws
 
 
-def checked(rows, fitted, laws):
+def checked(rows, fitted, laws, cache):
     """Predictions for every measured row, those of larger sizes among them."""
     out = []
     for row in rows:
@@ -92,7 +112,7 @@ def checked(rows, fitted, laws):
         out.append({
             **{key: row[key] for key in ("codes", "workers", "queries", "seconds")},
             "predicted_s": predicted, "error": predicted / row["seconds"] - 1,
-            "fitted": row["codes"] in fitted,
+            "fitted": row in fitted, "in_cache": in_cache(row, cache),
         })  # fmt: skip
     return out
 
@@ -171,20 +191,22 @@ def main():
     if options.redo:
         facts = json.loads(target.read_text())
     else:
-        fitted = [100_000, 1_000_000] if options.quick else [1_000_000, 3_000_000, 10_000_000]
-        others = [300_000, 3_000_000] if options.quick else [30_000_000, 100_000_000]
+        fitted = [100_000, 1_000_000] if options.quick else [3_000_000, 10_000_000, 30_000_000]
+        others = [300_000, 3_000_000] if options.quick else [1_000_000, 100_000_000]
+        cache = last_cache()
         batches = [1, 16, 128] if options.quick else [1, 16, 1024]
         rows = measure(sorted(fitted + others), batches, 0.5 if options.quick else 3, options.clock)
+        fitted = rows_to_fit(rows, fitted, cache)
         laws = model_of(rows, fitted)
         shards, seconds = merge_law()
         facts = {
             "machine": {"cpu": platform.processor() or platform.machine(),
                         "cores": os.cpu_count(), "python": platform.python_version(),
                         "numpy": np.__version__, "clock": options.clock,
-                        "load": os.getloadavg()[0]},
+                        "cache_bytes": cache, "load": os.getloadavg()[0]},
             "bits": BITS, "k": K, "measured": rows, "laws": laws[1],
             "laws_of_two": laws[2], "bytes_code": bytes_a_code(rows),
-            "checked": checked(rows, fitted, laws),
+            "checked": checked(rows, fitted, laws, cache),
             "merge": {"shards": shards, "seconds": seconds},
             "latencies": sample_latencies(1_000_000, 200 if options.quick else 2000),
         }  # fmt: skip

@@ -72,13 +72,14 @@ def tables(facts):
     out += [
         "",
         f"The model against this machine ({machine['cores']} cores, clock: {machine['clock']}, "
-        f"load {machine['load']:.1f} when it was written); rows marked * were used to fit it:",
+        f"load {machine['load']:.1f} when it was written); rows marked * were used to fit it, "
+        "rows marked c lie in the cache and were not:",
         "",
         "| codes | workers | batch | measured | predicted | error |",
         "|---|---|---|---|---|---|",
     ]
     out += [
-        f"| {c['codes']:.0e}{'*' * c['fitted']} | {c['workers']} | {c['queries']} | "
+        f"| {c['codes']:.0e}{_mark(c)} | {c['workers']} | {c['queries']} | "
         f"{_time(c['seconds'])} | {_time(c['predicted_s'])} | {c['error']:+.0%} |".replace(
             "e+0", "e"
         )
@@ -107,6 +108,10 @@ def into_page(page, text):
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def _mark(row):
+    return "*" if row["fitted"] else "c" if row["in_cache"] else ""
 
 
 def _time(seconds):
