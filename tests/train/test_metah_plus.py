@@ -11,6 +11,7 @@ from torch import nn
 from metah_runtime.errors import ConfigError
 from metah_train.averaging import Average
 from metah_train.config import load
+from metah_train.data.base import ArrayImages
 from metah_train.domain_norm import SourceNorm
 from metah_train.evaluate import encode
 from metah_train.loop import fit
@@ -29,6 +30,7 @@ OPTIONS = {
     "average": ["plus.average=0.9"],
     "pseudo": ["plus.pseudo=0.5", "plus.pseudo_confidence=0.4"],
     "consistency": ["plus.consistency=1", "plus.consistency_confidence=0.4"],
+    "neighbours": ["plus.neighbours=1", "plus.neighbours_count=3"],
 }
 OFF = ["plus.confusion=0", "plus.consistency=0"]
 ALL = [setting for settings in OPTIONS.values() for setting in settings]
@@ -39,6 +41,8 @@ def method(*settings: str) -> METAHPlus:
     config = load("digits", {"method": "metah-plus"}, [*QUICK, *OFF, *settings])
     built = method_class("metah-plus")(config, TASK)
     assert isinstance(built, METAHPlus)
+    twelve = ArrayImages(np.zeros((12, 16, 16, 1), np.uint8), None, [str(i) for i in range(12)])
+    built.prepare(twelve, twelve)
     return built
 
 
@@ -46,7 +50,10 @@ def batch(n: int = 12) -> Batch:
     torch.manual_seed(1)
     images = torch.randint(0, 256, (2, n, 16, 16, 1), dtype=torch.uint8)
     labels = torch.arange(n) % 3
-    return Batch(source=images[0], labels=labels, indices=torch.arange(n), target=images[1])
+    rows = torch.arange(n)
+    return Batch(
+        source=images[0], labels=labels, indices=rows, target=images[1], target_indices=rows
+    )
 
 
 def test_with_every_option_off_it_is_metah_e(make_split: Any, tmp_path: Path) -> None:
@@ -99,8 +106,19 @@ def test_each_option_changes_training_and_keeps_the_shape_of_the_network(name: s
         "judge",
         "pseudo_confidence",
         "consistency_confidence",
+        "neighbours_count",
     }
     assert set(two) <= set(changed.weights)
+
+
+def test_neighbours_rise_and_remember() -> None:
+    built, images = method("plus.neighbours=1").eval(), batch()
+    assert built.memory is not None
+    at = [Progress(step=step, total=10) for step in (0, 5, 10)]
+    first, half, whole = (float(built.terms(images, p)["neighbours"].detach()) for p in at)
+    assert first == 0  # nothing seen yet
+    assert 0 < half == pytest.approx(whole / 2, rel=0.05)  # the noise differs
+    assert built.memory.seen.all()
 
 
 def test_pseudo_labels_wait_and_need_confidence() -> None:

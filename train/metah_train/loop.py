@@ -189,7 +189,7 @@ def train(
     labels = labels_of(source, method.task)
     epoch = len(source) // config.batch
     total = config.steps or config.epochs * epoch
-    method.prepare(source)
+    method.prepare(source, target)
     method.train()
     optimizer = schedule.build_optimizer(method, config)
     step = 0
@@ -204,15 +204,17 @@ def train(
     while step < total:
         rows = batch_rows(len(source), config.batch, step, config.seed, "source")
         images = share.load(source, rows, device)
-        target_images = None
+        target_images = target_indices = None
         if method.uses_target:
             target_rows = batch_rows(len(target), config.batch, step, config.seed, "target")
             target_images = share.load(target, target_rows, device)
+            target_indices = torch.from_numpy(target_rows).to(device)
         batch = Batch(
             source=images,
             labels=labels[rows].to(device),
             indices=torch.from_numpy(rows).to(device),
             target=target_images,
+            target_indices=target_indices,
         )
         seed_step(config.seed, "step", step)
         schedule.set_learning_rate(optimizer, config, step, total)

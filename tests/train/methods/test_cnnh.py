@@ -145,7 +145,7 @@ def test_codes_follow_the_order_of_the_data(
     order = np.random.default_rng(0).permutation(len(source))
     shuffled = source.subset(order)
     method = make_method("cnnh")
-    method.prepare(shuffled)
+    method.prepare(shuffled, shuffled)
     labels = source.labels[order]
     codes = method.codes.numpy()
     for c in range(4):

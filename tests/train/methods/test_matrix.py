@@ -191,7 +191,7 @@ def blob_map(name: str, make_method: Callable[..., Any], seed: int) -> float:
         method.fit(X, labels)
         return train_map(method.model.head(X), labels.numpy())
     source = ArrayImages(images.numpy(), labels.numpy(), [str(i) for i in range(200)])
-    method.prepare(source)
+    method.prepare(source, source)
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
     for step in range(150):
         rows = torch.randint(0, 200, (32,))
@@ -267,7 +267,7 @@ def test_gradients_of_an_objective_match_finite_differences(
     monkeypatch.setattr(adversarial, "reverse_gradient", lambda x, eta: x)
     monkeypatch.setattr(mmd, "squared_distances", with_fixed_mean)
     method = make_method(name).double().eval()
-    method.prepare(make_split().source_train)
+    method.prepare(make_split().source_train, make_split().target_train)
     method.model.head = torch.nn.Identity()
     torch.manual_seed(3)
     source, target = torch.randn(2, 6, 16, dtype=torch.float64)
@@ -309,7 +309,7 @@ def test_losses_and_gradients_are_finite(
     make_split: Callable[..., Split],
 ) -> None:
     method = make_method(name)
-    method.prepare(make_split().source_train)
+    method.prepare(make_split().source_train, make_split().target_train)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 4, 4, 1), dtype=torch.uint8)
     last = list(method.model.head.parameters())[-2:]

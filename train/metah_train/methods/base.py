@@ -42,13 +42,15 @@ class Batch:
     """One step's images. There is no field for target labels, so no loss can read them.
 
     source: (n, H, W, C) uint8; labels: (n,) int64 or (n, classes) float32 multi-hot;
-    indices: (n,) int64, rows of the source training set; target: (n, H, W, C) uint8 or None.
+    indices: (n,) int64, rows of the source training set; target: (n, H, W, C) uint8 or None;
+    target_indices: its rows of the target training set, None with it.
     """
 
     source: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
     target: torch.Tensor | None
+    target_indices: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +183,8 @@ class DeepMethod(Method[OptionsT]):
         What it changes at the last step is what the run keeps.
         """
 
-    def prepare(self, source: "ImageSet") -> None:
-        """Do what comes before the first step, from the labelled source training set."""
+    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:
+        """Do what comes before the first step, from the two training sets."""
 
     def statistics(self, h: torch.Tensor) -> dict[str, float]:  # noqa: ARG002
         """Return further unlabelled numbers for the log, from h (n, bits) of target images."""

@@ -130,7 +130,7 @@ class CNNH(DeepMethod[CNNHOptions]):
         """One term."""
         return {"regression": 1.0}
 
-    def prepare(self, source: "ImageSet") -> None:
+    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:  # noqa: ARG002
         """Run stage 1: ``codes`` (n, bits) of -1 and +1, row i for item i of the training set."""
         seed_step(self.config.seed, "cnnh", 0)
         labels = labels_of(source, self.task)

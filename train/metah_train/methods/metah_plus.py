@@ -1,7 +1,7 @@
 """METAH+: METAH with parts exchanged, each by an option of its own.
 
     minimise  METAH-e's terms + lM Lmcc(o_t) + lW Lword(h_s, y_s) + lP Lp([h_s, h_t'], [y_s, y_t'])
-              + lB balance(h) + lR correlation(h) + lV Lv(o_t, o_t')
+              + lB balance(h) + lR correlation(h) + lV Lv(o_t, o_t') + lN Ln(o_t)
 
 There is no entropy term: with every option off it is METAH-e, bit for bit. A recipe's table
 [plus] goes over its [objective]. What each option is and where it comes from is
@@ -11,7 +11,7 @@ how the defaults were chosen, in docs/decisions/0012-metah-plus.md.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -27,16 +27,24 @@ from metah_train.losses import (
     conditional,
     confusion,
     consistency,
+    neighbourhood,
     pseudo,
 )
 from metah_train.methods.base import Batch, Progress, Task, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
+from metah_train.neighbours import Memory
 from metah_train.views import recurring
 
-MORE = ("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency")
+if TYPE_CHECKING:
+    from metah_train.data import ImageSet
+
+MORE = (
+    *("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency"),
+    "neighbours",
+)
 """Terms beside METAH's five; each weight is the option of the same name."""
 
-PREDICTED = ("confusion", "pseudo", "consistency")
+PREDICTED = ("confusion", "pseudo", "consistency", "neighbours")
 """Those of MORE that read the classifier's predictions of target images."""
 
 ON_TARGET = (*PREDICTED, "bit_balance", "bit_correlation")
@@ -58,6 +66,8 @@ class PlusOptions(ObjectiveOptions):
     predicted with ``consistency_confidence`` is that of a view moved by up to
     ``consistency_shift`` pixels and warped by ``consistency_warp`` pixels; with
     ``consistency_views`` of 1 or more each image has that many views, else each view is new.
+    ``neighbours``: the class of a target image is that of its ``neighbours_count`` nearest target
+    images; the term rises linearly during training.
     """
 
     section: ClassVar[str] = "plus"
@@ -82,6 +92,8 @@ class PlusOptions(ObjectiveOptions):
     consistency_shift: int = 2
     consistency_warp: float = 1.5
     consistency_views: int = 0
+    neighbours: float = 0.0
+    neighbours_count: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +111,7 @@ class PlusOptions(ObjectiveOptions):
         within(self, "consistency_shift", 0)
         within(self, "consistency_warp", 0)
         within(self, "consistency_views", 0)
+        within(self, "neighbours_count", 1)
 
 
 class METAHPlus(METAH):
@@ -128,6 +141,7 @@ class METAHPlus(METAH):
             self.register_buffer("words", words, persistent=False)
         self.source_norm = SourceNorm(self.model.backbone) if plus.norm == "domain" else None
         self.average = Average(self._kept(), plus.average) if plus.average else None
+        self.memory: Memory | None = None
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -165,6 +179,13 @@ class METAHPlus(METAH):
         """METAH's heads; the source's batch norm belongs to the backbone."""
         return [module for module in super().heads() if module is not self.source_norm]
 
+    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:
+        """Make room for what is remembered of the target training set."""
+        super().prepare(source, target)
+        if self.plus.neighbours:
+            memory = Memory(len(target), self.config.features, self.task.classes)
+            self.memory = memory.to(self.model.mean.device)
+
     def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """Return METAH's terms and those of MORE whose weight is not 0."""
         plus, found = self.plus, self.outputs(batch)
@@ -201,6 +222,14 @@ class METAHPlus(METAH):
             terms["consistency"] = consistency.consistency_loss(
                 logits, self._distorted(batch.target), threshold=plus.consistency_confidence
             )
+        if plus.neighbours:
+            assert self.memory is not None
+            assert batch.target_indices is not None
+            rows, features = batch.target_indices, found.target_features
+            labels, sure = self.memory.classes(rows, features, plus.neighbours_count)
+            near = neighbourhood.neighbourhood_loss(logits, labels, sure)
+            terms["neighbours"] = progress.fraction * near
+            self.memory.update(rows, features, logits)
         return terms
 
     def judged(self, found: Outputs, target_h: torch.Tensor) -> torch.Tensor:
