@@ -5,15 +5,14 @@
 
 Prints one JSON line a row: the score that decides nothing (MAP@H2 on the target), and what may
 decide: source validation and the unsupervised criteria of ``metah_train.criteria``, with the mean
-rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it; with
-two seeds or more also their agreement on the classes of the database.
+rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it; beside
+them what images tell that no training has seen (``unseen``).
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,35 +74,56 @@ def command(args: argparse.Namespace) -> list[str]:
     return call
 
 
-def agreements(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
-    """Return the agreement over seeds of each row and length, from the cells' codes."""
+def unseen(
+    folder: Path, records: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, int], dict[str, float]]:
+    """Return what images tell that no training has seen, by row and length, from the cells' codes.
+
+    among_held_out: MAP@H2 of the held-out source images among themselves, mean over seeds;
+    agreement: of two seeds or more on the classes of the database, whose labels are not read.
+    """
     from metah_runtime.codes import unpack
     from metah_train.checkpoint import Run
     from metah_train.criteria import agreement, predictions
     from metah_train.data import split_of
 
     labels: Any = None
-    found: dict[tuple[str, int], list[Any]] = {}
-    seeds = Counter((record["method"], record["bits"]) for record in records)
+    runs: dict[tuple[str, int], list[tuple[float, Any]]] = {}
     for record in records:
-        key = record["method"], record["bits"]
-        if seeds[key] < 2:
-            continue
         (cell,) = folder.glob(f"cells/*-{record['key'][:12]}")
         if labels is None:
             labels = split_of(Run.open(cell / "run").config).source_valid.labels
         codes = load_file(cell / "codes.safetensors")
         source, target = (unpack(codes[name]) * 2.0 - 1 for name in ("source_valid", "database"))
-        found.setdefault(key, []).append(predictions(source, labels, target))
-    return {key: agreement(runs) for key, runs in found.items()}
+        found = among(codes["source_valid"], labels), predictions(source, labels, target)
+        runs.setdefault((record["method"], record["bits"]), []).append(found)
+    return {
+        key: {"among_held_out": float(np.mean([score for score, _ in found]))}
+        | ({"agreement": agreement([p for _, p in found])} if len(found) > 1 else {})
+        for key, found in runs.items()
+    }
+
+
+def among(codes: Any, labels: Any) -> float:
+    """Return MAP@H2 of each item as a query of all others."""
+    from metah_runtime.metrics import evaluate
+
+    scores = []
+    for row in range(len(codes)):
+        others = np.arange(len(codes)) != row
+        own = slice(row, row + 1)
+        found = evaluate(codes[own], labels[own], codes[others], labels[others])
+        scores.append(found.map_h2)
+    return float(np.mean(scores))
 
 
 def summary(
-    records: Sequence[Mapping[str, Any]], agreed: Mapping[tuple[str, int], float] | None = None
+    records: Sequence[Mapping[str, Any]],
+    more: Mapping[tuple[str, int], Mapping[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one dictionary a row and length: means over seeds, and mean ranks of the criteria.
 
-    agreed: as ``agreements`` returns it, stated beside them.
+    more: as ``unseen`` returns it, stated beside them.
     """
     keys = list(dict.fromkeys((record["method"], record["bits"]) for record in records))
     found = []
@@ -117,8 +137,7 @@ def summary(
         }
         for name in list(CRITERIA)[1:]:
             values[name] = np.mean([r["criteria"][name] for r in own])
-        if (method, bits) in (agreed or {}):
-            values["agreement"] = agreed[method, bits]
+        values.update((more or {}).get((method, bits), {}))
         rounded = {name: round(float(value), 4) for name, value in values.items()}
         found.append({"row": method, "bits": bits, "seeds": len(own), **rounded})
     for bits in {row["bits"] for row in found}:
@@ -168,7 +187,7 @@ def main() -> int:
     results = (args.report or args.out) / "results.jsonl"
     lines = results.read_text().splitlines() if results.exists() else []
     records = [json.loads(line) for line in lines]
-    for row in summary(records, agreements(args.report or args.out, records)):
+    for row in summary(records, unseen(args.report or args.out, records)):
         print(json.dumps(row))
     return status
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,13 @@ def test_the_ablation_ranks_rows_and_names_those_that_may_be_chosen(load: Any) -
     expected = [1.5 + 2 + 1.5, 3 + 1 + 3, 1.5 + 3.5 + 4, 4 + 3.5 + 1.5]
     assert [row["mean_rank"] for row in rows] == [round((e + tied) / 7, 2) for e in expected]
     assert len({row["mean_rank"] for row in rows}) > 1
+
+
+def test_the_ablation_scores_held_out_images_among_themselves(load: Any) -> None:
+    codes = np.array([[0x00], [0x03], [0x80], [0xFF], [0xFE]], np.uint8)
+    labels = np.array([0, 0, 1, 1, 1])
+    due = [1 / 2, 1, 0, 1, 1]  # the first finds the third before the second
+    assert load("ablation").among(codes, labels) == pytest.approx(np.mean(due))
 
 
 def test_the_ablation_changes_one_thing_a_row(load: Any) -> None:
