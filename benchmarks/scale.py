@@ -4,8 +4,8 @@ Measures one and two worker processes, fits the model to the smaller sizes, chec
 ones, and plans machines, cost and tail with it. Writes OUT.json and OUT.png.
 
     python benchmarks/scale.py --quick                                  # to 3e6 codes, a minute
-    python benchmarks/scale.py --out benchmarks/results/scale-zen3      # to 1e8 codes, minutes
-    python benchmarks/scale.py --redo --out benchmarks/results/scale-zen3   # plan, plot, page only
+    python benchmarks/scale.py --out benchmarks/results/scale-zen5      # to 1e8 codes, minutes
+    python benchmarks/scale.py --redo --out benchmarks/results/scale-zen5   # plan, plot, page only
     python benchmarks/scale.py --cores 64 --price 3.2 --budget-ms 50 ...    # other machines
 """
 

