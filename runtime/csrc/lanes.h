@@ -43,6 +43,7 @@ class LaneScan {
 
     void run() {
         for (size_t base = scan_.first; base < scan_.last; base += kTile) {
+            prefetch_ahead(scan_.codes + base * scan_.width, kTile * scan_.width);
             load_tile(base);
             __m512i code[kWordsOfCode][kVectors];
             for (int w = 0; w < kWordsOfCode; ++w)
@@ -70,8 +71,21 @@ class LaneScan {
     void load_tile(size_t base) {
         auto* out = reinterpret_cast<unsigned char*>(tile_);
         const uint8_t* row = scan_.codes + base * scan_.width;
-        if (scan_.width == sizeof(typename Lane::Word) && base + kTile <= scan_.last) {
-            std::memcpy(out, row, 64 * 16);
+        if (scan_.width == sizeof(typename Lane::Word) * kWordsOfCode &&
+            base + kTile <= scan_.last) {
+            for (int v = 0; v < kVectors; ++v) {
+                __m512i codes[kWordsOfCode];
+                std::memcpy(codes, row + v * sizeof codes, sizeof codes);
+                split<kWordsOfCode>(codes, tile_ + v, kVectors);
+            }
+            return;
+        }
+        if (scan_.width == 6 && base + kTile <= scan_.last && row + 6 * kTile + 16 <= scan_.end) {
+            for (size_t v = 0; v < kVectors; ++v) {
+                __m512i codes;
+                std::memcpy(&codes, row + 6 * kLanesOf * v, sizeof codes);
+                tile_[v] = widen6(codes);
+            }
             return;
         }
         for (size_t i = 0; i < kTile; ++i, row += scan_.width)
@@ -80,6 +94,33 @@ class LaneScan {
                     base + i < scan_.last ? load_word(row, scan_.width, w, scan_.end) : 0);
                 std::memcpy(out + (w * kTile + i) * sizeof x, &x, sizeof x);
             }
+    }
+
+    // The words of eight codes, code by code in n vectors -> out[w * step], word w of all eight.
+    template <int n>
+    static INLINE void split(const __m512i* codes, __m512i* out, int step) {
+        if constexpr (n == 1) {
+            *out = *codes;
+        } else {
+            const __m512i evens = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+            const __m512i odds = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+            __m512i even[n / 2], odd[n / 2];
+            for (int i = 0; i < n / 2; ++i) {
+                even[i] = _mm512_permutex2var_epi64(codes[2 * i], evens, codes[2 * i + 1]);
+                odd[i] = _mm512_permutex2var_epi64(codes[2 * i], odds, codes[2 * i + 1]);
+            }
+            split<n / 2>(even, out, 2 * step);
+            split<n / 2>(odd, out + step, 2 * step);
+        }
+    }
+
+    // Eight codes of six bytes each -> one a lane, zeros above.
+    static INLINE __m512i widen6(__m512i codes) {
+        uint16_t from[32];
+        for (int i = 0; i < 32; ++i) from[i] = static_cast<uint16_t>(3 * (i / 4) + i % 4 % 3);
+        __m512i index;
+        std::memcpy(&index, from, sizeof index);
+        return _mm512_maskz_permutexvar_epi16(0x77777777, index, codes);
     }
 
     INLINE __m512i bound(uint32_t q) const {
