@@ -75,17 +75,15 @@ class LaneScan {
             base + kTile <= scan_.last) {
             for (int v = 0; v < kVectors; ++v) {
                 __m512i codes[kWordsOfCode];
-                std::memcpy(codes, row + v * sizeof codes, sizeof codes);
+                for (int i = 0; i < kWordsOfCode; ++i)
+                    codes[i] = _mm512_loadu_si512(row + 64 * (v * kWordsOfCode + i));
                 split<kWordsOfCode>(codes, tile_ + v, kVectors);
             }
             return;
         }
         if (scan_.width == 6 && base + kTile <= scan_.last && row + 6 * kTile + 16 <= scan_.end) {
-            for (size_t v = 0; v < kVectors; ++v) {
-                __m512i codes;
-                std::memcpy(&codes, row + 6 * kLanesOf * v, sizeof codes);
-                tile_[v] = widen6(codes);
-            }
+            for (size_t v = 0; v < kVectors; ++v)
+                tile_[v] = widen6(_mm512_loadu_si512(row + 6 * kLanesOf * v));
             return;
         }
         for (size_t i = 0; i < kTile; ++i, row += scan_.width)
@@ -118,9 +116,7 @@ class LaneScan {
     static INLINE __m512i widen6(__m512i codes) {
         uint16_t from[32];
         for (int i = 0; i < 32; ++i) from[i] = static_cast<uint16_t>(3 * (i / 4) + i % 4 % 3);
-        __m512i index;
-        std::memcpy(&index, from, sizeof index);
-        return _mm512_maskz_permutexvar_epi16(0x77777777, index, codes);
+        return _mm512_maskz_permutexvar_epi16(0x77777777, _mm512_loadu_si512(from), codes);
     }
 
     INLINE __m512i bound(uint32_t q) const {
