@@ -116,7 +116,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Encoding and searching, timed; writes BENCH_OUT.jsonl and .html and the table of README.md.
-BENCH_OUT ?= benchmarks/results/latency-zen3
+BENCH_OUT ?= benchmarks/results/latency-zen5
 .PHONY: bench
 bench: setup
 	$(BIN)/python benchmarks/latency.py --out $(BENCH_OUT) $(BENCH)

@@ -1,7 +1,7 @@
 """Latency of image -> code, code -> neighbours and image -> neighbours on this machine.
 
     python benchmarks/latency.py --quick     # digits alone, three minutes
-    python benchmarks/latency.py --out benchmarks/results/latency-zen3   # all: alone, 30 minutes
+    python benchmarks/latency.py --out benchmarks/results/latency-zen5   # all: alone, 30 minutes
     python benchmarks/latency.py --device cuda --out benchmarks/results/latency-h100
 
 Backends take turns in one process, so that each round compares neighbours in time; a ratio is the

@@ -1,6 +1,6 @@
 """The rows of benchmarks/latency.py as one self-contained HTML page with plots.
 
-python benchmarks/latency_page.py benchmarks/results/latency-zen3.jsonl
+python benchmarks/latency_page.py benchmarks/results/latency-zen5.jsonl
 """
 
 import html

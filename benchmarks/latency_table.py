@@ -1,6 +1,6 @@
 """The tables of README.md, made from the JSON lines of benchmarks/latency.py.
 
-    python benchmarks/latency_table.py benchmarks/results/latency-zen3.jsonl README.md
+    python benchmarks/latency_table.py benchmarks/results/latency-zen5.jsonl README.md
 
 The block between the two markers is replaced; a test compares it with the file it names.
 """

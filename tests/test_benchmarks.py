@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "latency-zen3.jsonl"
+RESULTS = ROOT / "benchmarks" / "results" / "latency-zen5.jsonl"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_the_readme_shows_the_results_on_file(load: Any, tmp_path: Path) -> None
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
     table.update(copy, table.read(RESULTS))
-    fix = "fix: python benchmarks/latency_table.py benchmarks/results/latency-zen3.jsonl README.md"
+    fix = "fix: python benchmarks/latency_table.py benchmarks/results/latency-zen5.jsonl README.md"
     assert copy.read_text() == (ROOT / "README.md").read_text(), fix
 
 
