@@ -11,12 +11,15 @@ namespace metah {
 void scan_portable(const Scan&);
 void probe_portable(const Probe&);
 void tally_portable(const Scan&, uint32_t*);
+int64_t* drain_portable(uint64_t*, size_t, int64_t*, int64_t*);
 void scan_avx2(const Scan&);
 void probe_avx2(const Probe&);
 void tally_avx2(const Scan&, uint32_t*);
+int64_t* drain_avx2(uint64_t*, size_t, int64_t*, int64_t*);
 void scan_avx512(const Scan&);
 void probe_avx512(const Probe&);
 void tally_avx512(const Scan&, uint32_t*);
+int64_t* drain_avx512(uint64_t*, size_t, int64_t*, int64_t*);
 
 namespace {
 
@@ -28,7 +31,7 @@ struct Choice {
 // Fastest first.
 const Choice kChoices[] = {
 #ifdef METAH_X86
-    {{"avx512", scan_avx512, probe_avx512, tally_avx512},
+    {{"avx512", scan_avx512, probe_avx512, tally_avx512, drain_avx512},
      [] {
 #ifdef METAH_EMULATE_AVX512
          return true;
@@ -38,13 +41,13 @@ const Choice kChoices[] = {
                 __builtin_cpu_supports("avx512vpopcntdq");
 #endif
      }},
-    {{"avx2", scan_avx2, probe_avx2, tally_avx2},
+    {{"avx2", scan_avx2, probe_avx2, tally_avx2, drain_avx2},
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") &&
                 __builtin_cpu_supports("bmi");
      }},
 #endif
-    {{"portable", scan_portable, probe_portable, tally_portable}, [] { return true; }},
+    {{"portable", scan_portable, probe_portable, tally_portable, drain_portable}, [] { return true; }},
 };
 
 struct Buffer {

@@ -36,6 +36,9 @@ struct Kernels {
     void (*probe)(const Probe&);
     // Adds the distances of rows first..last-1 to histogram: (count, bits + 1). No bounds, no hits.
     void (*tally)(const Scan&, uint32_t* histogram);
+    // Writes the places of the bits that are set in words 0..count-1, ascending, and clears them;
+    // returns the end of what it wrote. Between that and `end` it may write anything.
+    int64_t* (*drain)(uint64_t* words, size_t count, int64_t* out, int64_t* end);
 };
 
 // A buffer of this thread, 64-byte aligned, valid until its next call.

@@ -1,8 +1,6 @@
 // Radius search: finds by tables where they pay, else by a scan; then writes in order.
 #include <algorithm>
-#include <bit>
 #include <numeric>
-#include <utility>
 #include <optional>
 
 #include "index.h"
@@ -173,7 +171,7 @@ class Writer {
     // The rows of some groups, ascending: through a bitmap of all rows if they are many.
     void merge(const Hit* hits, size_t n) {
         size_t total = 0;
-        for (size_t i = 0; i < n; ++i) total += source_.groups->count(hits[i].row);
+        for (size_t i = 0; i < n; ++i) total += source_.weights[hits[i].row];
         int64_t* out = ids_;
         if (n == 1) {
             rows_of(hits[0], [&out](uint32_t row) { *out++ = row; });
@@ -186,11 +184,7 @@ class Writer {
             for (size_t i = 0; i < n; ++i)
                 rows_of(hits[i],
                         [bits](uint32_t row) { bits[row / 64] |= uint64_t{1} << row % 64; });
-            for (size_t word = 0; word < bitmap_.size(); ++word) {
-                uint64_t left = std::exchange(bits[word], 0);
-                for (; left; left &= left - 1)
-                    *out++ = static_cast<int64_t>(word * 64) + std::countr_zero(left);
-            }
+            out = source_.db.kernels->drain(bits, bitmap_.size(), out, out + total);
         }
         if (rows_.ids)
             for (int64_t* id = ids_; id < out; ++id) *id = rows_.ids[*id];

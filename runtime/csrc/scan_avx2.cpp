@@ -19,4 +19,8 @@ void probe_avx2(const Probe& probe) { avx2::MihProbe(probe).run(); }
 
 void tally_avx2(const Scan& scan, uint32_t* histogram) { avx2::row_tally(scan, histogram); }
 
+int64_t* drain_avx2(uint64_t* words, size_t count, int64_t* out, int64_t*) {
+    return avx2::drain_bits(words, 0, count, out);
+}
+
 }  // namespace metah

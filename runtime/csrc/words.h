@@ -56,5 +56,16 @@ INLINE uint32_t row_distance(const uint8_t* row, const uint64_t* query, size_t w
     return sum;
 }
 
+// Kernels::drain from word `first` on.
+inline int64_t* drain_bits(uint64_t* words, size_t first, size_t count, int64_t* out) {
+    for (size_t i = first; i < count; ++i) {
+        uint64_t left = words[i];
+        words[i] = 0;
+        for (; left; left &= left - 1)
+            *out++ = static_cast<int64_t>(64 * i) + __builtin_ctzll(left);
+    }
+    return out;
+}
+
 }  // namespace METAH_ISA
 }  // namespace metah

@@ -115,6 +115,19 @@ def test_groups_and_tables_change_no_answer(
     check(codes, queries, k, radius, threads, ids, removed, prepare=True)
 
 
+@pytest.mark.parametrize("unique", [2, 30, 400])
+@pytest.mark.parametrize("with_removed", [False, True])
+def test_groups_are_merged_in_order_whether_rows_are_dense_or_sparse(unique, with_removed):
+    # 2 groups fill most words of the bitmap of rows, 400 leave a few bits in each.
+    rng = np.random.default_rng(unique)
+    n, width = 20_000, 8
+    codes = np.zeros((n, width), np.uint8)
+    which = rng.integers(0, unique, n)
+    codes[:, 0], codes[:, 1] = 1 << which % 8, which // 8
+    removed = rng.random(n) < 0.3 if with_removed else None
+    check(codes, codes[:40], 10, 3, 2, None, removed, prepare=True)
+
+
 def test_tables_are_built_when_asked_and_when_they_pay():
     rng = np.random.default_rng(1)
     codes = make(rng, 5000, 8, "uniform")
