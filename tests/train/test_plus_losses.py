@@ -74,7 +74,9 @@ def test_codes_by_class_is_an_outer_product_that_reaches_the_codes_alone(
     for i in range(7):
         for k in range(3):
             for c in range(4):
-                assert float(found[i, 4 * k + c]) == pytest.approx(float(h[i, k] * p[i, c]))
+                assert float(found[i, 4 * k + c].detach()) == pytest.approx(
+                    float((h[i, k] * p[i, c]).detach())
+                )
     found.sum().backward()
     assert logits.grad is None
     torch.testing.assert_close(h.grad, torch.ones(7, 3, dtype=torch.float64))
