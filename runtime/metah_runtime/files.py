@@ -72,15 +72,20 @@ def sha256(path: Path) -> str:
 class NewFile:
     """A file that is written under a temporary name beside ``path`` and gets its name by commit().
 
-    Every failure is a StorageError, and discard() leaves nothing behind. After commit() the
-    contents are durable; the name is durable after ``sync_folder(path.parent)``.
+    Every failure is a StorageError, and discard() leaves nothing behind, also after an interruption
+    inside begin(). After commit() the contents are durable; the name is durable after
+    ``sync_folder(path.parent)``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.temporary = _beside(path)
         self.length = 0
-        with _failing(f"create {path}"):
+        self._handle = -1
+
+    def begin(self) -> None:
+        """Create the temporary file; to be called where discard() follows whatever happens."""
+        with _failing(f"create {self.path}"):
             self._handle = disk.create(self.temporary)
 
     def write(self, data: Any) -> None:
@@ -141,6 +146,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` atomically: readers see the old file or the new one."""
     file = NewFile(path)
     try:
+        file.begin()
         file.write(data)
         file.commit()
     except BaseException:

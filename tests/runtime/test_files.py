@@ -96,3 +96,18 @@ def test_only_small_regular_files_are_read(tmp_path: Path) -> None:
     for name in ("pipe", "."):
         with pytest.raises(OSError, match="not a regular file"):
             files.read_regular(tmp_path / name, 100)
+
+
+def test_an_interruption_while_a_file_is_created_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = files.disk.create
+
+    def interrupted(path: Path) -> int:
+        os.close(create(path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.disk, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes(tmp_path / "file", b"data")
+    assert list(tmp_path.iterdir()) == []

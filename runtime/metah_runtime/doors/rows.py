@@ -67,6 +67,7 @@ def write_file(path: Path, fill: Callable[[files.NewFile], None]) -> None:
     """Let ``fill`` write a file beside ``path`` and rename it into place; raise StorageError."""
     file = files.NewFile(path)
     try:
+        file.begin()
         fill(file)
         file.commit()
     except BaseException:

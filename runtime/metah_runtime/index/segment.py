@@ -366,6 +366,7 @@ class _Body:
         self._file = files.NewFile(path)
         self._sums = BlockSums()
         try:
+            self._file.begin()
             self._file.write(bytes(HEADER))
         except BaseException:
             self.discard()
