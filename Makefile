@@ -90,7 +90,8 @@ test-faults: setup
 
 # The search core under the sanitizers, and its AVX-512 kernels through SIMDe (libsimde-dev).
 SEARCH_TESTS := tests/runtime/test_search.py tests/runtime/test_search_threads.py
-NATIVE_CMAKE = $(BIN)/pip install --quiet cmake ninja 'nanobind>=3.1' && $(BIN)/cmake -S runtime -B $(1) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+NATIVE_CMAKE = $(BIN)/pip install --quiet cmake ninja 'nanobind>=3.1' && \
+	$(BIN)/cmake -S runtime -B $(1) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) $(2) && $(BIN)/ninja -C $(1) _native
 ON_BUILD = $(BIN)/python -m pytest -p tests.runtime.native_under_test $(SEARCH_TESTS)

@@ -33,8 +33,8 @@ def backbone_key(config: Config, source: "ImageSet") -> str:
 
 def features_key(backbone: nn.Module, images: "ImageSet") -> str:
     """Return the digest of what decides the features of images: weights, network and pixels."""
-    state = {name: tensor.cpu() for name, tensor in backbone.state_dict().items()}
-    digest = _digest("features", torch.__version__, str(backbone), tensors_digest(state))
+    state = tensors_digest(backbone.state_dict())
+    digest = _digest("features", torch.__version__, str(backbone), state)
     digest.update(images_digest(images).encode())
     return digest.hexdigest()
 

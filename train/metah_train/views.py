@@ -18,8 +18,7 @@ def recurring(
     chosen = torch.randint(count, (len(pixels),)).tolist()
     views = torch.empty_like(pixels)
     with torch.random.fork_rng(devices=[]):
-        for row, number in enumerate(chosen):
-            image = pixels[row : row + 1].cpu()
+        for row, (image, number) in enumerate(zip(pixels.cpu()[:, None], chosen, strict=True)):
             digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8, salt=b"view")
             torch.default_generator.manual_seed((int.from_bytes(digest.digest()) + number) % 2**63)
             views[row] = distort(image)[0]

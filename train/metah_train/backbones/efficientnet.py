@@ -94,7 +94,7 @@ class EfficientNetLite0(nn.Module):
         """``_pooled`` image by image, so that an image's features do not depend on its company."""
         if self._kept is None:
             self._kept = FrozenFeatures(self.network, f"{self.resized} {images.device}")
-        found = [self._kept.of(image, self._pooled) for image in images.detach()]
+        found = self._kept.of(images.detach(), self._pooled)
         return torch.stack(found) if found else images.new_zeros(0, FEATURES)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

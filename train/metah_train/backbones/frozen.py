@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from metah_train.tensor_cache import TensorCache
+from metah_train.tensor_cache import TensorCache, tensors_digest
 
 MAX_KEPT = 20_000
 """Feature vectors that a process keeps (100 MB for EfficientNet-Lite0)."""
@@ -28,12 +28,11 @@ class FrozenFeatures:
     """The features (d,) of images under one network, by the image's image."""
 
     def __init__(self, network: nn.Module, about: str) -> None:
-        """``about``: what else decides the features, such as a size that images are brought to."""
+        """``about``: what else decides the features: the device, a size that images get."""
         cpu = torch.backends.cpu.get_cpu_capability()
-        parts = (about, torch.__version__, torch.get_num_threads(), cpu)
+        weights = tensors_digest(network.state_dict())
+        parts = (about, torch.__version__, torch.get_num_threads(), cpu, weights)
         digest = hashlib.sha256(repr(parts).encode())
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         self._network = digest.digest()
         self._disk: TensorCache | None = None
         root = os.environ.get("METAH_CACHE")
@@ -42,25 +41,34 @@ class FrozenFeatures:
             self._disk = TensorCache(folder)
             self._room = MAX_FILES - sum(1 for _ in folder.glob("*"))
 
-    def of(self, image: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return the features (d,) of an image (C, H, W), kept or made, and keep them.
+    def of(
+        self, images: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return the features (d,) of each image of (n, C, H, W), kept or made, and keep them.
 
         make: (1, C, H, W), contiguous -> (1, d). Raises RunError for a damaged file of the cache,
         StorageError if none can be written.
         """
-        key = hashlib.sha256(self._network + image.cpu().numpy().tobytes()).hexdigest()
-        features = _kept.get(key)
-        if features is not None:
-            return features.to(image.device)
-        found = self._disk.get(key) if self._disk else None
-        if found is not None:
-            features = found["features"].to(image.device)
-        else:
-            start = time.monotonic()
-            features = make(image[None].contiguous())[0].clone()
-            if self._disk and self._room > 0:
-                self._disk.put(key, {"features": features}, seconds=time.monotonic() - start)
-                self._room -= 1
-        if len(_kept) < MAX_KEPT:
-            _kept[key] = features
+        found = []
+        for image, pixels in zip(images, images.cpu(), strict=True):
+            key = hashlib.sha256(self._network + pixels.numpy().tobytes()).hexdigest()
+            features = _kept.get(key)
+            if features is None:
+                features = self._load_or_make(key, image, make)
+                if len(_kept) < MAX_KEPT:
+                    _kept[key] = features
+            found.append(features)
+        return found
+
+    def _load_or_make(
+        self, key: str, image: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        held = self._disk.get(key) if self._disk else None
+        if held is not None:
+            return held["features"].to(image.device)
+        start = time.monotonic()
+        features = make(image[None].contiguous())[0].clone()
+        if self._disk and self._room > 0:
+            self._disk.put(key, {"features": features}, seconds=time.monotonic() - start)
+            self._room -= 1
         return features
