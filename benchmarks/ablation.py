@@ -41,6 +41,8 @@ PLAIN = (
     "plus.average=0",
     "plus.pseudo=0",
     "plus.consistency=0",
+    "plus.neighbours=0",
+    "plus.pooled_dropout=0",
 )
 CRITERIA = {
     "source_map_h2": 1,

@@ -133,6 +133,18 @@ def test_the_ablation_scores_held_out_images_among_themselves(load: Any) -> None
     assert load("ablation").among(codes, labels) == pytest.approx(np.mean(due))
 
 
+def test_the_folds_of_emoji_are_averaged_by_row_and_place(load: Any) -> None:
+    def record(row: str, bits: int, among: float) -> dict[str, Any]:
+        scores = {"among_map_h2": among, "trained_map_h2": among + 0.1}
+        return {"row": row, "direction": "google2twitter", "bits": bits, "fold": 0, **scores}
+
+    records = [record("a", 32, 0.2), record("a", 48, 0.4), record("b", 32, 0.5)]
+    first, second = load("emoji_folds").summary([*records, record("a", 48, 0.6)])
+    assert (first["row"], first["trainings"], second["row"]) == ("a", 3, "b")
+    assert (first["among_map_h2"], first["trained_map_h2"]) == (0.4, 0.5)
+    assert first["among_map_h2_by"] == {"google2twitter 32": 0.2, "google2twitter 48": 0.5}
+
+
 def test_the_ablation_changes_one_thing_a_row(load: Any) -> None:
     from metah_train.config import load as configured
 

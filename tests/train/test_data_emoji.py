@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,30 @@ def test_no_family_is_both_trained_and_tested(
                 assert item["subcategory"] == split.class_names[label].partition(": ")[2] or (
                     options == ":cross"
                 )
+
+
+def test_folds_leave_out_whole_families_and_nothing_that_is_tested(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    folds = import_module("emoji_folds")
+    job = {"data": f"emoji:{root}", "direction": "google2twitter"}
+    split, source, _ = folds.whole(**job)
+    asked: list[str] = []
+    for fold in range(folds.FOLDS):
+        own, held = folds.divided({**job, "fold": fold})
+        out = {family_of(name) for name in emoji_of(held)}
+        for part in (own.source_train, own.target_train):
+            assert not out & {family_of(name) for name in emoji_of(part)}
+        assert emoji_of(own.source_train) <= emoji_of(source)
+        assert len(own.target_train) >= 0.6 * len(split.target_train)
+        assert own.target_train.labels is None
+        assert len(own.query) == len(own.database) == 0
+        asked += held.names
+    known = {name: int(label) for name, label in zip(source.names, source.labels, strict=True)}
+    tested = {n for n, c in known.items() if split.class_names[c] not in ("Component", "Flags")}
+    assert sorted(asked) == sorted(tested)
+    assert not emoji_of(source) & (emoji_of(split.query) | emoji_of(split.database))
 
 
 def test_classes(load: Callable[..., Split]) -> None:

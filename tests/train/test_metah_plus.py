@@ -10,6 +10,7 @@ from torch import nn
 
 from metah_runtime.errors import ConfigError
 from metah_train.averaging import Average
+from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.config import load
 from metah_train.data.base import ArrayImages
 from metah_train.domain_norm import SourceNorm
@@ -232,6 +233,27 @@ def test_domains_with_a_norm_of_their_own_share_all_else() -> None:
     assert all(p.grad is not None for p in plus.model.parameters())
 
 
+def test_dropout_of_pooled_features_acts_in_training_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EfficientNetLite0, "load_pretrained", lambda _: None)
+    monkeypatch.delenv("METAH_CACHE", raising=False)
+    wide = Task(height=32, width=32, channels=3, classes=3)
+    settings = [*QUICK, *OFF, "backbone=efficientnet-lite0-frozen", "plus.norm=domain"]
+    config = load("digits", {"method": "metah-plus"}, [*settings, "plus.pooled_dropout=0.5"])
+    backbone = METAHPlus(config, wide).model.backbone
+    seen: list[torch.Tensor] = []
+    backbone.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    for training in (False, True):
+        backbone.train(training)(images)
+    plain, dropped = seen
+    kept = dropped != 0
+    assert int((plain != 0).sum()) > 1000
+    assert 0.4 < float(kept[plain != 0].float().mean()) < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * plain[kept])
+
+
 def test_a_recipe_of_metah_is_the_base(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
@@ -290,6 +312,8 @@ def test_the_recipe_states_the_defaults() -> None:
         (["plus.classifier=0"], "confusion reads the classifier's predictions"),
         (["plus.classifier=0", *OFF, "plus.judge=h x p"], "judge reads the class"),
         (["plus.norm=domain", "domains=joint"], "norm 'domain' needs one pass a domain"),
+        (["plus.pooled_dropout=1"], r"pooled_dropout must be in 0..0.99, got 1"),
+        (["plus.pooled_dropout=0.5"], "with backbone small-cnn it must be 0, got 0.5"),
         (["plus.mcc=1"], "'mcc' is not an option"),
     ],
 )

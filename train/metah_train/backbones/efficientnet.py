@@ -43,6 +43,7 @@ class EfficientNetLite0(nn.Module):
     (n, 1 | 3, H, W) in -1..1, enlarged or shrunk (bilinear) to 224 x 224. frozen: the network
     keeps its weights and its batch statistics, only the linear layer trains; its features are
     then kept by image (see ``frozen``), so that without augmentation an image passes once.
+    ``dropout``, of the pooled features, has a rate of 0 until a method sets it.
     EfficientNet: Tan and Le, ICML 2019; Lite0 has no squeeze-and-excitation, and ReLU6.
     """
 
@@ -57,6 +58,7 @@ class EfficientNetLite0(nn.Module):
         self.resized = (height, width) != (SIDE, SIDE)
         self.frozen = frozen
         self.network = Lite0(FrozenNorm if frozen else _norm)
+        self.dropout = nn.Dropout(0.0)
         self.linear = nn.Sequential(
             nn.Linear(FEATURES, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
         )
@@ -75,7 +77,7 @@ class EfficientNetLite0(nn.Module):
             pooled = self._pooled(images)
         else:
             pooled = self._remembered(images)
-        features: torch.Tensor = self.linear(pooled)
+        features: torch.Tensor = self.linear(self.dropout(pooled))
         return features
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from metah_runtime.errors import ConfigError
 from metah_train.averaging import Average
+from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.config import Config, one_of, within
 from metah_train.domain_norm import SourceNorm
 from metah_train.losses import (
@@ -67,7 +68,9 @@ class PlusOptions(ObjectiveOptions):
     ``consistency_shift`` pixels and warped by ``consistency_warp`` pixels; with
     ``consistency_views`` of 1 or more each image has that many views, else each view is new.
     ``neighbours``: the class of a target image is that of its ``neighbours_count`` nearest target
-    images; the term rises linearly during training.
+    images; the term rises linearly during training. ``pooled_dropout``: rate of dropout on the
+    pooled features of EfficientNet-Lite0, before the layer that trains (Srivastava et al., JMLR
+    2014).
     """
 
     section: ClassVar[str] = "plus"
@@ -94,6 +97,7 @@ class PlusOptions(ObjectiveOptions):
     consistency_views: int = 0
     neighbours: float = 0.0
     neighbours_count: int = 5
+    pooled_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +116,7 @@ class PlusOptions(ObjectiveOptions):
         within(self, "consistency_warp", 0)
         within(self, "consistency_views", 0)
         within(self, "neighbours_count", 1)
+        within(self, "pooled_dropout", 0, 0.99)
 
 
 class METAHPlus(METAH):
@@ -142,6 +147,9 @@ class METAHPlus(METAH):
         self.source_norm = SourceNorm(self.model.backbone) if plus.norm == "domain" else None
         self.average = Average(self._kept(), plus.average) if plus.average else None
         self.memory: Memory | None = None
+        if plus.pooled_dropout:
+            assert isinstance(self.model.backbone, EfficientNetLite0)
+            self.model.backbone.dropout.p = plus.pooled_dropout
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -157,6 +165,11 @@ class METAHPlus(METAH):
             )
         if options.norm == "domain" and config.domains == "joint":
             raise ConfigError("norm 'domain' needs one pass a domain; fix: domains=separate")
+        if options.pooled_dropout and not config.backbone.startswith("efficientnet-lite0"):
+            raise ConfigError(
+                f"pooled_dropout is of EfficientNet-Lite0: with backbone {config.backbone} it must "
+                f"be 0, got {options.pooled_dropout}"
+            )
 
     @property
     def plus(self) -> PlusOptions:
