@@ -270,7 +270,8 @@ def test_a_recipe_of_metah_is_the_base(tmp_path: Path) -> None:
 def test_the_recipe_of_metah_plus_goes_over_that_of_digits(name: str) -> None:
     assert load("metah-plus", {"method": name}) == load("digits", {"method": name})
     emoji = load("emoji", {"method": name})
-    own = ["plus.consistency=0", "plus.norm=domain", "plus.classifier=0.1"]
+    own = ["plus.consistency=0", "plus.norm=domain", "plus.classifier=0.3", "plus.gamma=2"]
+    own += ["plus.pooled_dropout=0.4", f"backbone={emoji.backbone}"]
     extra = own if name == "metah-plus" else []
     assert emoji.options == load("digits", {"method": name}, extra).options
     assert (emoji.backbone, emoji.noise) == ("efficientnet-lite0-frozen", 0.0)
