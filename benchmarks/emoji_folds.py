@@ -143,6 +143,8 @@ def main() -> int:
     out = args.report or args.out
     if out is None or (args.out is not None and not args.row):
         parser.error("--report, or --out with at least one --row, is needed")
+    if not args.data.startswith("emoji:"):
+        parser.error(f"--data must be emoji:FOLDER, got {args.data!r}")
     lines = out.read_text().splitlines() if out.exists() else []
     records = [json.loads(line) for line in lines]
     if args.report is None:
