@@ -1,5 +1,6 @@
 """METAH+: each option alone, its identity with METAH-e, averages, batch norm of two domains."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
+from metah_runtime.images import Preprocess
 from metah_train.averaging import Average
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.config import load
@@ -266,15 +268,20 @@ def test_a_recipe_of_metah_is_the_base(tmp_path: Path) -> None:
     assert (metah.pairwise, metah.entropy) == (2.0, 0.3)
 
 
-@pytest.mark.parametrize("name", ["lsh", "metah", "dhn", "metah-plus"])
+@pytest.mark.parametrize("name", ["lsh", "metah", "dhn", "sdh", "metah-plus"])
 def test_the_recipe_of_metah_plus_goes_over_that_of_digits(name: str) -> None:
     assert load("metah-plus", {"method": name}) == load("digits", {"method": name})
     emoji = load("emoji", {"method": name})
     own = ["plus.consistency=0", "plus.norm=domain", "plus.classifier=0.3", "plus.gamma=2"]
     own += ["plus.pooled_dropout=0.4", f"backbone={emoji.backbone}"]
     extra = own if name == "metah-plus" else []
+    extra += ["sdh.anchors=900"] if name == "sdh" else []
     assert emoji.options == load("digits", {"method": name}, extra).options
     assert (emoji.backbone, emoji.noise) == ("efficientnet-lite0-frozen", 0.0)
+    photos = load("photos", {"method": name})
+    assert photos.preprocess == Preprocess(height=224, width=224, channels=3)
+    if name != "sdh":
+        assert replace(photos, preprocess=None) == emoji
 
 
 def test_a_recipe_extends_a_shipped_one(tmp_path: Path) -> None:

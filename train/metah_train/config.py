@@ -28,7 +28,7 @@ from metah_train.methods import METHODS, method_class
 
 T = TypeVar("T")
 
-RECIPES = ("digits", "emoji", "metah-plus", "paper")
+RECIPES = ("digits", "emoji", "metah-plus", "paper", "photos")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
 
 
