@@ -144,17 +144,38 @@ def test_frozen_features_depend_on_the_image_and_the_weights_alone(
         kept.clear()
         alone = torch.cat([net(x[row : row + 1]) for row in (2, 1, 0)])
         torch.testing.assert_close(alone.flip(0), together)
-        assert torch.equal(net._remembered(x), net._remembered(x.flip(0)).flip(0))
+        assert torch.equal(net.kept(x), net.kept(x.flip(0)).flip(0))
         last = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(net._remembered(last), net._remembered(x))
-        torch.testing.assert_close(net._remembered(x), net._pooled(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(net.kept(last), net.kept(x))
+        torch.testing.assert_close(net.kept(x), net._pooled(x), rtol=1e-4, atol=1e-5)
         assert net(x[:0]).shape == (0, 16)
         net.load_state_dict({k: v * 0.5 for k, v in net.state_dict().items()})
-        torch.testing.assert_close(net._remembered(x), net._pooled(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(net.kept(x), net._pooled(x), rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(frozen, "MAX_KEPT", 0)
     count = len(kept)
     net(images(2, seed=5))
     assert len(kept) == count
+
+
+def test_images_as_they_are_give_the_features_of_their_pixels(
+    kept: dict[str, torch.Tensor],
+) -> None:
+    model = HashModel(build(), nn.Linear(16, 8), channels=3, bits=8).eval()
+    x = torch.from_numpy(Arrays(4).images)
+    with torch.no_grad():
+        due = model.head(model.features(model.pixels(x)))
+        assert model.inputs(x).shape == (4, 1280)
+        assert torch.equal(model(x), due)
+        assert len(kept) == 8  # of pixels, and of bytes
+        assert torch.equal(model(x.flip(0)).flip(0), due)
+        assert len(kept) == 8
+        assert model.inputs(x[:0]).shape == (0, 1280)
+        wide = x.reshape(4, 16, 64, 3)  # the same bytes
+        torch.testing.assert_close(
+            model.inputs(wide), model.backbone._pooled(model.scaled(model.pixels(wide)))
+        )
+    whole = HashModel(build("efficientnet-lite0"), nn.Linear(16, 8), channels=3, bits=8)
+    assert whole.inputs(x).shape == (4, 3, 32, 32)
 
 
 def test_frozen_features_are_kept_on_disk(
@@ -165,16 +186,16 @@ def test_frozen_features_are_kept_on_disk(
 
     monkeypatch.setenv("METAH_CACHE", str(tmp_path))
     x = images(3)
-    first = build()._remembered(x)
+    first = build().kept(x)
     (folder,) = (tmp_path / "frozen").iterdir()
     assert len(list(folder.iterdir())) == 3
     kept.clear()
     again = build()
     again._pooled = refuse  # type: ignore[method-assign]
-    assert torch.equal(again._remembered(x.flip(0)).flip(0), first)
+    assert torch.equal(again.kept(x.flip(0)).flip(0), first)
     other = build()
     other.load_state_dict({k: v * 0.5 for k, v in other.state_dict().items()})
-    torch.testing.assert_close(other._remembered(x), other._pooled(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.kept(x), other._pooled(x), rtol=1e-4, atol=1e-5)
     assert len(list((tmp_path / "frozen").iterdir())) == 2
 
     kept.clear()
@@ -183,10 +204,10 @@ def test_frozen_features_are_kept_on_disk(
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
         with pytest.raises(RunError, match=r"cache .*fix: delete it"):
-            build()._remembered(x)
+            build().kept(x)
         kept.clear()
     path.unlink()
-    assert torch.equal(build()._remembered(x), first)
+    assert torch.equal(build().kept(x), first)
 
 
 def test_the_folder_of_frozen_features_has_a_limit(
@@ -195,7 +216,7 @@ def test_the_folder_of_frozen_features_has_a_limit(
     monkeypatch.setenv("METAH_CACHE", str(tmp_path))
     monkeypatch.setattr(frozen, "MAX_FILES", 3)
     for seed in (1, 2, 3):
-        build()._remembered(images(2, seed=seed))
+        build().kept(images(2, seed=seed))
     (folder,) = (tmp_path / "frozen").iterdir()
     assert len(list(folder.iterdir())) == 3
     assert len(kept) == 6

@@ -107,6 +107,6 @@ def extract_features(method: Method[Any], images: "ImageSet", batch: int = 256) 
     parts = []
     with torch.no_grad():
         for rows in slices(len(images), batch):
-            pixels = model.pixels(torch.from_numpy(images.load(rows)).to(model.mean.device))
-            parts.append(model.features(pixels))
+            part = torch.from_numpy(images.load(rows)).to(model.mean.device)
+            parts.append(model.features(model.inputs(part)))
     return torch.cat(parts)

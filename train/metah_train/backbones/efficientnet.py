@@ -5,6 +5,7 @@ Apache-2.0), found and read without running its code; the file must have the pin
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from metah_runtime import files
 from metah_runtime.errors import DataError, MissingExtra
 from metah_train.backbones.frozen import FrozenFeatures
 from metah_train.backbones.weights import load_weights
+
+Scaled = Callable[[torch.Tensor], torch.Tensor]
+"""Images (n, ...) -> (n, C, H, W) in -1..1."""
 
 SIDE = 224
 """Height and width that the weights were trained for."""
@@ -72,11 +76,13 @@ class EfficientNetLite0(nn.Module):
         self._kept = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (n, features), >= 0."""
-        if not self.frozen or torch.compiler.is_exporting():
+        """Return features (n, features), >= 0; images may be the pooled features (n, 1280)."""
+        if images.ndim == 2:
+            pooled = images
+        elif not self.frozen or torch.compiler.is_exporting():
             pooled = self._pooled(images)
         else:
-            pooled = self._remembered(images)
+            pooled = self.kept(images)
         features: torch.Tensor = self.linear(self.dropout(pooled))
         return features
 
@@ -92,12 +98,20 @@ class EfficientNetLite0(nn.Module):
         return pooled
 
     @torch.no_grad()
-    def _remembered(self, images: torch.Tensor) -> torch.Tensor:
-        """``_pooled`` image by image, so that an image's features do not depend on its company."""
+    def kept(self, images: torch.Tensor, scaled: Scaled | None = None) -> torch.Tensor:
+        """Return the pooled features (n, 1280) of the frozen network, made once an image.
+
+        images: as ``forward`` takes them, or of any form that ``scaled`` brings to that. Image by
+        image, so that the features of one do not depend on its company.
+        """
         if self._kept is None:
             self._kept = FrozenFeatures(self.network, f"{self.resized} {images.device}")
-        found = self._kept.of(images.detach(), self._pooled)
-        return torch.stack(found) if found else images.new_zeros(0, FEATURES)
+
+        def make(image: torch.Tensor) -> torch.Tensor:
+            return self._pooled(image if scaled is None else scaled(image).contiguous())
+
+        found = self._kept.of(images.detach(), make)
+        return torch.stack(found) if found else torch.zeros(0, FEATURES, device=images.device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = None

@@ -44,14 +44,15 @@ class FrozenFeatures:
     def of(
         self, images: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Return the features (d,) of each image of (n, C, H, W), kept or made, and keep them.
+        """Return the features (d,) of each image of (n, ...), kept or made, and keep them.
 
-        make: (1, C, H, W), contiguous -> (1, d). Raises RunError for a damaged file of the cache,
-        StorageError if none can be written.
+        make: (1, ...), contiguous -> (1, d); one ``make`` for images of one type. Raises RunError
+        for a damaged file of the cache, StorageError if none can be written.
         """
         found = []
         for image, pixels in zip(images, images.cpu(), strict=True):
-            key = hashlib.sha256(self._network + pixels.numpy().tobytes()).hexdigest()
+            form = f"{pixels.dtype} {tuple(pixels.shape)}".encode()
+            key = hashlib.sha256(self._network + form + pixels.numpy().tobytes()).hexdigest()
             features = _kept.get(key)
             if features is None:
                 features = self._load_or_make(key, image, make)

@@ -89,14 +89,30 @@ class HashModel(nn.Module):
         """(n, H, W, C) uint8 -> (n, C, H, W) float32 in 0..1."""
         return images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
 
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, C, H, W) in 0..1 -> (n, d) features of the backbone."""
-        features: torch.Tensor = self.backbone((pixels - self.mean) / self.std)
+    def inputs(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> what ``features`` takes of images as they are.
+
+        Pixels (n, C, H, W) in 0..1; where the backbone is frozen, its kept pooled features (n, k).
+        """
+        backbone = self.backbone
+        frozen = isinstance(backbone, EfficientNetLite0) and backbone.frozen
+        if not frozen or torch.compiler.is_exporting():
+            return self.pixels(images)
+        assert isinstance(backbone, EfficientNetLite0)
+        return backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
+
+    def scaled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Pixels in 0..1 -> what the backbone takes; pooled features stay as they are."""
+        return inputs if inputs.ndim == 2 else (inputs - self.mean) / self.std
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) pixels in 0..1, or what ``inputs`` gives -> (n, d) backbone features."""
+        features: torch.Tensor = self.backbone(self.scaled(inputs))
         return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, bits) float32 logits."""
-        logits: torch.Tensor = self.head(self.features(self.pixels(images)))
+        logits: torch.Tensor = self.head(self.features(self.inputs(images)))
         return logits
 
 
@@ -202,14 +218,14 @@ class DeepMethod(Method[OptionsT]):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
-        return self.share.features(self.model.features, self.augmented(images))
+        return self.share.features(self.model.features, self.inputs(images))
 
-    def augmented(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> (n, C, H, W) in 0..1, moved, warped and noisy as configured."""
-        config = self.config
-        return augment(
-            self.model.pixels(images), noise=config.noise, shift=config.shift, warp=config.warp
-        )
+    def inputs(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> what the model's ``features`` takes: augmented as configured."""
+        noise, shift, warp = self.config.noise, self.config.shift, self.config.warp
+        if not (noise or shift or warp):
+            return self.model.inputs(images)
+        return augment(self.model.pixels(images), noise=noise, shift=shift, warp=warp)
 
 
 class ShallowMethod(Method[OptionsT]):
