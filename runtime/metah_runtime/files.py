@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -142,17 +142,22 @@ def unlink(path: Path) -> None:
         disk.unlink(path)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` atomically: readers see the old file or the new one."""
+def write_file(path: Path, fill: Callable[[NewFile], None]) -> None:
+    """Replace ``path`` by what ``fill`` writes, atomically: readers see the old file or the new."""
     file = NewFile(path)
     try:
         file.begin()
-        file.write(data)
+        fill(file)
         file.commit()
     except BaseException:
         file.discard()
         raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, atomically."""
+    write_file(path, lambda file: file.write(data))
 
 
 def write_json(path: Path, value: Any) -> None:

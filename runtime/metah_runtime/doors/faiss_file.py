@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import files
-from metah_runtime.doors.rows import STEP, Rows, bits_of, in_steps, map_file, write_file
+from metah_runtime.doors.rows import STEP, Rows, bits_of, in_steps, map_file
 from metah_runtime.errors import DataError
 from metah_runtime.index.segment import Ids
 from metah_runtime.index.store import Index
@@ -71,7 +71,7 @@ def read(path: Path) -> Rows:
 
 def write(index: Index, path: Path) -> None:
     """Write an IndexBinaryFlat if the ids are 0..n-1, else an IndexBinaryIDMap of one."""
-    write_file(path, lambda file: _write(file, index, index.ids()))
+    files.write_file(path, lambda file: _write(file, index, index.ids()))
 
 
 def _write(file: files.NewFile, index: Index, ids: Ids) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import files
-from metah_runtime.doors.rows import STEP, Rows, bits_of, in_steps, map_file, write_file
+from metah_runtime.doors.rows import STEP, Rows, bits_of, in_steps, map_file
 from metah_runtime.errors import DataError
 from metah_runtime.index.store import Index
 
@@ -18,9 +18,9 @@ def write(index: Index, path: Path) -> None:
     ids = index.ids()
     parts = (index.codes(ids[at : at + STEP]) for at in range(0, len(ids), STEP))
     shape = (len(ids), index.bits // 8)
-    write_file(path, lambda file: _write(file, shape, "|u1", parts))
+    files.write_file(path, lambda file: _write(file, shape, "|u1", parts))
     beside = path.with_name(path.name + ".ids.npy")
-    write_file(beside, lambda file: _write(file, ids.shape, "<i8", [ids]))
+    files.write_file(beside, lambda file: _write(file, ids.shape, "<i8", [ids]))
 
 
 def read(path: Path, ids: Path | None = None) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metah_runtime import files
-from metah_runtime.doors.rows import STEP, Batch, Rows, bits_of, map_file, write_file
+from metah_runtime.doors.rows import STEP, Batch, Rows, bits_of, map_file
 from metah_runtime.errors import DataError, MissingExtra, StorageError
 from metah_runtime.index.store import Index
 
@@ -67,7 +67,7 @@ def write(index: Index, path: Path) -> None:
 def write_rows(path: Path, rows: Rows, *, ids: bool = True) -> None:
     """Write rows as ``read`` gives them; ids: whether they have any."""
     arrow = _pyarrow()
-    write_file(path, lambda file: _write(arrow, file, rows, ids))
+    files.write_file(path, lambda file: _write(arrow, file, rows, ids))
 
 
 def _batches(index: Index) -> Iterator[Batch]:

@@ -63,19 +63,6 @@ def bits_of(name: object, bits: int) -> int:
         raise DataError(f"{name}: {error}") from None
 
 
-def write_file(path: Path, fill: Callable[[files.NewFile], None]) -> None:
-    """Let ``fill`` write a file beside ``path`` and rename it into place; raise StorageError."""
-    file = files.NewFile(path)
-    try:
-        file.begin()
-        fill(file)
-        file.commit()
-    except BaseException:
-        file.discard()
-        raise
-    files.sync_folder(path.parent)
-
-
 def path_texts(index: Index, ids: Ids) -> list[bytes | None]:
     """Return paths in UTF-8 for a column of text; raise DataError for one that is no text."""
     paths: list[bytes | None] = []
