@@ -164,18 +164,28 @@ def test_images_as_they_are_give_the_features_of_their_pixels(
     x = torch.from_numpy(Arrays(4).images)
     with torch.no_grad():
         due = model.head(model.features(model.pixels(x)))
-        assert model.inputs(x).shape == (4, 1280)
+        assert model.scaled(x).shape == (4, 1280)
         assert torch.equal(model(x), due)
         assert len(kept) == 8  # of pixels, and of bytes
         assert torch.equal(model(x.flip(0)).flip(0), due)
         assert len(kept) == 8
-        assert model.inputs(x[:0]).shape == (0, 1280)
+        assert model.scaled(x[:0]).shape == (0, 1280)
         wide = x.reshape(4, 16, 64, 3)  # the same bytes
         torch.testing.assert_close(
-            model.inputs(wide), model.backbone._pooled(model.scaled(model.pixels(wide)))
+            model.scaled(wide), model.backbone._pooled(model.scaled(model.pixels(wide)))
         )
     whole = HashModel(build("efficientnet-lite0"), nn.Linear(16, 8), channels=3, bits=8)
-    assert whole.inputs(x).shape == (4, 3, 32, 32)
+    assert whole.scaled(x).shape == (4, 3, 32, 32)
+
+
+def test_frozen_features_do_not_depend_on_the_precision_of_training(
+    kept: dict[str, torch.Tensor],
+) -> None:
+    net, x = build().eval(), images(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.kept(x)
+    kept.clear()
+    assert torch.equal(found, net.kept(x))
 
 
 def test_frozen_features_are_kept_on_disk(

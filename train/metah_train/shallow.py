@@ -108,5 +108,5 @@ def extract_features(method: Method[Any], images: "ImageSet", batch: int = 256) 
     with torch.no_grad():
         for rows in slices(len(images), batch):
             part = torch.from_numpy(images.load(rows)).to(model.mean.device)
-            parts.append(model.features(model.inputs(part)))
+            parts.append(model.features(part))
     return torch.cat(parts)

@@ -102,13 +102,15 @@ class EfficientNetLite0(nn.Module):
         """Return the pooled features (n, 1280) of the frozen network, made once an image.
 
         images: as ``forward`` takes them, or of any form that ``scaled`` brings to that. Image by
-        image, so that the features of one do not depend on its company.
+        image and in float32, so that the features of one do not depend on its company or on the
+        precision of training.
         """
         if self._kept is None:
             self._kept = FrozenFeatures(self.network, f"{self.resized} {images.device}")
 
         def make(image: torch.Tensor) -> torch.Tensor:
-            return self._pooled(image if scaled is None else scaled(image).contiguous())
+            with torch.autocast(image.device.type, enabled=False):
+                return self._pooled(image if scaled is None else scaled(image).contiguous())
 
         found = self._kept.of(images.detach(), make)
         return torch.stack(found) if found else torch.zeros(0, FEATURES, device=images.device)

@@ -89,30 +89,31 @@ class HashModel(nn.Module):
         """(n, H, W, C) uint8 -> (n, C, H, W) float32 in 0..1."""
         return images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
 
-    def inputs(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> what ``features`` takes of images as they are.
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> what the backbone takes.
 
-        Pixels (n, C, H, W) in 0..1; where the backbone is frozen, its kept pooled features (n, k).
+        Pixels shifted and scaled; of whole images, where the backbone is frozen, its kept pooled
+        features (n, k).
         """
+        if images.dtype != torch.uint8:
+            return (images - self.mean) / self.std
         backbone = self.backbone
-        frozen = isinstance(backbone, EfficientNetLite0) and backbone.frozen
-        if not frozen or torch.compiler.is_exporting():
-            return self.pixels(images)
-        assert isinstance(backbone, EfficientNetLite0)
-        return backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
+        if (
+            isinstance(backbone, EfficientNetLite0)
+            and backbone.frozen
+            and not torch.compiler.is_exporting()
+        ):
+            return backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
+        return self.scaled(self.pixels(images))
 
-    def scaled(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Pixels in 0..1 -> what the backbone takes; pooled features stay as they are."""
-        return inputs if inputs.ndim == 2 else (inputs - self.mean) / self.std
-
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(n, C, H, W) pixels in 0..1, or what ``inputs`` gives -> (n, d) backbone features."""
-        features: torch.Tensor = self.backbone(self.scaled(inputs))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> (n, d) of the backbone."""
+        features: torch.Tensor = self.backbone(self.scaled(images))
         return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, bits) float32 logits."""
-        logits: torch.Tensor = self.head(self.features(self.inputs(images)))
+        logits: torch.Tensor = self.head(self.features(images))
         return logits
 
 
@@ -218,13 +219,16 @@ class DeepMethod(Method[OptionsT]):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
-        return self.share.features(self.model.features, self.inputs(images))
+        return self.share.features(self.model.features, self.augmented(images))
 
-    def inputs(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> what the model's ``features`` takes: augmented as configured."""
+    def augmented(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> pixels (n, C, H, W) in 0..1, moved, warped and noisy as configured.
+
+        The images themselves where nothing is: each process then makes pixels of its own share.
+        """
         noise, shift, warp = self.config.noise, self.config.shift, self.config.warp
         if not (noise or shift or warp):
-            return self.model.inputs(images)
+            return images
         return augment(self.model.pixels(images), noise=noise, shift=shift, warp=warp)
 
 

@@ -264,15 +264,15 @@ class METAHPlus(METAH):
     def _features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.source_norm is None:
             return super()._features(batch)
-        source = self.share.features(self._source_features, self.inputs(batch.source))
+        source = self.share.features(self._source_features, self.augmented(batch.source))
         if batch.target is None or not self.uses_target:
             return source, None
         return source, self.features(batch.target)
 
-    def _source_features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What ``inputs`` gives -> (n, d) features by the source's batch norm."""
+    def _source_features(self, images: torch.Tensor) -> torch.Tensor:
+        """What ``augmented`` gives -> (n, d) features by the source's batch norm."""
         assert self.source_norm is not None
-        features: torch.Tensor = self.source_norm(self.model.backbone, self.model.scaled(inputs))
+        features: torch.Tensor = self.source_norm(self.model.backbone, self.model.scaled(images))
         return features
 
     def _distorted(self, images: torch.Tensor) -> torch.Tensor:
