@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,17 @@ def unseen(
 
 def among(codes: Any, labels: Any) -> float:
     """Return MAP@H2 of each item as a query of all others."""
+    return float(np.mean([found.map_h2 for found in among_others(codes, labels)]))
+
+
+def among_others(codes: Any, labels: Any) -> Iterator[Any]:
+    """Yield the metrics of each item as a query of all others."""
     from metah_runtime.metrics import evaluate
 
-    scores = []
     for row in range(len(codes)):
         others = np.arange(len(codes)) != row
         own = slice(row, row + 1)
-        found = evaluate(codes[own], labels[own], codes[others], labels[others])
-        scores.append(found.map_h2)
-    return float(np.mean(scores))
+        yield evaluate(codes[own], labels[own], codes[others], labels[others])
 
 
 def summary(

@@ -16,9 +16,11 @@ import json
 import multiprocessing
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -38,71 +40,69 @@ def configuration(job: dict[str, Any]) -> Any:
 
 
 @cache
-def whole(data: str, direction: str) -> tuple[Any, Any, Any]:
+def whole(recipe: str, data: str, direction: str) -> tuple[Any, Any, Any]:
     """Return (split, all labelled source images, fold of each family)."""
     from metah_train.config import load
     from metah_train.data import split_of
     from metah_train.data.base import ArrayImages
-    from metah_train.data.emoji import family_of
 
-    split = split_of(load("emoji", {"data": data, "direction": direction, "bits": 48}))
+    split = split_of(load(recipe, {"data": data, "direction": direction}))
     parts = (split.source_train, split.source_valid)
     images = np.concatenate([part.load(np.arange(len(part))) for part in parts])
     labels = np.concatenate([np.asarray(part.labels) for part in parts])
-    names = [name for part in parts for name in part.names]
-    source = ArrayImages(images, labels, names)
-    families: dict[str, int] = {}
-    for name in names:
-        family = family_of(Path(name).name)
-        families[family] = families.get(family, 0) + 1
-    folds, sizes = {}, np.zeros(FOLDS)
-    for family in sorted(families, key=lambda name: (-families[name], name)):
-        folds[family] = int(sizes.argmin())
-        sizes[folds[family]] += families[family]
+    source = ArrayImages(images, labels, [name for part in parts for name in part.names])
+    sizes = Counter(families(source.names))
+    folds, filled = {}, np.zeros(FOLDS)
+    for family in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        folds[family] = int(filled.argmin())
+        filled[folds[family]] += sizes[family]
     return split, source, folds
 
 
-def divided(job: dict[str, Any]) -> tuple[Any, Any]:
-    """Return (the split of a fold, without query and database; the images that it leaves out)."""
-    from metah_train.data.emoji import UNTESTED, family_of
+def families(names: Iterable[str]) -> list[str]:
+    """Return the family of each image."""
+    from metah_train.data.emoji import family_of
 
-    split, source, folds = whole(job["data"], job["direction"])
+    return [family_of(Path(name).name) for name in names]
+
+
+def divided(job: dict[str, Any]) -> Any:
+    """Return the split of a fold: what it leaves out is source_valid; no query, no database."""
+    from metah_train.data.emoji import UNTESTED
+
+    split, source, folds = whole(job["recipe"], job["data"], job["direction"])
 
     def inside(names: Iterable[str]) -> Any:
-        return np.array([folds.get(family_of(Path(name).name)) == job["fold"] for name in names])
+        return np.array([folds.get(family) == job["fold"] for family in families(names)])
 
     held = inside(source.names)
     untested = [split.class_names.index(name) for name in UNTESTED]
-    asked = source.subset(np.flatnonzero(held & ~np.isin(source.labels, untested)))
-    own = replace(
+    return replace(
         split,
         source_train=source.subset(np.flatnonzero(~held)),
-        source_valid=asked,
+        source_valid=source.subset(np.flatnonzero(held & ~np.isin(source.labels, untested))),
         target_train=split.target_train.subset(np.flatnonzero(~inside(split.target_train.names))),
         query=split.query.subset([]),
         database=split.database.subset([]),
     )
-    return own, asked
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Train once, score what was left out."""
+    from ablation import among_others
+
     from metah_runtime.metrics import evaluate
     from metah_train.evaluate import encode
     from metah_train.loop import fit
 
-    split, asked = divided(job)
+    split = divided(job)
     with tempfile.TemporaryDirectory() as folder:
         run = fit(configuration(job), split, Path(folder, "run"))
-    codes, trained = (encode(run.model, part)[0] for part in (asked, split.source_train))
-    labels = asked.labels
-    found = evaluate(codes, labels, trained, split.source_train.labels)
-    rows = np.arange(len(codes))
-    others = [
-        evaluate(codes[[row]], labels[[row]], codes[rows != row], labels[rows != row])
-        for row in rows
-        if (labels == labels[row]).sum() > 1
-    ]
+    asked, trained = split.source_valid, split.source_train
+    codes, database = (encode(run.model, part)[0] for part in (asked, trained))
+    found = evaluate(codes, asked.labels, database, trained.labels)
+    shared = [(asked.labels == label).sum() > 1 for label in asked.labels]
+    others = list(compress(among_others(codes, asked.labels), shared))
     scores = {f"trained_{name}": getattr(found, name) for name in SCORES}
     for name in SCORES:
         scores[f"among_{name}"] = float(np.mean([getattr(one, name) for one in others]))

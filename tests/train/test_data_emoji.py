@@ -181,11 +181,12 @@ def test_folds_leave_out_whole_families_and_nothing_that_is_tested(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     folds = import_module("emoji_folds")
-    job = {"data": f"emoji:{root}", "direction": "google2twitter"}
+    job = {"recipe": "emoji", "data": f"emoji:{root}", "direction": "google2twitter"}
     split, source, _ = folds.whole(**job)
     asked: list[str] = []
     for fold in range(folds.FOLDS):
-        own, held = folds.divided({**job, "fold": fold})
+        own = folds.divided({**job, "fold": fold})
+        held = own.source_valid
         out = {family_of(name) for name in emoji_of(held)}
         for part in (own.source_train, own.target_train):
             assert not out & {family_of(name) for name in emoji_of(part)}
