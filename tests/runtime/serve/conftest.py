@@ -67,6 +67,13 @@ class World:
 class Running:
     service: Service
     port: int
+    loop: asyncio.AbstractEventLoop
+
+    def settle(self) -> None:
+        """Wait for what follows an answer: its line in the log is written after its last byte."""
+        turned = threading.Event()
+        self.loop.call_soon_threadsafe(turned.set)
+        assert turned.wait(30)
 
     def call(
         self,
@@ -99,13 +106,18 @@ def running(service: Service) -> Iterator[Running]:
     """Serve in a thread for the block; stop it as SIGTERM does."""
     started = threading.Event()
     failed: list[BaseException] = []
+    loops: list[asyncio.AbstractEventLoop] = []
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         server = make_server(service, started.set)
 
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve([sock])
+
         def run() -> None:
             try:
-                asyncio.run(server.serve([sock]))
+                asyncio.run(serve())
             except BaseException as error:
                 failed.append(error)
                 started.set()
@@ -116,7 +128,7 @@ def running(service: Service) -> Iterator[Running]:
         if failed:
             raise failed[0]
         try:
-            yield Running(service, port)
+            yield Running(service, port, loops[0])
         finally:
             server.should_exit = True
             thread.join(60)
