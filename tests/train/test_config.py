@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.images import Preprocess
+from metah_train.cli import cli
 from metah_train.config import RECIPES, Config, load, parse_assignment, read_recipe
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.lsh import LSHOptions
@@ -28,6 +30,15 @@ def options(config: Config) -> Any:
 
 def test_recipes_are_the_files_that_ship() -> None:
     assert sorted(RECIPES) == sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_the_help_names_every_recipe(command: str) -> None:
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    (option,) = [o for o in found.params if o.name == "recipe"]
+    assert isinstance(option, click.Option)
+    assert option.help == f"{', '.join(RECIPES)}, or a TOML file."
 
 
 @pytest.mark.parametrize("name", RECIPES)

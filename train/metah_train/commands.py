@@ -32,7 +32,10 @@ _EVALUATION_ROWS = {
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option(
-    "--recipe", default="digits", show_default=True, help="digits, paper, or a TOML file."
+    "--recipe",
+    default="digits",
+    show_default=True,
+    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
 )
 @click.option(
     "--set",

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     help="How many (5), or a list (0,1,7); METHOD=5 for one method.  [default: 3]",
 )
 @click.option(
-    "--recipe", default="digits", show_default=True, help="digits, paper, or a TOML file."
+    "--recipe",
+    default="digits",
+    show_default=True,
+    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
 )
 @click.option(
     "--set",
