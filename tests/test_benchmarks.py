@@ -1,5 +1,6 @@
 """Rules of the benchmarks: the README shows what was measured, no device is mislabelled."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,3 +157,88 @@ def test_the_ablation_changes_one_thing_a_row(load: Any) -> None:
         ).options
         changed = {n for n in vars(plain) if getattr(plain, n) != getattr(options, n)}
         assert changed == {part.partition("=")[0][5:] for part in changes.split(",")}
+
+
+@pytest.fixture
+def stamps(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script with two photographs to name, and trees of emoji and stamps below tmp_path."""
+    script = load("stamps")
+    photos = {"animal-bird": ["animals/birds/owl.png"], "sky": ["space/moon/moon.png"]}
+    for number, name in enumerate(name for names in photos.values() for name in names):
+        path = tmp_path / "stamps" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes([number]))
+    names = tmp_path / "stamps.json"
+    digest = script.digest(tmp_path / "stamps", photos)
+    names.write_text(json.dumps({"package": "stamps 1", "digest": digest, "photos": photos}))
+    monkeypatch.setattr(script, "NAMES", names)
+    emoji = [
+        {"image": "1f426.png", "category": "Animals & Nature", "subcategory": "animal-bird"},
+        {"image": "1f989.png", "category": "Animals & Nature", "subcategory": "animal-bird"},
+        {"image": "1f319.png", "category": "Travel & Places", "subcategory": "sky & weather"},
+        {"image": "1f697.png", "category": "Travel & Places", "subcategory": "transport-ground"},
+    ]
+    for vendor in ("google", "twitter"):
+        (tmp_path / "emoji" / vendor).mkdir(parents=True)
+        for item in emoji:
+            (tmp_path / "emoji" / vendor / item["image"]).write_bytes(vendor.encode())
+    (tmp_path / "emoji" / "emoji.json").write_text(json.dumps({"format": 1, "emoji": emoji}))
+    return script
+
+
+def test_drawings_and_photographs_lie_in_folders_of_their_class(
+    stamps: Any, tmp_path: Path
+) -> None:
+    found = stamps.prepare(tmp_path / "emoji", tmp_path / "stamps", tmp_path / "out")
+    assert found == (tmp_path / "out" / "drawings", tmp_path / "out" / "photos")
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in found[0].rglob("*.png")}
+    assert files == {
+        f"drawings/{place}"
+        for vendor in ("google", "twitter")
+        for place in (
+            f"animal-bird/{vendor}-1f426.png",
+            f"animal-bird/{vendor}-1f989.png",
+            f"sky/{vendor}-1f319.png",
+        )
+    }
+    owl = found[1] / "animal-bird" / "animals-birds-owl.png"
+    assert sorted(path.name for path in found[1].rglob("*.png")) == [
+        owl.name,
+        "space-moon-moon.png",
+    ]
+    assert owl.read_bytes() == bytes([0])
+
+
+def test_other_photographs_are_refused(
+    stamps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "stamps" / "space" / "moon" / "moon.png").write_bytes(b"a drawing")
+    folders = ["--emoji", tmp_path / "emoji", "--stamps", tmp_path / "stamps"]
+    call = ["stamps.py", *map(str, folders), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", call)
+    with pytest.raises(SystemExit) as stopped:
+        stamps.main()
+    assert stopped.value.code == 2
+    assert "not the stamps of stamps 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_division_is_a_comparison_that_a_user_can_call(stamps: Any, tmp_path: Path) -> None:
+    args = SimpleNamespace(methods="metah,metah-plus", bits="48", workers=2, out=tmp_path)
+    call = stamps.command(args, Path("drawings"), Path("photos"), 3)
+    text = " ".join(call)
+    assert "--recipe photos --data folder:drawings:photos --methods metah,metah-plus" in text
+    assert "--seeds 3, --workers 2" in text
+    assert "--set split.queries_per_class=4 --set data_seed=3" in text
+    assert "sdh" not in text
+    assert "--set sdh:sdh.anchors=500" in " ".join(
+        stamps.command(SimpleNamespace(**vars(args) | {"methods": "sdh"}), Path("a"), Path("b"), 0)
+    )
+
+
+def test_the_table_of_photographs_on_file_is_that_of_its_records(load: Any) -> None:
+    folder = ROOT / "benchmarks" / "results" / "stamps"
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    found = load("stamps").tables([json.loads(line) for line in lines])
+    assert (folder / "table.md").read_text() == found + "\n"
+    assert "| METAH+ |" in found
