@@ -7,7 +7,7 @@ from PIL import Image
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images import Preprocess
 from metah_train.data import ArrayImages, Split, SplitSizes, load_split, make_split
-from metah_train.data.splits import statistics
+from metah_train.data.splits import describe, statistics
 
 SETS = ("source_train", "source_valid", "target_train", "query", "database")
 SMALL = SplitSizes(queries_per_class=2, valid_fraction=0.25)
@@ -223,3 +223,53 @@ def test_unknown_data(spec: str) -> None:
 def test_unknown_direction(spec: str) -> None:
     with pytest.raises(ConfigError, match=r"direction must be one of .*; got 'up'"):
         load_split(spec, "up")
+
+
+@pytest.mark.parametrize(
+    ("files", "side", "said"),
+    [
+        ((130, 128), 32, "about 130 x 128 pixels, the network sees 32 x 32; for photographs"),
+        ((127, 128), 32, ""),
+        ((640, 480), 99, "about 640 x 480 pixels, the network sees 99 x 99; for photographs"),
+        ((640, 480), 100, ""),  # no thumbnail
+    ],
+)
+def test_files_that_become_thumbnails_are_named(
+    tmp_path: Path, files: tuple[int, int], side: int, said: str
+) -> None:
+    for place, size in (("s", (8, 8)), ("t", files)):
+        for label in ("a", "b"):
+            (tmp_path / place / label).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", size).save(tmp_path / place / label / f"{number}.png")
+    split = load_split(
+        f"folder:{tmp_path / 's'}:{tmp_path / 't'}",
+        seed=0,
+        sizes=SplitSizes(queries_per_class=1),
+        preprocess=Preprocess(height=side, width=side, channels=3),
+    )
+    lines = describe(split)
+    assert lines[0].endswith(f"src2tgt, read at {side} x {side} pixels:")
+    if said:
+        assert said in lines[-1]
+        assert lines[-1].endswith("--recipe photos")
+    assert len(lines) == 6 + bool(said)
+
+
+def test_the_size_of_files_that_cannot_be_read_is_not_told(tmp_path: Path) -> None:
+    from metah_train.data.base import FileImages
+
+    for name in ("gone", "bad.png", "good.png", "large.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    Image.new("L", (30, 20)).save(tmp_path / "good.png")
+    Image.new("L", (50, 60)).save(tmp_path / "large.png")
+    (tmp_path / "gone").unlink()
+
+    def size(*names: str) -> tuple[int, int]:
+        paths = [tmp_path / name for name in names]
+        return FileImages(
+            paths, None, names, Preprocess(height=8, width=8, channels=3)
+        ).typical_size()
+
+    assert size("gone", "bad.png") == (0, 0)
+    assert size("gone", "good.png", "bad.png", "large.png") == (40, 40)

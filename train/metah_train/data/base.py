@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import DataError
-from metah_runtime.images import Preprocess, load_image
+from metah_runtime.images import FORMATS, Preprocess, load_image, quiet
 
 CACHE_BYTES = 512 * 2**20
 """How much of a folder set is kept decoded in memory."""
@@ -162,6 +164,21 @@ class FileImages:
     def unlabelled(self) -> "FileImages":
         """Return the same images with ``labels`` None."""
         return self._with(self.paths, None, self.names)
+
+    def typical_size(self, sample: int = 20) -> tuple[int, int]:
+        """Return the median (width, height) in pixels that some of the files state; (0, 0) if none.
+
+        Files that cannot be read are passed over: ``load`` names them.
+        """
+        sizes = []
+        for row in np.unique(np.linspace(0, len(self) - 1, sample).astype(np.int64)):
+            unreadable = suppress(OSError, ValueError, Image.DecompressionBombError)
+            with unreadable, quiet(), Image.open(self.paths[row], formats=FORMATS) as image:
+                sizes.append(image.size)
+        if not sizes:
+            return 0, 0
+        width, height = np.median(sizes, axis=0)
+        return int(width), int(height)
 
     def _with(
         self, paths: Sequence[Path], labels: NDArray[Any] | None, names: Sequence[str]

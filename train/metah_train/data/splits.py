@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images import Preprocess
-from metah_train.data.base import ImageSet, Split
+from metah_train.data.base import FileImages, ImageSet, Split
 
 QUERIES = 30
 """Queries a class where neither the user nor a published split says how many."""
+
+THUMBNAIL, MUCH_LARGER = 100, 4
+"""An input of fewer pixels a side is a thumbnail of files that are so many times as wide."""
 
 _SOURCE, _TARGET = 0, 1
 
@@ -182,8 +185,12 @@ def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
 
 
 def describe(split: Split) -> list[str]:
-    """Return the statistics of both domains as lines of text, pixels of a sample of 500 images."""
-    lines = [f"{split.name} {split.direction}:"]
+    """Return the statistics of both domains as lines of text, pixels of a sample of 500 images.
+
+    A last line says so where the files are photographs that the network sees as thumbnails.
+    """
+    height, width = split.preprocess.height, split.preprocess.width
+    lines = [f"{split.name} {split.direction}, read at {width} x {height} pixels:"]
     for row in statistics(split, sample=500):
         classes = ""
         if row["smallest_class"] is not None:
@@ -192,4 +199,12 @@ def describe(split: Split) -> list[str]:
             f"  {row['set']}: {row['images']} images{classes}, "
             f"pixels {row['pixel_mean']:.3f} ± {row['pixel_deviation']:.3f}"
         )
+    images = split.target_train
+    if isinstance(images, FileImages) and width * height < THUMBNAIL**2:
+        wide, high = images.typical_size()
+        if wide * high >= (MUCH_LARGER**2) * width * height:
+            lines.append(
+                f"  target files have about {wide} x {high} pixels, the network sees {width} x "
+                f"{height}; for photographs: --recipe photos"
+            )
     return lines
