@@ -150,7 +150,10 @@ def main() -> int:
             code = subprocess.run(command(args, drawings, photos, division), check=False).returncode
             if code:
                 return code
-    print(tables(records(args.report or args.out)))
+    found = records(args.report or args.out)
+    if not found:
+        parser.error(f"{args.report}: no finished comparison below division-0, division-1, ...")
+    print(tables(found))
     return 0
 
 

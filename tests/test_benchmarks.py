@@ -223,6 +223,16 @@ def test_other_photographs_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_report_is_an_error(
+    stamps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stamps.py", "--report", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        stamps.main()
+    assert stopped.value.code == 2
+    assert "no finished comparison" in capsys.readouterr().err
+
+
 def test_every_division_is_a_comparison_that_a_user_can_call(stamps: Any, tmp_path: Path) -> None:
     args = SimpleNamespace(methods="metah,metah-plus", bits="48", workers=2, out=tmp_path)
     call = stamps.command(args, Path("drawings"), Path("photos"), 3)
