@@ -21,6 +21,7 @@ from metah_train.loop import fit
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, Progress, Task
 from metah_train.methods.metah_plus import MORE, METAHPlus, PlusOptions
+from metah_train.schedule import build_optimizer
 
 QUICK = ["epochs=2", "batch=12", "features=16", "warmup=2", "threads=1", "bits=16"]
 TASK = Task(height=16, width=16, channels=1, classes=3)
@@ -233,6 +234,35 @@ def test_domains_with_a_norm_of_their_own_share_all_else() -> None:
     assert plus.source_norm is not None
     assert all(p.grad is not None for p in plus.source_norm.parameters())
     assert all(p.grad is not None for p in plus.model.parameters())
+
+
+@pytest.mark.parametrize("norm", ["shared", "domain"])
+def test_new_layers_of_a_pre_trained_network_train_as_heads(
+    monkeypatch: pytest.MonkeyPatch, norm: str
+) -> None:
+    monkeypatch.setattr(EfficientNetLite0, "load_pretrained", lambda _: None)
+    task = Task(height=32, width=32, channels=3, classes=3)
+    settings = [*QUICK, *OFF, "backbone=efficientnet-lite0", f"plus.norm={norm}", "head_lr=10"]
+    plus = METAHPlus(load("digits", {"method": "metah-plus"}, settings), task)
+    scales = {
+        id(parameter): group["scale"]
+        for group in build_optimizer(plus, plus.config).param_groups
+        for parameter in group["params"]
+    }
+    old = {
+        name
+        for name, parameter in plus.named_parameters()
+        if scales[id(parameter)] == pytest.approx(1)
+    }
+    new = {name for name, _ in plus.named_parameters()} - old
+    assert {name for name in new if "backbone" in name} == {
+        f"model.backbone.linear.{name}" for name in ("0.weight", "1.weight", "1.bias")
+    }
+    copied = {f"source_norm.linear/1/{name}" for name in ("weight", "bias")}
+    assert {name for name in new if "source_norm" in name} == (
+        copied if norm == "domain" else set()
+    )
+    assert any("source_norm" in name for name in old) == (norm == "domain")
 
 
 def test_dropout_of_pooled_features_acts_in_training_alone(

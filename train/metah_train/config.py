@@ -51,7 +51,8 @@ class Config:
     """Everything that decides a training run; the same Config and data give the same codes.
 
     ``batch`` images come from the source and as many from the target at each step. ``lr`` is that
-    of the backbone; heads train at ``lr * head_lr``, biases at ``bias_lr`` times their layer.
+    of the backbone; heads, and layers that a pre-trained network was given, train at ``lr *
+    head_lr``, biases at ``bias_lr`` times their layer.
     ``noise`` is the standard deviation of pixel noise for pixels in 0..1, ``shift`` the largest
     random move and ``warp`` the strength of random elastic distortion, in pixels.
     ``statistics``: batch norm's at the end, re-estimated on ``target``

@@ -23,6 +23,16 @@ class SourceNorm(nn.Module):
                 for name, buffer in layer.named_buffers(recurse=False):
                     self.register_buffer(_key(place, name), buffer.clone())
 
+    def inside(self, module: nn.Module, part: nn.Module) -> nn.ParameterList:
+        """Return the source's scales and shifts of what lies in ``part`` of the module."""
+        inside = {id(parameter) for parameter in part.parameters()}
+        names = {name for name, own in module.named_parameters() if id(own) in inside}
+        return nn.ParameterList(
+            parameter
+            for key, parameter in self.named_parameters()
+            if key.replace("/", ".") in names
+        )
+
     def forward(self, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Return what ``module`` gives for source images, with the source's batch norm."""
         own: dict[str, Any] = {

@@ -3,7 +3,8 @@
 ``small-cnn`` and ``alexnet`` are here; ``torchvision:NAME`` and ``timm:NAME`` build any classifier
 of these libraries without its last layer (extra ``vision``). Weights come from a file, see
 ``weights``; ``efficientnet-lite0`` and ``efficientnet-lite0-frozen`` have those of a package
-(extra ``imagenet``) unless a file is named.
+(extra ``imagenet``) unless a file is named. A module may name as ``added`` the layers that its
+weights lack: they train at the rate of the heads.
 """
 
 from collections.abc import Callable

@@ -47,7 +47,8 @@ class EfficientNetLite0(nn.Module):
     (n, 1 | 3, H, W) in -1..1, enlarged or shrunk (bilinear) to 224 x 224. frozen: the network
     keeps its weights and its batch statistics, only the linear layer trains; its features are
     then kept by image (see ``frozen``), so that without augmentation an image passes once.
-    ``dropout``, of the pooled features, has a rate of 0 until a method sets it.
+    ``dropout``, of the pooled features, has a rate of 0 until a method sets it. ``added``: the
+    layers that the weights of ImageNet lack, which train as heads do.
     EfficientNet: Tan and Le, ICML 2019; Lite0 has no squeeze-and-excitation, and ReLU6.
     """
 
@@ -66,6 +67,7 @@ class EfficientNetLite0(nn.Module):
         self.linear = nn.Sequential(
             nn.Linear(FEATURES, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
         )
+        self.added = (self.linear,)
         self._kept: FrozenFeatures | None = None
         if frozen:
             self.network.requires_grad_(False)

@@ -208,10 +208,17 @@ class DeepMethod(Method[OptionsT]):
         return {}
 
     def heads(self) -> list[nn.Module]:
-        """Modules that train at ``head_lr`` times the backbone's learning rate."""
-        return [module for name, module in self.named_children() if name != "model"] + [
-            self.model.head
-        ]
+        """Modules that train at ``head_lr`` times the backbone's learning rate.
+
+        All that has no pre-trained weights: ``added`` of a backbone are its layers without.
+        """
+        own = [module for name, module in self.named_children() if name != "model"]
+        return [*own, self.model.head, *self.added]
+
+    @property
+    def added(self) -> tuple[nn.Module, ...]:
+        """Layers of the backbone that are new beside a pre-trained network."""
+        return getattr(self.model.backbone, "added", ())
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, bits) logits of augmented images, for training."""

@@ -189,8 +189,12 @@ class METAHPlus(METAH):
         return super().uses_target or any(getattr(self.plus, name) for name in ON_TARGET)
 
     def heads(self) -> list[nn.Module]:
-        """METAH's heads; the source's batch norm belongs to the backbone."""
-        return [module for module in super().heads() if module is not self.source_norm]
+        """METAH's heads; the source's batch norm trains as that of the target."""
+        found = [module for module in super().heads() if module is not self.source_norm]
+        if self.source_norm is not None:
+            backbone = self.model.backbone
+            found += [self.source_norm.inside(backbone, part) for part in self.added]
+        return found
 
     def prepare(self, source: "ImageSet", target: "ImageSet") -> None:
         """Make room for what is remembered of the target training set."""
