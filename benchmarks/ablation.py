@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+COMPARE = (sys.executable, "-c", "from metah_train.cli import main; main()", "compare")
+
 ROWS = {
     "MCC, h x p": "plus.judge=h x p",
     "MCC, domain norm": "plus.norm=domain",
@@ -61,8 +63,7 @@ LOSABLE = {"source_map_h2": 0.01, "diversity": 0.02}
 
 def command(args: argparse.Namespace) -> list[str]:
     """Return the call of ``metah-train compare``."""
-    call = [sys.executable, "-c", "from metah_train.cli import main; main()", "compare"]
-    call += ["--data", args.data, "--recipe", args.recipe, "--direction", args.direction]
+    call = [*COMPARE, "--data", args.data, "--recipe", args.recipe, "--direction", args.direction]
     call += ["--methods", "metah-e,metah,metah-plus", "--bits", args.bits, "--seeds", args.seeds]
     call += ["--workers", str(args.workers), "--out", str(args.out)]
     for setting in PLAIN:

@@ -3,7 +3,7 @@
     apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb tuxpaint
     metah-train data emoji --out emoji
     python benchmarks/stamps.py --emoji emoji --stamps tuxpaint/usr/share/tuxpaint/stamps \
-      --methods lsh,itq,sdh,tah,metah,metah-plus --workers 2 --out stamps
+      --workers 2 --out stamps
     python benchmarks/stamps.py --report stamps              # only print what is finished
 
 Source: all emoji of twelve subcategories of Unicode, as Noto and as Twemoji draw them, 650 drawings
@@ -14,7 +14,6 @@ database; division and training have the same seed. Prints tables in Markdown.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -24,15 +23,11 @@ from pathlib import Path
 from typing import Any
 
 NAMES = Path(__file__).with_name("stamps.json")
-VENDORS = ("google", "twitter")
 SUBCATEGORIES = {"sky": "sky & weather"}
 """Class -> the subcategory of emoji, where that has another name."""
 
 QUERIES = 4
-METHODS = (
-    "lsh,sh,itq,ksh,sdh,cnnh,dnnh,dhn,hashnet,thn,tah,metah-e,metah,metah-plus"  # those of README
-)
-SETTINGS = (f"split.queries_per_class={QUERIES}", "sdh:sdh.anchors=500")
+ANCHORS = "sdh:sdh.anchors=500"
 """The recipe's 1,000 anchors are more than the drawings that train."""
 
 
@@ -41,7 +36,7 @@ def prepare(emoji: Path, stamps: Path, out: Path) -> tuple[Path, Path]:
 
     Raises ValueError if the photographs are not those of stamps.json.
     """
-    from metah_train.data.emoji import read_list
+    from metah_train.data.emoji import VENDORS, read_list
 
     wanted = json.loads(NAMES.read_text())
     listed = read_list(emoji)
@@ -61,13 +56,11 @@ def prepare(emoji: Path, stamps: Path, out: Path) -> tuple[Path, Path]:
 
 
 def digest(stamps: Path, photos: Mapping[str, Sequence[str]]) -> str:
-    """Return the SHA-256 over class, name and SHA-256 of each photograph, in order."""
-    total = hashlib.sha256()
-    for label, names in sorted(photos.items()):
-        for name in names:
-            data = (stamps / name).read_bytes()
-            total.update(f"{label}/{name}".encode() + b"\0" + hashlib.sha256(data).digest())
-    return total.hexdigest()
+    """Return the digest of the list of photographs by class, and of all photographs."""
+    from metah_train.data import emoji_fetch
+
+    images = {name: (stamps / name).read_bytes() for names in photos.values() for name in names}
+    return emoji_fetch.digest(json.dumps(photos, sort_keys=True).encode(), images)
 
 
 def copy(files: Any, folder: Path) -> None:
@@ -79,15 +72,13 @@ def copy(files: Any, folder: Path) -> None:
 
 def command(args: argparse.Namespace, drawings: Path, photos: Path, division: int) -> Sequence[str]:
     """Return the call of ``metah-train compare`` for one division."""
-    call = [sys.executable, "-c", "from metah_train.cli import main; main()", "compare"]
-    call += ["--recipe", "photos", "--data", f"folder:{drawings}:{photos}"]
+    from ablation import COMPARE
+
+    call = [*COMPARE, "--recipe", "photos", "--data", f"folder:{drawings}:{photos}"]
     call += ["--methods", args.methods, "--bits", args.bits, "--seeds", f"{division},"]
     call += ["--workers", str(args.workers), "--out", str(args.out / f"division-{division}")]
-    named = args.methods.split(",")
-    for setting in (*SETTINGS, f"data_seed={division}"):
-        if setting.partition(":")[0] in named or ":" not in setting:
-            call += ["--set", setting]
-    return call
+    call += ["--set", f"split.queries_per_class={QUERIES}", "--set", f"data_seed={division}"]
+    return [*call, "--set", ANCHORS] if "sdh" in args.methods.split(",") else call
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -99,8 +90,7 @@ def records(out: Path) -> list[dict[str, Any]]:
 def tables(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables in Markdown: means and deviations over divisions."""
     from metah_train.compare.table import Document, markdown
-    from metah_train.methods import METHODS as KNOWN
-    from metah_train.methods import method_class
+    from metah_train.methods import METHODS, method_class
 
     present = {record["method"] for record in found}
     photos = json.loads(NAMES.read_text())["photos"]
@@ -110,7 +100,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> str:
         Document(
             title="Emoji as drawings to photographs (stamps of Tux Paint)",
             records=found,
-            methods=[(name, method_class(name).title) for name in KNOWN if name in present],
+            methods=[(name, method_class(name).title) for name in METHODS if name in present],
             bits=sorted({record["bits"] for record in found}),
             facts=[
                 ("source", f"drawings of {classes} classes by Noto and Twemoji, a tenth held out"),
@@ -128,11 +118,12 @@ def tables(found: Sequence[Mapping[str, Any]]) -> str:
 def main() -> int:
     """Run what is not yet finished, print the tables."""
     from metah_runtime.errors import MetahError
+    from metah_train.compare.grid import PAPER
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--emoji", type=Path, help="what metah-train data emoji wrote")
     parser.add_argument("--stamps", type=Path, help="the folder stamps of the package")
-    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--methods", default=",".join((*PAPER, "metah-plus")))
     parser.add_argument("--bits", default="32,48,64")
     parser.add_argument("--divisions", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
@@ -150,9 +141,10 @@ def main() -> int:
             code = subprocess.run(command(args, drawings, photos, division), check=False).returncode
             if code:
                 return code
-    found = records(args.report or args.out)
+    out = args.report or args.out
+    found = records(out)
     if not found:
-        parser.error(f"{args.report}: no finished comparison below division-0, division-1, ...")
+        parser.error(f"{out}: no finished comparison below division-0, division-1, ...")
     print(tables(found))
     return 0
 

@@ -32,15 +32,16 @@ def both(stat: Stat) -> str:
     return f"{short(stat.mean)} ± {short(stat.deviation)}"
 
 
-def shown(head: str) -> dict[str, str]:
-    """The rows of the README's table that begins with ``head``, by method."""
-    _, found, rest = README.partition(head + "\n")
-    assert found, head
-    rows = rest.partition("\n\n")[0].splitlines()[1:]
+def shown(head: str, place: int = 0, count: int = 1) -> dict[str, str]:
+    """The rows, by method, of one of the README's ``count`` tables that begin with ``head``."""
+    parts = README.split(head + "\n")
+    assert len(parts) == count + 1
+    rows = parts[place + 1].partition("\n\n")[0].splitlines()[1:]
     return {TITLES[row.split("|")[1].strip()]: row for row in rows}
 
 
-TWO = "| method | 32 | 48 | 64 | recall, 48 | 32 | 48 | 64 | recall, 48 |"
+def row_of(method: str, cells: list[str]) -> str:
+    return f"| {method_class(method).title} | {' | '.join(cells)} |"
 
 
 @pytest.mark.parametrize(
@@ -51,28 +52,25 @@ TWO = "| method | 32 | 48 | 64 | recall, 48 | 32 | 48 | 64 | recall, 48 |"
     ],
 )
 def test_both_directions(place: int, folders: tuple[str, str]) -> None:
-    parts = README.split(TWO)
-    assert len(parts) == 3
-    rows = parts[place + 1].partition("\n\n")[0].strip().splitlines()[1:]
+    found = [(stats(folder, "map_h2"), stats(folder, "recall_h2")) for folder in folders]
+    head = "| method | 32 | 48 | 64 | recall, 48 | 32 | 48 | 64 | recall, 48 |"
+    rows = shown(head, place, count=2)
     assert len(rows) == 14
-    for row in rows:
-        title = row.split("|")[1].strip()
+    for method, row in rows.items():
         cells = []
-        for folder in folders:
-            found, recall = stats(folder, "map_h2"), stats(folder, "recall_h2")
-            cells += [both(found[TITLES[title], bits]) for bits in BITS]
-            cells.append(short(recall[TITLES[title], 48].mean))
-        assert row == f"| {title} | {' | '.join(cells)} |"
+        for scores, recall in found:
+            cells += [both(scores[method, bits]) for bits in BITS]
+            cells.append(short(recall[method, 48].mean))
+        assert row == row_of(method, cells)
 
 
 def test_photographs() -> None:
-    found = {name: stats("stamps", name) for name in ("map_h2", "recall_h2", "map_full")}
+    scores, *more = (stats("stamps", name) for name in ("map_h2", "recall_h2", "map_full"))
     rows = shown(
         "| method | MAP@H≤2, 32 | 48 | 64 | recall, 32 | 48 | 64 | full MAP, 32 | 48 | 64 |"
     )
     assert list(rows) == ["ksh", "sdh", "tah", "metah-e", "metah", "metah-plus"]
     for method, row in rows.items():
-        cells = [both(found["map_h2"][method, bits]) for bits in BITS]
-        for name in ("recall_h2", "map_full"):
-            cells += [short(found[name][method, bits].mean) for bits in BITS]
-        assert row == f"| {method_class(method).title} | {' | '.join(cells)} |"
+        cells = [both(scores[method, bits]) for bits in BITS]
+        cells += [short(found[method, bits].mean) for found in more for bits in BITS]
+        assert row == row_of(method, cells)

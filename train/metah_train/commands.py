@@ -13,6 +13,12 @@ from metah_train.methods import METHODS
 if TYPE_CHECKING:
     from metah_train.config import Config
 
+RECIPE = click.option(
+    "--recipe",
+    default="digits",
+    show_default=True,
+    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _EVALUATION_ROWS = {
     "map_h2": "MAP@H{radius}",
@@ -31,12 +37,7 @@ _EVALUATION_ROWS = {
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: metah]")
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
-@click.option(
-    "--recipe",
-    default="digits",
-    show_default=True,
-    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
-)
+@RECIPE
 @click.option(
     "--set",
     "assignments",

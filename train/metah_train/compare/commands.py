@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metah_runtime import console
+from metah_train.commands import RECIPE
 
 if TYPE_CHECKING:
     from metah_train.compare.grid import Cell
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
     metavar="[METHOD=]SEEDS",
     help="How many (5), or a list (0,1,7); METHOD=5 for one method.  [default: 3]",
 )
-@click.option(
-    "--recipe",
-    default="digits",
-    show_default=True,
-    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
-)
+@RECIPE
 @click.option(
     "--set",
     "assignments",

@@ -15,6 +15,7 @@ from metah_train.compare.grid import Cell
 from metah_train.compare.store import Store
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
+from metah_train.data.base import spread
 from metah_train.methods import method_class
 from metah_train.methods.base import DeepMethod
 
@@ -162,7 +163,7 @@ def gallery_cells(done: Sequence[Cell], bits: int) -> list[Cell]:
 def draw_maps(codes: Mapping[str, Mapping[str, Codes]], split: Split) -> bytes:
     """Draw a t-SNE map of held-out source and database codes for each method."""
     sets = (split.source_valid, split.database)
-    rows = [_spread(len(images), MAP_POINTS) for images in sets]
+    rows = [spread(len(images), MAP_POINTS) for images in sets]
     labels = np.concatenate(
         [_one_label(images.labels, part) for images, part in zip(sets, rows, strict=True)]
     )
@@ -177,10 +178,6 @@ def draw_maps(codes: Mapping[str, Mapping[str, Codes]], split: Split) -> bytes:
         for title, part in codes.items()
     ]
     return curves.code_maps(maps, labels, domain, split.class_names)
-
-
-def _spread(n: int, count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
 
 
 def _one_label(labels: NDArray[Any] | None, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -171,7 +171,7 @@ class FileImages:
         Files that cannot be read are passed over: ``load`` names them.
         """
         sizes = []
-        for row in np.unique(np.linspace(0, len(self) - 1, sample).astype(np.int64)):
+        for row in spread(len(self), sample):
             unreadable = suppress(OSError, ValueError, Image.DecompressionBombError)
             with unreadable, quiet(), Image.open(self.paths[row], formats=FORMATS) as image:
                 sizes.append(image.size)
@@ -209,6 +209,11 @@ class _Cache:
             if path not in self._images and image.nbytes <= self._free:
                 self._free -= image.nbytes
                 self._images[path] = image
+
+
+def spread(n: int, count: int) -> NDArray[np.int64]:
+    """Return at most ``count`` of the rows 0..n-1, spread evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
 
 
 @cache

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images import Preprocess
-from metah_train.data.base import FileImages, ImageSet, Split
+from metah_train.data.base import FileImages, ImageSet, Split, spread
 
 QUERIES = 30
 """Queries a class where neither the user nor a published split says how many."""
@@ -163,8 +163,7 @@ def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
     rows = []
     for name in ("source_train", "source_valid", "target_train", "query", "database"):
         images: ImageSet = getattr(split, name)
-        chosen = np.unique(np.linspace(0, len(images) - 1, sample).astype(np.int64))
-        pixels = images.load(chosen).astype(np.float32) / 255
+        pixels = images.load(spread(len(images), sample)).astype(np.float32) / 255
         labels = images.labels
         counts = None
         if labels is not None:
