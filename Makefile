@@ -53,7 +53,7 @@ $(VENV)-triton/.installed:
 # The door to Milvus against Milvus Lite 2.5, the last that knows binary vectors; it brings pandas
 # and 300 MB, so it lives apart.
 test-milvus: setup build/milvus/.installed
-	PYTHONPATH=$(CURDIR)/build/milvus $(BIN)/python -m pytest tests/runtime/doors/test_milvus.py
+	PYTHONPATH=$(CURDIR)/build/milvus $(BIN)/python -m pytest tests/runtime/interop/test_milvus.py
 
 build/milvus/.installed:
 	$(BIN)/pip install --quiet --target build/milvus 'pymilvus>=2.6,<3' milvus-lite==2.5.1 'setuptools<81'
@@ -63,7 +63,7 @@ build/milvus/.installed:
 .PHONY: test-ray
 test-ray: setup
 	$(BIN)/pip install --quiet --editable '.[ray]'
-	METAH_TEST_RAY=1 $(BIN)/python -m pytest -s tests/cluster
+	METAH_TEST_RAY=1 $(BIN)/python -m pytest -s tests/runtime/cluster
 
 # On a machine with an NVIDIA GPU: needs numpy, nvcc and one of pycuda, cuda-bindings, cupy in
 # $(PYTHON); installs and downloads nothing. GPU_CHECK=--simulate runs the same steps on the CPU.

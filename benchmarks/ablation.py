@@ -4,9 +4,10 @@
     python benchmarks/ablation.py --report ablation-48      # only read what is finished
 
 Prints one JSON line a row: the score that decides nothing (MAP@H2 on the target), and what may
-decide: source validation and the unsupervised criteria of ``metah_train.criteria``, with the mean
-rank of each row over them (1 is best) and whether the rule of docs/decisions/0012 allows it; beside
-them what images tell that no training has seen (``unseen``).
+decide: source validation and the unsupervised criteria of
+``metah_train.evaluation.criteria``, with the mean rank of each row over them
+(1 is best) and whether the rule of docs/decisions/0012 allows it; beside them what images tell that
+no training has seen (``unseen``).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-COMPARE = (sys.executable, "-c", "from metah_train.cli import main; main()", "compare")
+COMPARE = (sys.executable, "-c", "from metah_train.cli.main import main; main()", "compare")
 
 ROWS = {
     "MCC, h x p": "plus.judge=h x p",
@@ -86,9 +87,9 @@ def unseen(
     agreement: of two seeds or more on the classes of the database, whose labels are not read.
     """
     from metah_runtime.codes import unpack
-    from metah_train.checkpoint import Run
-    from metah_train.criteria import agreement, predictions
     from metah_train.data import split_of
+    from metah_train.evaluation.criteria import agreement, predictions
+    from metah_train.training.checkpoint import Run
 
     labels: Any = None
     runs: dict[tuple[str, int], list[tuple[float, Any]]] = {}

@@ -33,10 +33,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from metah_runtime import Bundle, Encoder
-from metah_runtime.bundle import write_bundle
 from metah_runtime.checks import usable_cores
-from metah_runtime.decode_pool import decode_in_processes
-from metah_runtime.images import Preprocess, decoder_version
+from metah_runtime.images.decode_pool import decode_in_processes
+from metah_runtime.images.preprocess import Preprocess, decoder_version
+from metah_runtime.model.bundle import write_bundle
 
 BATCH = 64
 SIZES = {"small": (32, 32, "PNG"), "photo": (500, 375, "JPEG")}
@@ -99,7 +99,13 @@ def once(files: list[str], bundle: Bundle, workers: int, folder: Path) -> dict[s
     listing, index = folder / "list.txt", folder / "index"
     listing.write_text("\n".join(files))
     shutil.rmtree(index, ignore_errors=True)
-    command = [sys.executable, "-c", "from metah_runtime.cli import main; main()", "add", index]
+    command = [
+        sys.executable,
+        "-c",
+        "from metah_runtime.cli.main import main; main()",
+        "add",
+        index,
+    ]
     options = ["--bundle", bundle.path, "--list", listing, "--workers", str(workers), "--quiet"]
     watch.start()
     subprocess.run([*command, *options, "--decode", "processes"], check=True)

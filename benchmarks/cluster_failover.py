@@ -21,9 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.cluster.two_nodes import ADDRESS, TwoNodes
+from tests.runtime.cluster.two_nodes import ADDRESS, TwoNodes
 
-from metah_runtime.cluster import access, rays
+from metah_runtime.cluster import access, actors
 from metah_runtime.cluster.routing import ShardsMissing
 from metah_runtime.cluster.searcher import ClusterIndex
 from metah_runtime.index import Index
@@ -68,7 +68,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def serving() -> bool:
-    return all(row.state == "serving" for row in rays.status(NAME)[1])
+    return all(row.state == "serving" for row in actors.status(NAME)[1])
 
 
 def main() -> None:
@@ -89,10 +89,10 @@ def main() -> None:
             queries = rng.integers(0, 256, (64, shape[1]), dtype=np.uint8)
             due = [index.search(queries[i : i + 1], options.k) for i in range(len(queries))]
         access.connect(ADDRESS)
-        served = rays.start(folder, ADDRESS, name=NAME, shards=2, replicas=2)
+        served = actors.start(folder, ADDRESS, name=NAME, shards=2, replicas=2)
         asker = Asker(served, queries, due, options.k)
         asker.phase("all well", seconds)
-        process = {(r.shard, r.replica): r.process or 0 for r in rays.status(NAME)[1]}
+        process = {(r.shard, r.replica): r.process or 0 for r in actors.status(NAME)[1]}
         os.kill(process[0, 0], signal.SIGSTOP)
         asker.phase("one replica stopped", seconds)
         os.kill(process[0, 0], signal.SIGCONT)
@@ -105,7 +105,7 @@ def main() -> None:
         until(serving)
         nodes.lose_other()
         asker.phase("node lost", 3 * seconds)
-        rays.stop(NAME)
+        actors.stop(NAME)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     from ablation import among_others
 
     from metah_runtime.metrics import evaluate
-    from metah_train.evaluate import encode
-    from metah_train.loop import fit
+    from metah_train.evaluation.evaluate import encode
+    from metah_train.training.loop import fit
 
     split = divided(job)
     with tempfile.TemporaryDirectory() as folder:

@@ -157,7 +157,7 @@ def outputs_of_onnx_runtime(case: Case) -> bool:
     simulated = case.device.name == "simulated"
     if not simulated and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LeftOutError("this onnxruntime has no CUDAExecutionProvider")
-    from metah_runtime.runners.ort import OrtRunner
+    from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 
     place = "cpu" if simulated else "cuda"
     runner = OrtRunner(MODEL, bits=64, image_shape=(4, 8, 3), device=place, name="built in")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
 
-from metah_runtime.cuda import image, planner, sass
+from metah_runtime.cuda import fatbin, planner, sass
 
 PARTS = 4  # of a multiprocessor
 POPC_LANES = 16 / PARTS  # results a clock and part
@@ -94,9 +94,9 @@ def main() -> None:
     )
     print("| card | bits | queries | kernel | limited by | predicted ms | ns/row | reading once |")
     print("|---|---|---|---|---|---|---|---|")
-    fatbin = image.load_image()
+    image = fatbin.load_image()
     for card in CARDS:
-        kernels = sass.disassemble(fatbin, card.arch)
+        kernels = sass.disassemble(image, card.arch)
         for bits in (32, 48, 64, 128, 256, 512, 1024):
             for queries in (1, 16, 1024):
                 kernel, limit, best, worst, read = predict(
@@ -113,8 +113,8 @@ def main() -> None:
     print("\nInstructions of one pass of the inner loop (a warp, one query or one group of 8):\n")
     print("| arch | kernel | all | POPC | LOP3 | BMMA | LDS |")
     print("|---|---|---|---|---|---|---|")
-    for arch in image.ARCHS:
-        kernels = sass.disassemble(fatbin, arch)
+    for arch in fatbin.ARCHS:
+        kernels = sass.disassemble(image, arch)
         for words in planner.WIDTHS:
             for name in (f"scan_w{words}", f"mma_w{words}"):
                 if name in kernels:

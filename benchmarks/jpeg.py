@@ -14,7 +14,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from metah_runtime.images import Preprocess, decoder_version, load_image
+from metah_runtime.images.preprocess import Preprocess, decoder_version, load_image
 
 SIZES = ((32, 32), (100, 75), (250, 180), (500, 375), (1024, 768), (4000, 3000))
 

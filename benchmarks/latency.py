@@ -207,8 +207,8 @@ def _end_to_end(model: Any, options: argparse.Namespace) -> Iterator[dict[str, A
 
     from metah_export.to_onnx import to_onnx
     from metah_runtime import CodeIndex, Encoder
-    from metah_runtime.bundle import write_bundle
-    from metah_runtime.images import Preprocess, load_image
+    from metah_runtime.images.preprocess import Preprocess, load_image
+    from metah_runtime.model.bundle import write_bundle
 
     height, width, channels = model.shape
     spec = Preprocess(height=height, width=width, channels=channels)

@@ -21,8 +21,8 @@ from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.to_onnx import CodeModel, to_onnx
 from metah_runtime.cuda.driver import open_devices
 from metah_runtime.errors import MetahError
-from metah_runtime.runners.ort import INPUT, OUTPUTS, PROVIDERS, OrtRunner
-from metah_runtime.runners.tensorrt import import_trt
+from metah_runtime.model.runners.onnxruntime_runner import INPUT, OUTPUTS, PROVIDERS, OrtRunner
+from metah_runtime.model.runners.tensorrt_library import import_trt
 from metah_train.backbones.small_cnn import SmallCNN
 from metah_train.methods.base import HashModel
 
@@ -152,7 +152,7 @@ class TrtBackend:
     """The runner that ships, over an engine built here for batches up to ``most``."""
 
     def __init__(self, kind: str, precision: str, model: Model, data: bytes, most: int) -> None:
-        from metah_runtime.runners.trt import TrtRunner
+        from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 
         self.name = f"{kind} {precision}"
         self._gpu, trt = open_devices()[0], import_trt(kind)

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hamming_peers import FaissFlat, available
 from scale_workers import make_codes, make_queries
 
-from metah_runtime.doors import milvus, postgres
 from metah_runtime.index import Index
+from metah_runtime.interop import milvus, pgvector
 from metah_runtime.search import CodeIndex
 
 BITS = 64
@@ -127,14 +127,14 @@ def postgres_tables(stack, folder, index):
     stack.callback(server.cleanup)
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("CREATE EXTENSION vector")
-    _, load = timed(lambda: postgres.write(index, server.get_uri(), "codes"))
+    _, load = timed(lambda: pgvector.write(index, server.get_uri(), "codes"))
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE codes")
         size = connection.execute("SELECT pg_table_size('codes')").fetchone()[0]
     print(json.dumps({"pgvector_bytes_code": size / len(index)}), flush=True)
     for workers in (2, 0):
         options = f"{server.get_uri()}&options=-c%20max_parallel_workers_per_gather%3D{workers}"
-        table = stack.enter_context(postgres.PgTable(options, "codes"))
+        table = stack.enter_context(pgvector.PgTable(options, "codes"))
         yield Door(f"pgvector, {workers} parallel workers", table, server.get_pid()), load
 
 

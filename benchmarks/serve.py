@@ -30,9 +30,9 @@ import numpy as np
 
 from metah_export.compare import machine
 from metah_runtime.checks import usable_cores
-from metah_runtime.encoder import Encoder
-from metah_runtime.images import find_images
+from metah_runtime.images.preprocess import find_images
 from metah_runtime.index import Index
+from metah_runtime.model.encoder import Encoder
 
 K = 10
 SAMPLE = 200
@@ -153,7 +153,7 @@ def difference(before: dict[str, float], after: dict[str, float]) -> dict[str, f
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Start the server, yield the rows, stop the server."""
     asked = queries(options.index, options.images, random.Random(0))
-    command = [sys.executable, "-c", "from metah_runtime.cli import main; main()", "serve"]
+    command = [sys.executable, "-c", "from metah_runtime.cli.main import main; main()", "serve"]
     command += [str(options.index), "--port", "0", "--json", "--log-level", "error"]
     if options.threads:
         command += ["--threads", str(options.threads)]

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from metah_train import schedule
 from metah_train.config import Config, load
 from metah_train.losses import pairwise
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.training import schedule
 
 SIDE, CLASSES, TOTAL = 32, 10, 1000
 

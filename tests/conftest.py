@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metah_runtime.bundle import Bundle, write_bundle
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
+from metah_runtime.model.bundle import Bundle, write_bundle
 
 
 def _toy_model(
@@ -119,8 +119,8 @@ def make_bundle(tmp_path: Path, write_toy_bundle: Callable[..., Bundle]) -> Call
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Give run(*arguments) of metah-search -> (exit status, stdout, stderr)."""
-    from metah_runtime import console
-    from metah_runtime.cli import cli
+    from metah_runtime.cli import console
+    from metah_runtime.cli.main import cli
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as done:

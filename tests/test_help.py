@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from metah_export.cli import cli as export
-from metah_runtime import console
-from metah_runtime.cli import cli as search
-from metah_runtime.command_group import EXIT_CODES
-from metah_train.cli import cli as train
+from metah_export.cli.main import cli as export
+from metah_runtime.cli import console
+from metah_runtime.cli.command_group import EXIT_CODES
+from metah_runtime.cli.main import cli as search
+from metah_train.cli.main import cli as train
 
 PROGRAMS = {"metah-search": search, "metah-train": train, "metah-export": export}
 
@@ -90,7 +90,7 @@ def complete(program: str, words: str, number: int) -> list[str]:
     module = {"metah-search": "runtime", "metah-train": "train", "metah-export": "export"}[program]
     code = f"""
 import sys
-from metah_{module}.cli import main
+from metah_{module}.cli.main import main
 try:
     main()
 finally:

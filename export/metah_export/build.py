@@ -19,13 +19,14 @@ from metah_export.quantize import Calibration
 from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
-from metah_runtime import console, schema
-from metah_runtime.bundle import Bundle, check_new, write_bundle
+from metah_runtime import schema
+from metah_runtime.cli import console
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
 from metah_runtime.errors import DataError, require
-from metah_train.checkpoint import Run
+from metah_runtime.model.bundle import Bundle, check_new, write_bundle
 from metah_train.data import split_of
-from metah_train.evaluate import encode, stored_evaluation
+from metah_train.evaluation.evaluate import encode, stored_evaluation
+from metah_train.training.checkpoint import Run
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split

@@ -16,12 +16,12 @@ from metah_export.parity import Parity
 from metah_export.precision import forms
 from metah_export.truth import Truth
 from metah_export.verify import check_rules, limits_of, load_truth
-from metah_runtime import runners
-from metah_runtime.bundle import MODEL, Bundle, Engine
 from metah_runtime.checks import usable_cores
-from metah_runtime.console import progress_bar
+from metah_runtime.cli.console import progress_bar
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
-from metah_runtime.runners import Runner
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import MODEL, Bundle, Engine
+from metah_runtime.model.runners import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def _engine_row(
     known: Truth | None,
     time_it: Callable[[Runner], tuple[Timing, ...]],
 ) -> Row:
-    from metah_runtime.runners.trt import open_trt
+    from metah_runtime.model.runners.tensorrt_runner import open_trt
 
     note, runs_on, report, problem = None, None, None, None
     timings: tuple[Timing, ...] = ()

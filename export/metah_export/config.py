@@ -8,9 +8,9 @@ from typing import Any
 
 from metah_export.parity import LIMITS, Limits
 from metah_export.quantize import Calibration
-from metah_runtime.bundle import PRECISIONS
 from metah_runtime.checks import check_threads
 from metah_runtime.errors import ConfigError
+from metah_runtime.model.bundle import PRECISIONS
 
 MIN_IMAGES = 500
 """Parity is measured on at least so many images, if the data set has them."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from metah_runtime import console
+from metah_runtime.cli import console
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError, MetahError
 

@@ -8,11 +8,11 @@ from metah_export.parity import Limits, Parity
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.truth import Truth
 from metah_export.verify import check_rules, limits_of, load_truth
-from metah_runtime.bundle import Bundle, Engine, add_engine
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable
-from metah_runtime.images import Preprocess
-from metah_runtime.runners.tensorrt import check_engine, import_trt
+from metah_runtime.images.preprocess import Preprocess
+from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt
 
 
 def make_engine(
@@ -73,7 +73,7 @@ def _run_here(
     if entry.targets and entry.targets[0][0].isdigit() and arch not in entry.targets:
         raise BackendUnavailable(f"the engine is for {', '.join(entry.targets)}, this is {arch}")
     check_engine(entry, builder=str(trt.__version__), arch=arch)
-    from metah_runtime.runners.trt import TrtRunner
+    from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 
     runner = TrtRunner(plan, entry, bits=known.bits, image_shape=preprocess.shape, trt=trt, gpu=gpu)
     label = f"{entry.kind} {entry.builder}, {gpu.name}"

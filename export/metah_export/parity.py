@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
 from metah_runtime import codes, metrics, schema
+from metah_runtime.cli.console import progress_bar
 from metah_runtime.codes import Codes
-from metah_runtime.console import progress_bar
 from metah_runtime.errors import ConfigError, ParityError
-from metah_runtime.runners import Runner
+from metah_runtime.model.runners import Runner
 from metah_runtime.search import CodeIndex
 
 TOP = 10

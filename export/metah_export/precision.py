@@ -16,10 +16,10 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
 from metah_export.quantize import Calibration, quantize
 from metah_export.truth import Truth
-from metah_runtime import console
+from metah_runtime.cli import console
 from metah_runtime.errors import ConfigError, MissingExtra
-from metah_runtime.runners import Runner
-from metah_runtime.runners.ort import OrtRunner
+from metah_runtime.model.runners import Runner
+from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 
 CALIBRATED = ("int8", "fp8")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from metah_export.graph import find_body, name_nodes
 from metah_export.onnx_rules import INPUT
-from metah_runtime.console import Advance, progress_bar
+from metah_runtime.cli.console import Advance, progress_bar
 from metah_runtime.errors import ConfigError, DataError
 
 METHODS = ("minmax", "entropy", "percentile")

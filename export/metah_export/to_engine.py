@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metah_runtime import console, files
-from metah_runtime.bundle import ENGINE_KINDS, Engine
+from metah_runtime import files
+from metah_runtime.cli import console
 from metah_runtime.cuda import driver
-from metah_runtime.cuda.image import cache_folder
+from metah_runtime.cuda.fatbin import cache_folder
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
-from metah_runtime.runners.tensorrt import PORTABLE, import_trt, make_logger, this_platform
+from metah_runtime.model.bundle import ENGINE_KINDS, Engine
+from metah_runtime.model.runners.tensorrt_library import (
+    PORTABLE,
+    import_trt,
+    make_logger,
+    this_platform,
+)
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """min, opt and max shape of one input."""

@@ -10,10 +10,10 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import forms
 from metah_export.truth import Truth
-from metah_runtime import runners
-from metah_runtime.bundle import Bundle
-from metah_runtime.console import step
+from metah_runtime.cli.console import step
 from metah_runtime.errors import BundleError, ParityError
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metah_runtime.bundle import Bundle
-    from metah_runtime.encoder import Encoder
     from metah_runtime.index import Index
+    from metah_runtime.model.bundle import Bundle
+    from metah_runtime.model.encoder import Encoder
     from metah_runtime.results import Matches, RangeMatches
     from metah_runtime.search import CodeIndex
 
 __all__ = ["Bundle", "CodeIndex", "Encoder", "Index", "Matches", "RangeMatches"]
 
 _HOME = {
-    "Bundle": "metah_runtime.bundle",
+    "Bundle": "metah_runtime.model.bundle",
     "CodeIndex": "metah_runtime.search",
-    "Encoder": "metah_runtime.encoder",
+    "Encoder": "metah_runtime.model.encoder",
     "Index": "metah_runtime.index",
     "Matches": "metah_runtime.results",
     "RangeMatches": "metah_runtime.results",

@@ -6,9 +6,9 @@ import pytest
 
 from metah_export.truth import Truth
 from metah_train import config as configs
-from metah_train import loop
-from metah_train.checkpoint import Run
 from metah_train.data import Split, load_split
+from metah_train.training import loop
+from metah_train.training.checkpoint import Run
 
 SMALL = ("split.synthetic=1500", "split.valid_fraction=0.1", "split.queries_per_class=10")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metah_export.to_onnx import to_onnx
-from metah_runtime.runners.ort import OrtRunner
+from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 from metah_train.config import Config
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import HashModel, ShallowMethod, Task

@@ -12,20 +12,22 @@ import numpy as np
 import pytest
 
 from metah_export import build as stage
-from metah_export import cli, parity, truth
+from metah_export import parity, truth
 from metah_export.build import build, collect_truth
+from metah_export.cli import main as cli
 from metah_export.config import BuildConfig
 from metah_export.parity import Limits, Parity
 from metah_export.verify import load_truth, verify
-from metah_runtime import console, runners
-from metah_runtime.bundle import Bundle
+from metah_runtime.cli import console
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, DataError, ParityError
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle
 from metah_train import config as configs
-from metah_train import loop
-from metah_train.checkpoint import Run
 from metah_train.data import Split, SplitSizes, load_split, split_of
-from metah_train.evaluate import encode
+from metah_train.evaluation.evaluate import encode
+from metah_train.training import loop
+from metah_train.training.checkpoint import Run
 
 CONFIG = BuildConfig(images=600, threads=1)
 
@@ -275,7 +277,7 @@ def _relist(bundle: Bundle, name: str, data: bytes) -> None:
     """Write a manifest that fits a changed file, as someone who means harm would."""
     import hashlib
 
-    from metah_runtime.bundle import fingerprint, seal
+    from metah_runtime.model.bundle import fingerprint, seal
 
     path = bundle.path / "manifest.json"
     value = json.loads(path.read_text())
@@ -302,7 +304,7 @@ def test_help_imports_neither_torch_nor_onnx() -> None:
     program = (
         "import sys\n"
         "from click.testing import CliRunner\n"
-        "from metah_export.cli import cli\n"
+        "from metah_export.cli.main import cli\n"
         "for args in ([], ['build'], ['verify']):\n"
         "    assert CliRunner().invoke(cli, [*args, '--help']).exit_code == 0\n"
         "bad = {'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)\n"

@@ -9,9 +9,9 @@ import pytest
 from metah_export.build import build
 from metah_export.config import BuildConfig, load
 from metah_runtime.errors import ConfigError, RunError
-from metah_train.checkpoint import Run
 from metah_train.data import Split
-from metah_train.evaluate import stored_evaluation
+from metah_train.evaluation.evaluate import stored_evaluation
+from metah_train.training.checkpoint import Run
 
 
 @pytest.fixture

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metah_export import cli, truth
+from metah_export import truth
+from metah_export.cli import main as cli
 from metah_export.compare import Comparison, compare, measure, table
 from metah_export.compare_page import page
 from metah_export.svg import Line, columns, lines, rows
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
-from metah_runtime import console, runners
-from metah_runtime.bundle import Bundle, Engine, add_engine
+from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError
-from metah_runtime.runners.tensorrt import this_platform
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.runners.tensorrt_library import this_platform
 
 Make = Callable[..., Bundle]
 
@@ -130,7 +132,7 @@ def test_bf16_is_emulated_for_its_bits_and_not_timed(
     fp32_model: bytes, known: Truth, make_bundle: Make
 ) -> None:
     from metah_export.precision import lower
-    from metah_runtime.images import Preprocess
+    from metah_runtime.images.preprocess import Preprocess
 
     model = lower(fp32_model, "bf16", bits=48, image_shape=(32, 32, 1))
     spec = Preprocess(height=32, width=32, channels=1)

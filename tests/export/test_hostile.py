@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import pytest
 
-from metah_export import cli, truth
+from metah_export import truth
+from metah_export.cli import main as cli
 from metah_export.truth import SOURCE, Truth
-from metah_runtime import console, runners
-from metah_runtime.bundle import Bundle, fingerprint, seal
+from metah_runtime.cli import console
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle, fingerprint, seal
 
 Make = Callable[..., Bundle]
 Edit = Callable[[onnx.ModelProto], None]
@@ -167,7 +169,7 @@ def test_without_onnx_the_extra_is_named(bundle: Bundle, name: str) -> None:
     program = (
         "import sys\n"
         "sys.modules['onnx'] = None\n"
-        "from metah_export.cli import main\n"
+        "from metah_export.cli.main import main\n"
         f"sys.argv = ['metah-export', {name!r}, {str(bundle.path)!r}, *{more!r}]\n"
         "main()"
     )

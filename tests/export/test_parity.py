@@ -9,9 +9,9 @@ import pytest
 from metah_export import parity
 from metah_export.parity import LIMITS, Limits, Parity, compare
 from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
-from metah_runtime.bundle import PRECISIONS
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, ParityError
+from metah_runtime.model.bundle import PRECISIONS
 
 SHAPE = (2, 3, 1)
 

@@ -21,7 +21,7 @@ from metah_export.quantize import Calibration, quantize
 from metah_export.truth import Truth
 from metah_runtime import codes
 from metah_runtime.errors import ConfigError, DataError, MissingExtra, ParityError
-from metah_runtime.runners.ort import OrtRunner
+from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 
 SHAPE = (32, 32, 1)
 LOWERED = ("fp16", "bf16", "int8", "fp8")

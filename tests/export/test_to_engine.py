@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from metah_export import cli, to_engine, truth
+from metah_export import to_engine, truth
+from metah_export.cli import main as cli
 from metah_export.engine import engine as add
 from metah_export.precision import lower
 from metah_export.to_engine import (
@@ -23,8 +24,7 @@ from metah_export.to_engine import (
     parse_batch,
 )
 from metah_export.truth import Truth
-from metah_runtime import console
-from metah_runtime.bundle import Bundle, write_bundle
+from metah_runtime.cli import console
 from metah_runtime.cuda import driver
 from metah_runtime.errors import (
     BackendUnavailable,
@@ -33,8 +33,9 @@ from metah_runtime.errors import (
     EngineError,
     MissingExtra,
 )
-from metah_runtime.images import Preprocess
-from metah_runtime.runners.tensorrt import this_platform
+from metah_runtime.images.preprocess import Preprocess
+from metah_runtime.model.bundle import Bundle, write_bundle
+from metah_runtime.model.runners.tensorrt_library import this_platform
 
 SHAPE = (32, 32, 1)
 Toy = Callable[..., bytes]

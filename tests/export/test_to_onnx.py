@@ -9,8 +9,8 @@ from torch import nn
 from metah_export.to_onnx import CodeModel, to_onnx
 from metah_runtime import codes
 from metah_runtime.errors import ConfigError
-from metah_runtime.runners.ort import OrtRunner
-from metah_train.checkpoint import Run
+from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
+from metah_train.training.checkpoint import Run
 
 SHAPE = (8, 6, 3)
 

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from metah_export import cli
+from metah_export.cli import main as cli
 from metah_export.triton import TritonConfig, triton
-from metah_runtime import console, runners
-from metah_runtime.bundle import Bundle, Engine, add_engine
+from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError, EngineError
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle, Engine, add_engine
 
 Make = Callable[..., Bundle]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,14 +13,14 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["metah_runtime.doors", "metah_runtime.index", "metah_runtime.schema"]
+    include=["metah_runtime.interop", "metah_runtime.index", "metah_runtime.schema"]
 ):
     from metah_runtime import _checksum
-    from metah_runtime.doors import faiss_file, npy_file
     from metah_runtime.errors import DataError, IndexCorrupt
     from metah_runtime.index.format import HEADER, FormatError, Header
     from metah_runtime.index.manifest import Manifest
     from metah_runtime.index.segment import RemovedRows, Segment
+    from metah_runtime.interop import faiss_file, npy_file
 
 FOLDER = Path(tempfile.mkdtemp(prefix="metah-fuzz-"))
 FILE = FOLDER / "segment-00000001.metah"

@@ -188,9 +188,9 @@ def test_spawned_workers_get_the_index_by_pickle(ram: Path, small: Small) -> Non
 COMMAND = """
 import sys
 import numpy as np
-from metah_runtime import console
-from metah_runtime.cli import cli
-from metah_runtime.doors import formats
+from metah_runtime.cli import console
+from metah_runtime.cli.main import cli
+from metah_runtime.interop import formats
 true = formats.read
 def slow(*arguments):
     import dataclasses, time

@@ -7,7 +7,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-from metah_runtime.bundle import Bundle
+from metah_runtime.model.bundle import Bundle
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

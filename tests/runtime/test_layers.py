@@ -37,8 +37,8 @@ def modules() -> list[str]:
 
 def test_the_whole_runtime_loads_no_torch_and_no_onnxruntime() -> None:
     names = modules()
-    assert "metah_runtime.encoder" in names
-    assert "metah_runtime.runners.ort" in names
+    assert "metah_runtime.model.encoder" in names
+    assert "metah_runtime.model.runners.onnxruntime_runner" in names
     code = f"""
 import importlib
 for name in {names}:
@@ -62,8 +62,8 @@ for name in {names}:
 def test_help_loads_neither_torch_nor_onnxruntime(package: str, program: str) -> None:
     code = f"""
 import click
-from metah_runtime import console
-from {package}.cli import cli
+from metah_runtime.cli import console
+from {package}.cli.main import cli
 
 def show(command, path):
     try:
@@ -80,7 +80,7 @@ with click.Context(cli) as ctx:
 
 
 def test_the_help_of_metah_search_loads_nothing_heavy() -> None:
-    code = "from metah_runtime.cli import cli\ncli.main(['--help'], standalone_mode=False)"
+    code = "from metah_runtime.cli.main import cli\ncli.main(['--help'], standalone_mode=False)"
     assert loaded_after(code).isdisjoint({*HEAVY, "numpy", "PIL", "rich"})
 
 
@@ -88,9 +88,9 @@ def test_a_search_by_code_loads_only_what_it_needs(tmp_path: Path) -> None:
     with Index.create(tmp_path / "index", bits=16) as store:
         store.add(np.zeros((3, 2), np.uint8), paths=["a", "b", "c"])
     code = f"""
-from metah_runtime.cli import cli
+from metah_runtime.cli.main import cli
 cli.main(["query", {str(tmp_path / "index")!r}, "--code", "0f0f"], standalone_mode=False)
-assert "metah_runtime.gallery" not in sys.modules
+assert "metah_runtime.html.gallery" not in sys.modules
 """
     loaded = loaded_after(f"import sys\n{code}")
     assert "numpy" in loaded
@@ -112,7 +112,7 @@ def test_the_public_names_are_lazy_and_complete() -> None:
 def test_the_summaries_in_the_help_are_those_of_the_commands() -> None:
     import click
 
-    from metah_runtime.cli import cli
+    from metah_runtime.cli.main import cli
 
     with click.Context(cli) as ctx:
         for name, (_, summary) in cli.lazy.items():  # type: ignore[attr-defined]

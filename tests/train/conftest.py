@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data import ArrayImages, Split
 
 MakeSplit = Callable[..., Split]

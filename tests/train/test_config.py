@@ -8,8 +8,8 @@ import click
 import pytest
 
 from metah_runtime.errors import ConfigError
-from metah_runtime.images import Preprocess
-from metah_train.cli import cli
+from metah_runtime.images.preprocess import Preprocess
+from metah_train.cli.main import cli
 from metah_train.config import RECIPES, Config, load, parse_assignment, read_recipe
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.lsh import LSHOptions

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from metah_runtime.checks import check_threads
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.splits import SplitSizes
 from metah_train.methods import METHODS, method_class
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from metah_runtime.checks import check_batch, check_threads
 from metah_runtime.cluster.parts import Job, Listing, done_ids, write_part
-from metah_runtime.encoder import BadImage, Encoder
 from metah_runtime.errors import ClusterError, ConfigError, IndexMismatch
+from metah_runtime.model.encoder import BadImage, Encoder
 
 PART = 1024
 """Files of a part: what a killed job loses of each worker."""

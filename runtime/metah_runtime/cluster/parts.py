@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from metah_runtime import files, schema
 from metah_runtime.codes import Codes
-from metah_runtime.doors import parquet_file
-from metah_runtime.doors.rows import STEP, Batch, Rows
-from metah_runtime.encoder import BadImage
 from metah_runtime.errors import ClusterError, ConfigError, DataError, require
+from metah_runtime.interop import parquet_file
+from metah_runtime.interop.rows import STEP, Batch, Rows
+from metah_runtime.model.encoder import BadImage
 
 JOB: Final = "job.json"
 PARTS: Final = "parts"

@@ -25,7 +25,7 @@ def choose_device(device: str) -> str:
     if _check(device) == "cpu":
         return "cpu"
     from metah_runtime.cuda.driver import shared_devices
-    from metah_runtime.cuda.image import load_image
+    from metah_runtime.cuda.fatbin import load_image
 
     try:
         for gpu in shared_devices():

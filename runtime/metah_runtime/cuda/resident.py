@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device
-from metah_runtime.cuda.image import load_image
+from metah_runtime.cuda.fatbin import load_image
 from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.results import Matches
 

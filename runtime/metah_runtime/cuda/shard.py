@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from metah_runtime.codes import Codes
 from metah_runtime.cuda import planner, radius
 from metah_runtime.cuda.driver import Device
-from metah_runtime.cuda.image import load_image
-from metah_runtime.cuda.nearest import FixedSearch, nearest
+from metah_runtime.cuda.fatbin import load_image
 from metah_runtime.cuda.piece import NO_KEY, Keys, Piece
 from metah_runtime.cuda.place import acquire, release
 from metah_runtime.cuda.queries import Queries
+from metah_runtime.cuda.topk import FixedSearch, nearest
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.merge import merge_matches, merge_ranges
 from metah_runtime.results import Matches, RangeMatches

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from metah_runtime import files
-from metah_runtime.cuda.image import SOURCES, cache_folder, source_folder
+from metah_runtime.cuda.fatbin import SOURCES, cache_folder, source_folder
 from metah_runtime.errors import BackendUnavailable
 
 FLAGS = ("-std=c++20", "-O2", "-DMETAH_SHIM", "-shared", "-fPIC", "-pthread")

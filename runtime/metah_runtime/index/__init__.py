@@ -1,5 +1,5 @@
 """The index on disk: immutable checksummed segments under one atomically replaced manifest."""
 
-from metah_runtime.index.store import Index
+from metah_runtime.index.index import Index
 
 __all__ = ["Index"]

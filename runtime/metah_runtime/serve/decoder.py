@@ -18,8 +18,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from metah_runtime.errors import ImageError
-from metah_runtime.gallery import encoded_thumbnail
-from metah_runtime.images import FORMATS, Preprocess, load_image
+from metah_runtime.html.gallery import encoded_thumbnail
+from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image
 
 REQUEST = struct.Struct("<BHQ")
 ANSWER = struct.Struct("<BQ")

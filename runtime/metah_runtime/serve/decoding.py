@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ImageError, MetahError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.serve.decoder import (
     ANSWER,
     BAD_IMAGE,

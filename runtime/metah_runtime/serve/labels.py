@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from metah_runtime.console import printable
+from metah_runtime.cli.console import printable
 from metah_runtime.errors import ConfigError, DataError
 
 FIELDS = ("label", "domain")

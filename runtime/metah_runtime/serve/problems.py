@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 
-from metah_runtime.console import printable
+from metah_runtime.cli.console import printable
 from metah_runtime.errors import MetahError
 
 MEDIA_TYPE = "application/problem+json"

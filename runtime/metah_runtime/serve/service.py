@@ -10,8 +10,8 @@ import numpy as np
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
-from metah_runtime.encoder import Encoder
 from metah_runtime.errors import ImageError
+from metah_runtime.model.encoder import Encoder
 from metah_runtime.serve.batching import Batcher
 from metah_runtime.serve.body import CodeQuery, IdQuery, ImageQuery, Query
 from metah_runtime.serve.decoding import Decoders

@@ -14,7 +14,7 @@ import numpy as np
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
-from metah_runtime.cuda.image import SOURCES, source_folder
+from metah_runtime.cuda.fatbin import SOURCES, source_folder
 from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.shim import build
 from metah_runtime.cuda.simulator import SimulatedDevice

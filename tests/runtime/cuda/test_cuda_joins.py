@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metah_runtime import Encoder, Index, console, reference
-from metah_runtime.bundle import Bundle, Engine
-from metah_runtime.cli import cli
+from metah_runtime import Encoder, Index, reference
+from metah_runtime.cli import console
+from metah_runtime.cli.main import cli
 from metah_runtime.cuda import choice, driver
 from metah_runtime.cuda import index as cuda_index
 from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, ImageError
+from metah_runtime.model.bundle import Bundle, Engine
+from metah_runtime.model.runners import onnxruntime_runner
+from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 from metah_runtime.results import Matches
-from metah_runtime.runners import ort
-from metah_runtime.runners.trt import TrtRunner
 from metah_runtime.search import CodeIndex
 
 Make = Callable[..., Bundle]
@@ -101,16 +102,16 @@ def test_a_model_that_gives_nan_is_told_on_the_gpu_too(
     encoder: Encoder, gpu: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = CodeIndex(np.zeros((9, 2), np.uint8), device="cuda")
-    resident = ort.OrtRunner.resident
+    resident = onnxruntime_runner.OrtRunner.resident
 
-    def broken(runner: ort.OrtRunner, images: np.ndarray) -> Any:
+    def broken(runner: onnxruntime_runner.OrtRunner, images: np.ndarray) -> Any:
         for codes in resident(runner, images):
             logits = codes.owner[1].numpy()
             if 77 in images[:, 0, 0, 0]:
                 logits[1, 3] = np.nan
             yield replace(codes, logits=logits.ctypes.data, owner=(codes, logits))
 
-    monkeypatch.setattr(ort.OrtRunner, "resident", broken)
+    monkeypatch.setattr(onnxruntime_runner.OrtRunner, "resident", broken)
     images = pictures(6)
     images[:, 0, 0, 0] = 5
     encoder.search(images, index, 3, batch=2)

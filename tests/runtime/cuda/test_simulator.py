@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
-from metah_runtime.cuda.image import SOURCES, source_folder
+from metah_runtime.cuda.fatbin import SOURCES, source_folder
 from metah_runtime.cuda.shim import build, kernel_names
 from metah_runtime.cuda.simulator import SimulatedDevice
 

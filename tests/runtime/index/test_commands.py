@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metah_runtime import console
+from metah_runtime.cli import console
 from metah_runtime.index import Index
 
 Make = Callable[..., np.ndarray]

@@ -17,7 +17,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs metah[serve]")
 
 from metah_runtime import Encoder, Index
-from metah_runtime.bundle import Bundle
+from metah_runtime.model.bundle import Bundle
 from metah_runtime.serve.labels import Labels
 from metah_runtime.serve.run import listen, make_server
 from metah_runtime.serve.service import Service

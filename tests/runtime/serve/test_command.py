@@ -19,7 +19,7 @@ from metah_runtime import Index
 
 from .conftest import BITS, COUNT, World
 
-PROGRAM = "from metah_runtime.cli import main; main()"
+PROGRAM = "from metah_runtime.cli.main import main; main()"
 
 
 def command(world: World, *args: str | Path, index: Path | None = None) -> list[str]:

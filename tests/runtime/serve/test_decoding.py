@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from metah_runtime.errors import ImageError
-from metah_runtime.gallery import encoded_thumbnail
-from metah_runtime.images import Preprocess, load_image
+from metah_runtime.html.gallery import encoded_thumbnail
+from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_runtime.serve.decoding import DecoderDied, Decoders, DecoderSlow, TooManyPixels
 
 SPEC = Preprocess(height=4, width=5)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from metah_runtime import Index
 from metah_runtime.errors import ImageError
-from metah_runtime.gallery import encoded_thumbnail
+from metah_runtime.html.gallery import encoded_thumbnail
 from metah_runtime.serve.thumbnails import Thumbnails, open_below
 
 from .conftest import BITS, Running, World, running

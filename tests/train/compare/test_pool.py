@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from metah_runtime.errors import RunError
-from metah_train.compare.cell import run_cell
 from metah_train.compare.grid import Cell
 from metah_train.compare.pool import _environment, run_cells
 from metah_train.compare.store import Store, locked
+from metah_train.compare.trial import run_cell
 
 MakeCells = Callable[..., list[Cell]]
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from metah_runtime.images import Preprocess
-from metah_train import backbones, loop
-from metah_train.checkpoint import Run
+from metah_runtime.images.preprocess import Preprocess
+from metah_train import backbones
 from metah_train.config import Config
 from metah_train.data.base import ArrayImages, Split
 from metah_train.methods import method_class
 from metah_train.methods.base import Task
+from metah_train.training import loop
+from metah_train.training.checkpoint import Run
 
 SIDE, CLASSES, FEATURES, BITS = 4, 4, 24, 16
 

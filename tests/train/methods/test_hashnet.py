@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from metah_train import checkpoint, loop
 from metah_train.data.base import Split
 from metah_train.losses import pairwise
 from metah_train.methods import hashnet
 from metah_train.methods.base import Batch, Progress
+from metah_train.training import checkpoint, loop
 
 PAPER = {"growth": 0.005, "power": 0.5, "refresh": 200}
 

@@ -13,10 +13,8 @@ from torch.autograd import gradcheck
 from metah_runtime import metrics
 from metah_runtime.codes import pack, unpack
 from metah_runtime.errors import DataError
-from metah_train import loop
-from metah_train.checkpoint import Run
 from metah_train.data.base import ArrayImages, Split
-from metah_train.evaluate import encode
+from metah_train.evaluation.evaluate import encode
 from metah_train.losses import (
     adversarial,
     classification,
@@ -27,6 +25,8 @@ from metah_train.losses import (
 )
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import Batch, DeepMethod, Progress, ShallowMethod
+from metah_train.training import loop
+from metah_train.training.checkpoint import Run
 
 DEEP = [name for name in METHODS if issubclass(method_class(name), DeepMethod)]
 SHALLOW = [name for name in METHODS if issubclass(method_class(name), ShallowMethod)]

@@ -129,7 +129,7 @@ def _send(pipe: Connection, message: Any) -> None:
 
 def _outcome(cell: Cell, store: Store, report: Any) -> tuple[str, float | str, str]:
     """Run a cell and return the message about its end."""
-    from metah_train.compare.cell import run_cell
+    from metah_train.compare.trial import run_cell
 
     try:
         run_cell(cell, store, report)

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.codes import Codes
-from metah_train import report, report_files
 from metah_train.compare import curves
 from metah_train.compare.grid import Cell
 from metah_train.compare.store import Store
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
 from metah_train.data.base import spread
+from metah_train.evaluation import report, report_files
 from metah_train.methods import method_class
 from metah_train.methods.base import DeepMethod
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metah_runtime.errors import ConfigError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
 from metah_train.data.splits import SplitSizes, make_split
 

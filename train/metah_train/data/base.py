@@ -15,7 +15,7 @@ from PIL import Image
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import DataError
-from metah_runtime.images import FORMATS, Preprocess, load_image, quiet
+from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image, quiet
 
 CACHE_BYTES = 512 * 2**20
 """How much of a folder set is kept decoded in memory."""

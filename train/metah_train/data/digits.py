@@ -20,7 +20,7 @@ from PIL import __version__ as pillow_version
 
 from metah_runtime import files
 from metah_runtime.errors import ConfigError, MissingExtra
-from metah_runtime.images import Preprocess, load_image
+from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_train.data.base import ArrayImages, Split
 from metah_train.data.splits import SplitSizes, choose_direction, make_split
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import files, schema
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, Split
 from metah_train.data.splits import SplitSizes, choose_direction
 

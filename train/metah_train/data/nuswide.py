@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, Split
 from metah_train.data.listfile import read_classes
 from metah_train.data.lists import Listing, check_disjoint, file_images, locate, read_list

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.images import Preprocess
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, ImageSet, Split, spread
 
 QUERIES = 30

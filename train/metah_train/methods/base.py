@@ -3,7 +3,8 @@
 ``HashModel`` is the product of training: images -> logits, one module whatever the method, so that
 export, evaluation and checkpoints know a single shape. A ``Method`` owns a HashModel and knows how
 to fit it: a ``DeepMethod`` states loss terms of a batch and is trained by gradient descent
-(``metah_train.loop``); a ``ShallowMethod`` fits its head in closed form on backbone features.
+(``metah_train.training.loop``); a ``ShallowMethod`` fits its head in closed form on backbone
+features.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from metah_train.backbones import build_backbone
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.weights import load_weights
 from metah_train.config import Config, Options
-from metah_train.distributed import Share
+from metah_train.training.distributed import Share
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet

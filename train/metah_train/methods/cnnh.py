@@ -19,7 +19,7 @@ from torch import nn
 from metah_train.config import Config, Options, within
 from metah_train.methods.base import Batch, DeepMethod, Progress
 from metah_train.methods.label_groups import LabelGroups
-from metah_train.sampling import labels_of, seed_step
+from metah_train.training.sampling import labels_of, seed_step
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet

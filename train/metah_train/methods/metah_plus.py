@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
-from metah_train.averaging import Average
+from metah_train.backbones.domain_norm import SourceNorm
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.config import Config, one_of, within
-from metah_train.domain_norm import SourceNorm
 from metah_train.losses import (
     adversarial,
     bits,
@@ -33,8 +32,9 @@ from metah_train.losses import (
 )
 from metah_train.methods.base import Batch, Progress, Task, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
-from metah_train.neighbours import Memory
-from metah_train.views import recurring
+from metah_train.training.averaging import Average
+from metah_train.training.neighbours import Memory
+from metah_train.training.views import recurring
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet

@@ -1,0 +1,1 @@
+"""The commands of metah-export, one file each."""

@@ -1,0 +1,1 @@
+"""The commands of metah-search, one file each."""

@@ -1,0 +1,256 @@
+"""metah-search add: images -> codes -> an index on disk."""
+
+import csv
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from metah_runtime.checks import check_batch, check_workers
+from metah_runtime.cli import console
+from metah_runtime.cli.model_options import BUNDLE, model_options, open_encoder, remembered
+from metah_runtime.codes import Codes
+from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.files import write_bytes
+from metah_runtime.images.decode import Ways, check_way
+from metah_runtime.images.preprocess import Decoder, decoder_version, walk_images
+from metah_runtime.index import Index
+from metah_runtime.model.encoder import BadImage, Encoder
+
+CHUNK = 65_536
+COMMIT_S = 60.0
+"""Codes are committed after so many, or so long: what a run that is killed loses at most."""
+
+PROCESSES_FROM = 512
+"""Files from which ``--decode auto`` starts processes: below, their start takes longer."""
+
+SHOWN_ERRORS = 5
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--list",
+    "listed",
+    metavar="FILE",
+    help="take paths from FILE, one a line, relative to its folder; - for stdin",
+)
+@model_options
+@click.option("--batch", type=int, default=64, show_default=True, help="images a model run")
+@click.option("--workers", type=int, help="how many decode at a time [default: all cores]")
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    show_default=True,
+    help=f"where images are decoded; auto: in processes from {PROCESSES_FROM} files on",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(["pillow", "simplejpeg"]),
+    default="pillow",
+    show_default=True,
+    help="of plain JPEGs; the same pixels",
+)
+@click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
+@click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
+@console.json_option
+def add(
+    index: Path,
+    paths: Sequence[Path],
+    listed: str | None,
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+    batch: int,
+    workers: int | None,
+    decode: str,
+    decoder: Decoder,
+    strict: bool,
+    errors: Path | None,
+    as_json: bool,
+) -> None:
+    """Encode the images in PATHS (files and folders) and add their codes to INDEX.
+
+    INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute, with
+    links in folders resolved. A file that INDEX already holds by its path is passed over: give the
+    same command again to go on after an interruption, none is added twice and none is lost. A file
+    that cannot be used is reported and does not stop the run; the next run tries it again.
+
+    \b
+    Examples:
+      metah-search add photos.index --bundle model.bundle photos/
+      metah-search add photos.index photos/ --errors bad.csv --strict
+      find photos -newer mark | metah-search add photos.index --list -
+    """
+    start = time.monotonic()
+    if not paths and listed is None:
+        raise ConfigError("nothing to add; fix: name files or folders, or give --list FILE")
+    check_batch(batch)
+    check_workers(workers)
+    version = decoder_version(decoder)
+    if errors is not None and not errors.absolute().parent.is_dir():
+        raise ConfigError(f"--errors {errors}: folder {errors.parent} does not exist")
+    store = Index.open(index) if os.path.lexists(index) else None
+    if store is None and bundle is None:
+        raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
+    encoder = open_encoder(index, store, bundle, device, threads, spin=False)
+    wanted = [*paths, *([] if listed is None else read_list(listed))]
+    found = stored_names(console.progress(walk_images(wanted), "listing", unit="files"))
+    if not found:
+        places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
+        raise DataError(f"no image in {places}; fix: name files or a folder")
+    known = set() if store is None else _known_paths(store)
+    files = [path for path in found if path not in known]
+    way = _way(decode, len(files))
+    total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
+    if errors is not None:
+        write_errors(errors, bad)
+    warn_of(bad, len(files), errors)
+    if len(bad) == len(found):
+        raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
+    added = len(files) - len(bad)
+    seconds = time.monotonic() - start
+    if as_json:
+        console.print_json(
+            {
+                "index": index,
+                "added": added,
+                "already_there": len(found) - len(files),
+                "errors": [{"path": item.path, "reason": item.reason} for item in bad],
+                "images": total,
+                "bits": encoder.bits,
+                "decoder": version,
+                "decode": way,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(len(files) / seconds, 1),
+            }
+        )
+    else:
+        there = len(found) - len(files)
+        skipped = f", {there:,} were there already" if there else ""
+        rate = f"; {len(files) / seconds:,.0f} images/s" if way == "processes" else ""
+        console.say(
+            f"added {added:,} images to {console.printable(index)}{skipped}: "
+            f"{total:,} codes of {encoder.bits} bits{rate}"
+        )
+    if strict and bad:
+        raise DataError(f"{len(bad)} of {len(files)} files could not be used (--strict)")
+
+
+def read_list(name: str) -> list[Path]:
+    """Return the paths of a list file, one a line; relative ones start at the file's folder.
+
+    ``-`` reads standard input, whose paths start at the current folder. Raises ConfigError.
+    """
+    if name == "-":
+        return [Path(os.fsdecode(line)) for line in _lines(sys.stdin.buffer.read())]
+    path = Path(name)
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--list {name}: {error.strerror}") from None
+    return [path.parent / os.fsdecode(line) for line in _lines(text)]
+
+
+def _lines(text: bytes) -> list[bytes]:
+    return [line for line in text.split(b"\n") if line]
+
+
+def stored_names(paths: Iterable[str]) -> list[str]:
+    """Return each path once: absolute, links in its folder resolved, its own name kept."""
+    folders: dict[str, str] = {}
+    names: dict[str, None] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        names[os.path.join(folders[folder], name)] = None  # noqa: PTH118 - a Path takes longer
+    return list(names)
+
+
+def _known_paths(store: Index) -> set[str]:
+    return {path for path in store.paths(store.ids()) if path is not None}
+
+
+def _way(decode: str, count: int) -> Ways:
+    if decode == "auto":
+        return "processes" if count >= PROCESSES_FROM else "threads"
+    return check_way(decode)
+
+
+def _add_files(
+    index: Path,
+    store: Index | None,
+    encoder: Encoder,
+    files: Sequence[str],
+    batch: int,
+    workers: int | None,
+    way: Ways,
+    decoder: Decoder,
+) -> tuple[int, list[BadImage]]:
+    """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
+    bad: list[BadImage] = []
+    for paths, codes in _chunks(encoder, files, batch, workers, way, decoder, bad):
+        if store is None:
+            store = Index.create(
+                index,
+                bits=encoder.bits,
+                fingerprint=encoder.fingerprint,
+                model=encoder.bundle.path.resolve().name,
+                metadata={BUNDLE: str(encoder.bundle.path.resolve())},
+            )
+        store.add(codes, paths=paths)
+    if store is not None and (where := encoder.bundle.path.resolve()) != remembered(store):
+        store.set_metadata({**store.metadata, BUNDLE: str(where)})
+    return 0 if store is None else len(store), bad
+
+
+def _chunks(
+    encoder: Encoder,
+    files: Sequence[str],
+    batch: int,
+    workers: int | None,
+    way: Ways,
+    decoder: Decoder,
+    bad: list[BadImage],
+) -> Iterator[tuple[list[str], Codes]]:
+    """Yield (paths, codes) of up to CHUNK files and a bit; bad files go to ``bad``."""
+    paths: list[str] = []
+    codes: list[Codes] = []
+    last = time.monotonic()
+    with console.progress_bar("encoding", len(files), "images") as advance:
+        for part in encoder.encode_files(files, batch, workers, way, decoder):
+            paths += part.paths
+            codes.append(part.codes)
+            bad += part.errors
+            advance(len(part.paths) + len(part.errors))
+            if len(paths) >= CHUNK or (paths and time.monotonic() - last > COMMIT_S):
+                yield paths, np.concatenate(codes)
+                paths, codes, last = [], [], time.monotonic()
+    if paths:
+        yield paths, np.concatenate(codes)
+
+
+def write_errors(path: Path, bad: Iterable[BadImage]) -> None:
+    """Write path and reason of bad files as CSV."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["path", "reason"])
+    rows.writerows((item.path, item.reason) for item in bad)
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def warn_of(bad: Sequence[BadImage], total: int, listed: Path | None) -> None:
+    """Warn of the first bad files and say where all are listed."""
+    for item in bad[:SHOWN_ERRORS]:
+        console.warn(f"{console.printable(item.path)}: {item.reason}")
+    if len(bad) > SHOWN_ERRORS:
+        hint = f"{listed} lists all" if listed else "--errors FILE.csv lists all"
+        console.warn(f"{len(bad):,} of {total:,} files could not be used; {hint}")

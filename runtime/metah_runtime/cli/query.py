@@ -1,0 +1,219 @@
+"""metah-search query: the codes of an index nearest to an image."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+import numpy as np
+
+from metah_runtime.checks import check_k, check_radius
+from metah_runtime.cli import console
+from metah_runtime.cli.model_options import model_options, open_encoder
+from metah_runtime.codes import Codes
+from metah_runtime.errors import ConfigError
+from metah_runtime.index import Index
+from metah_runtime.results import Store
+
+if TYPE_CHECKING:
+    from metah_runtime.html.gallery import Row
+
+SHOWN_TILES = 200
+SEARCHED_ON = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "auto": "auto"}
+"""Where the codes are searched, by where the model runs."""
+
+Search: TypeAlias = tuple[str, int]
+"""How far to look: ("k", number of neighbours) or ("radius", bits)."""
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--code", "codes", multiple=True, metavar="HEX", help="search by a code instead")
+@click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
+@click.option("--radius", type=int, help="give all within this many bits")
+@model_options
+@console.json_option
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
+)
+def query(
+    index: Path,
+    images: Sequence[Path],
+    codes: Sequence[str],
+    k: int | None,
+    radius: int | None,
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    html: Path | None,
+) -> None:
+    """Find the codes in INDEX nearest to those of IMAGES, in the order (distance, id).
+
+    The codes are searched on the --device of the model: on the GPU for cuda and tensorrt.
+
+    \b
+    metah-search query photos.index cat.jpg -k 10 --html cat.html
+    metah-search query photos.index cat.jpg --radius 2 --json
+    metah-search query photos.index --code 0f3a99c01277
+    """
+    search = check_search(k, radius, images, codes)
+    check_html(html)
+    store = open_index(index, device)
+    packed = query_codes(store, index, images, codes, bundle, device, threads)
+    found = find(store, images, packed, search)
+    show(store, index, found, search, html, {"index": index} if as_json else None)
+
+
+def open_index(index: Path, device: str) -> Index:
+    """Open an index where the model runs; that a GPU is missing for "auto" is said in one line."""
+    if device not in SEARCHED_ON:
+        raise ConfigError(f"device must be one of {', '.join(SEARCHED_ON)}, got {device!r}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        store = Index.open(index, device=SEARCHED_ON[device])
+    for warning in caught:
+        console.warn(str(warning.message))
+    return store
+
+
+def check_search(
+    k: int | None, radius: int | None, images: Sequence[Path], codes: Sequence[str]
+) -> Search:
+    """Return how far to look; raise ConfigError for contradicting options or no query."""
+    if k is not None and radius is not None:
+        raise ConfigError("give -k or --radius, not both")
+    if not images and not codes:
+        raise ConfigError("nothing to search for; fix: name images or give --code HEX")
+    if radius is not None:
+        return "radius", check_radius(radius)
+    return "k", check_k(10 if k is None else k)
+
+
+def check_html(html: Path | None) -> None:
+    """Raise ConfigError if a page cannot be written there."""
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {html}: folder {html.parent} does not exist")
+
+
+def find(
+    store: Store, images: Sequence[Path], packed: Codes, search: Search
+) -> list[dict[str, Any]]:
+    """Return image, code and matches of each query; those past ``images`` have no image."""
+    names = [str(image) for image in images] + [None] * (len(packed) - len(images))
+    return [
+        {"image": name, "code": bytes(code).hex(), "matches": matches}
+        for name, code, matches in zip(names, packed, _matches(store, packed, search), strict=True)
+    ]
+
+
+def show(
+    store: Store,
+    index: Path,
+    found: Sequence[dict[str, Any]],
+    search: Search,
+    html: Path | None,
+    head: dict[str, Any] | None,
+) -> None:
+    """Write the gallery if asked for; print JSON after ``head``, or tables if it is None."""
+    if html is not None:
+        _write_gallery(html, store, index, found, search)
+    if head is not None:
+        facts = {"bits": store.bits, "images": len(store), search[0]: search[1]}
+        console.print_json({**head, **facts, "queries": found})
+    elif html is None:
+        _print_tables(found, search)
+    else:
+        console.say(f"wrote {console.printable(html)}")
+
+
+def query_codes(
+    store: Store,
+    index: Path,
+    images: Sequence[Path],
+    codes: Sequence[str],
+    bundle: Path | None,
+    device: str,
+    threads: int | None,
+) -> Codes:
+    """Return the codes of the images, then those given in hex, (q, bits / 8) uint8."""
+    digits = store.bits // 4
+    for code in codes:
+        if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", code):
+            raise ConfigError(
+                f"--code must be {digits} hex digits, as {index} has {store.bits} bits, "
+                f"got {code!r}"
+            )
+    rows = [np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, store.bits // 8)]
+    if images:
+        encoder = open_encoder(index, store, bundle, device, threads)
+        rows.insert(0, encoder.encode(images))
+    return np.concatenate(rows)
+
+
+def _matches(store: Store, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
+    """Yield, for each query, its matches as dictionaries, nearest first."""
+    kind, value = search
+    if kind == "radius":
+        hits = iter(store.range_search(codes, value))
+    else:
+        nearest = store.search(codes, value)
+        hits = zip(nearest.ids, nearest.distances, strict=True)
+    for ids, distances in hits:
+        rows = zip(ids.tolist(), distances.tolist(), store.paths(ids), strict=True)
+        yield [{"id": i, "distance": d, "path": path} for i, d, path in rows]
+
+
+def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
+    kind, value = search
+    for item in found:
+        title = f"{console.printable(item['image'] or 'code')}  {item['code']}"
+        rows = [
+            (rank, hit["distance"], hit["id"], console.printable(hit["path"] or ""))
+            for rank, hit in enumerate(item["matches"], 1)
+        ]
+        if rows:
+            console.print_table(["rank", "distance", "id", "path"], rows, title)
+        else:
+            reach = "the index is empty" if kind == "k" else f"no code within {value} bits"
+            click.echo(f"{title}: {reach}")
+
+
+def _write_gallery(
+    file: Path, store: Store, index: Path, found: Sequence[dict[str, Any]], search: Search
+) -> None:
+    from metah_runtime.files import write_bytes
+    from metah_runtime.html import gallery
+
+    kind, value = search
+    page = gallery.Gallery(
+        title=f"Nearest images by {store.bits}-bit codes",
+        rows=[_row(item) for item in found],
+        bits=store.bits,
+        facts=[
+            ("Index", str(index.absolute())),
+            ("Images", f"{len(store):,}"),
+            ("Model", (store.fingerprint or "not stated")[:12]),
+            ("Search", f"{value} nearest" if kind == "k" else f"within {value} bits"),
+        ],
+    )
+    write_bytes(file, gallery.render(page).encode())
+
+
+def _row(item: dict[str, Any]) -> "Row":
+    from metah_runtime.html import gallery
+
+    matches = item["matches"]
+    cut = f", the first {SHOWN_TILES} shown" if len(matches) > SHOWN_TILES else ""
+    return gallery.Row(
+        query=gallery.file_tile(item["image"], missing=item["code"]),
+        neighbours=[
+            gallery.file_tile(hit["path"], missing=f"id {hit['id']}", distance=hit["distance"])
+            for hit in matches[:SHOWN_TILES]
+        ],
+        heading=Path(item["image"]).name if item["image"] else item["code"],
+        note=f"{len(matches):,} found{cut}",
+    )

@@ -1,1 +1,0 @@
-"""The commands of metah-search that run the model."""

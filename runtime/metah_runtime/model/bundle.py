@@ -1,0 +1,379 @@
+"""The model bundle: a folder with one ONNX model, its manifest and, if built, engines.
+
+    BUNDLE/manifest.json   what the model is and the SHA-256 and size of every other file
+    BUNDLE/model.onnx      images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits (n, bits)
+    BUNDLE/MODEL_CARD.md   the same facts for people (``card``)
+    BUNDLE/truth.npz       images and the trained model's logits, to repeat the comparison
+    BUNDLE/engines/*.plan  TensorRT engines, added later by `metah-export engine`
+
+manifest.json holds a digest of itself too, so that a changed byte anywhere is found. Nothing is
+read but manifest.json and the files it lists, and no byte of a listed file is handed on before its
+digest is checked. Files that the manifest does not list are ignored.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from metah_runtime import files, schema
+from metah_runtime.codes import BIT_ORDER, BIT_RULE, check_bits
+from metah_runtime.errors import BundleError
+from metah_runtime.images.preprocess import Preprocess
+from metah_runtime.model import card
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+DIGEST = "digest"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+ENGINE_KINDS = ("tensorrt", "tensorrt-rtx")
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_NAME = re.compile(r"(?:engines/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One listed file: SHA-256 as 64 hex digits, size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One TensorRT engine of a bundle and everything that decides whether it may be loaded.
+
+    kind: builder family; file: its name in the bundle; builder: exact version of the builder;
+    targets: compute capabilities such as '8.9', or ('portable',); platform: such as 'linux-x86_64';
+    batch: (min, opt, max) images; flags: builder flags; model_sha256: the ONNX it was built from;
+    parity: its comparison with the truth, None if it was built where it cannot run.
+    """
+
+    kind: str
+    file: str
+    builder: str
+    targets: tuple[str, ...]
+    platform: str
+    batch: tuple[int, int, int]
+    flags: tuple[str, ...]
+    model_sha256: str
+    parity: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What manifest.json says, checked.
+
+    precision: of the weights and activations inside the model; opset: ONNX operator set; parity:
+    how the codes compare with the trained model's; training: the run's settings.
+    """
+
+    format: int
+    bits: int
+    bit_rule: str
+    bit_order: str
+    preprocess: Preprocess
+    precision: str
+    opset: int
+    fingerprint: str
+    files: Mapping[str, File]
+    engines: tuple[Engine, ...]
+    versions: Mapping[str, str]
+    training: Mapping[str, Any]
+    parity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle on disk; ``Bundle.open`` is the way in."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Bundle":
+        """Open a bundle and check it; ``verify=False`` skips only the digests of the files.
+
+        Raises BundleError, naming the file, the rule and the fix, for a missing, damaged or foreign
+        file, a name or a link that leads out of the folder, and an unknown format version.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise BundleError(f"bundle {folder} {what}; fix: metah-export build RUN --out {folder}")
+        manifest = _read_manifest(folder)
+        bundle = cls(folder, manifest)
+        for name, entry in manifest.files.items():
+            size = _stat(folder, name).st_size
+            if size != entry.size:
+                raise _damaged(folder / name, f"{size} bytes, the manifest says {entry.size}")
+            if verify and files.sha256(folder / name) != entry.sha256:
+                raise _damaged(folder / name, "its SHA-256 is not the manifest's")
+        expected = fingerprint(
+            model_sha256=manifest.files[MODEL].sha256,
+            preprocess=manifest.preprocess,
+            bits=manifest.bits,
+        )
+        if manifest.fingerprint != expected:
+            raise _damaged(
+                folder / MANIFEST,
+                f"fingerprint {manifest.fingerprint[:12]} does not belong to this model, "
+                f"which has {expected[:12]}",
+            )
+        return bundle
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+        return self.manifest.bits
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the model's uint8 input; its ``shape`` is (H, W, C)."""
+        return self.manifest.preprocess
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that determines codes; an index refuses codes of another one."""
+        return self.manifest.fingerprint
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.path / MODEL
+
+    def read(self, name: str = MODEL) -> bytes:
+        """Return the bytes of a listed file; they are exactly those whose digest was checked.
+
+        Raises BundleError if the file is not listed, not a regular file, or changed.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path / MANIFEST} lists no file {name!r}")
+        data = _read(self.path, name, entry.size)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise _damaged(self.path / name, "its SHA-256 is not the manifest's")
+        return data
+
+
+def fingerprint(*, model_sha256: str, preprocess: Preprocess, bits: int) -> str:
+    """Return SHA-256 over (model graph and weights, preprocessing, bits, bit rule, bit order)."""
+    parts = {
+        "bit_order": BIT_ORDER,
+        "bit_rule": BIT_RULE,
+        "bits": check_bits(bits),
+        "model": model_sha256,
+        "preprocess": preprocess.to_dict(),
+    }
+    return _sha256_of(parts)
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    model: bytes,
+    bits: int,
+    preprocess: Preprocess,
+    precision: str,
+    opset: int,
+    versions: Mapping[str, str],
+    training: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+    engines: Sequence[tuple[Engine, bytes]] = (),
+) -> Bundle:
+    """Write a new bundle: built beside, fsynced, renamed to ``path``; on error nothing is left.
+
+    extra: further files of the bundle's folder, by name; engines: with their plans. Raises
+    BundleError if ``path`` exists: a bundle is never overwritten; StorageError if the disk refuses.
+    """
+    folder = check_new(path)
+    contents = {MODEL: model, **(extra or {}), **{e.file: plan for e, plan in engines}}
+    listed = {name: _entry(data) for name, data in contents.items()}
+    digest = listed[MODEL].sha256
+    manifest = Manifest(
+        format=FORMAT,
+        bits=check_bits(bits),
+        bit_rule=BIT_RULE,
+        bit_order=BIT_ORDER,
+        preprocess=preprocess,
+        precision=precision,
+        opset=opset,
+        fingerprint=fingerprint(model_sha256=digest, preprocess=preprocess, bits=bits),
+        files=listed,
+        engines=tuple(engine for engine, _ in engines),
+        versions=versions,
+        training=training,
+        parity=parity,
+    )
+    _from_dict(schema.to_json(manifest), folder / MANIFEST)
+    contents[card.FILE] = card.render(manifest).encode()
+    manifest = replace(manifest, files={**listed, card.FILE: _entry(contents[card.FILE])})
+    with files.new_folder(folder) as staging:
+        for name, data in contents.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            files.write_bytes(staging / name, data)
+        files.write_json(staging / MANIFEST, seal(schema.to_json(manifest)))
+        Bundle.open(staging)
+    return Bundle(folder, manifest)
+
+
+def check_new(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` if a new bundle may be written there; else raise BundleError."""
+    folder = Path(path)
+    if folder.exists() or folder.is_symlink():
+        raise BundleError(
+            f"{folder} exists and a bundle is never overwritten; fix: remove it or name another"
+        )
+    return folder
+
+
+def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
+    """Add an engine to a bundle: the plan first, then the manifest, each replaced atomically.
+
+    An engine of the same file name is replaced. Raises BundleError if it was built from another
+    model.
+    """
+    if engine.model_sha256 != bundle.manifest.files[MODEL].sha256:
+        raise BundleError(f"engine {engine.file} was built from another model than {bundle.path}")
+    others = tuple(e for e in bundle.manifest.engines if e.file != engine.file)
+    manifest = replace(
+        bundle.manifest,
+        files={**bundle.manifest.files, engine.file: _entry(plan)},
+        engines=(*others, engine),
+    )
+    _from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
+    target = bundle.path / engine.file
+    target.parent.mkdir(exist_ok=True)
+    files.write_bytes(target, plan)
+    files.write_json(bundle.path / MANIFEST, seal(schema.to_json(manifest)))
+    return Bundle(bundle.path, manifest)
+
+
+def _entry(data: bytes) -> File:
+    return File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's JSON object with ``digest``: SHA-256 of all else, keys sorted."""
+    rest = {key: value for key, value in manifest.items() if key != DIGEST}
+    return {**rest, DIGEST: _sha256_of(rest)}
+
+
+def _sha256_of(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise BundleError(
+            f"{path} is missing: {folder} is no bundle; fix: metah-export build RUN --out BUNDLE"
+        )
+    data = _read(folder, MANIFEST, None)
+    try:
+        value = schema.parse_json(data)
+    except ValueError as error:
+        raise _damaged(path, f"not valid JSON ({error})") from error
+    if isinstance(value, dict) and value.get("format") == FORMAT and seal(value) != value:
+        raise _damaged(path, "its digest is not that of its contents")
+    return _from_dict(value, path)
+
+
+def _from_dict(value: Any, path: Path) -> Manifest:
+    if not isinstance(value, dict):
+        raise _damaged(path, f"must hold a JSON object, got {type(value).__name__}")
+    if value.get("format") != FORMAT or isinstance(value.get("format"), bool):
+        raise BundleError(
+            f"{path}: format version {value.get('format')!r}, this program reads {FORMAT}; "
+            "fix: export again with this program, or install the version that wrote it"
+        )
+    try:
+        manifest = schema.from_json(Manifest, {k: v for k, v in value.items() if k != DIGEST})
+        check_bits(manifest.bits)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    problem = _problem(manifest)
+    if problem:
+        raise _damaged(path, problem)
+    return manifest
+
+
+def _problem(manifest: Manifest) -> str | None:
+    """Return the first broken rule of a manifest's values, or None."""
+    if manifest.bit_rule != BIT_RULE or manifest.bit_order != BIT_ORDER:
+        return (
+            f"bit rule {manifest.bit_rule!r} and order {manifest.bit_order!r}, "
+            f"this program knows {BIT_RULE!r} and {BIT_ORDER!r}"
+        )
+    if manifest.precision not in PRECISIONS:
+        return f"precision must be one of {', '.join(PRECISIONS)}, got {manifest.precision!r}"
+    if MODEL not in manifest.files:
+        return f"files must list {MODEL}"
+    for name, entry in manifest.files.items():
+        if not _NAME.fullmatch(name) or name == MANIFEST:
+            return (
+                f"file name {name!r} is not allowed: letters, digits, '.', '_' and '-', in the "
+                "bundle's folder or its folder 'engines'"
+            )
+        if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
+            return f"file {name!r} needs a SHA-256 of 64 hex digits and a size >= 0"
+    seen = set()
+    for engine in manifest.engines:
+        if engine.file not in manifest.files or engine.file == MODEL or engine.file in seen:
+            return f"engine file {engine.file!r} must be listed once among files"
+        seen.add(engine.file)
+        if engine.kind not in ENGINE_KINDS:
+            return f"engine kind must be one of {', '.join(ENGINE_KINDS)}, got {engine.kind!r}"
+        low, best, high = engine.batch
+        if not 1 <= low <= best <= high:
+            return f"engine {engine.file!r}: batch must hold 1 <= min <= opt <= max"
+        if engine.model_sha256 != manifest.files[MODEL].sha256:
+            return f"engine {engine.file!r} was built from another model"
+    return None
+
+
+def _stat(folder: Path, name: str) -> os.stat_result:
+    """Stat a listed file without following links; raise BundleError unless it is a regular one."""
+    path = folder
+    for part in Path(name).parts:
+        path = path / part
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            raise BundleError(
+                f"{path} is missing though the manifest lists it; fix: export again"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleError(f"{path} is a symbolic link: not allowed in a bundle; fix: copy it")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file")
+    return status
+
+
+def _read(folder: Path, name: str, size: int | None) -> bytes:
+    """Read a regular file of a known size (None: at most MAX_MANIFEST_BYTES), never a link."""
+    path = folder / name
+    found = _stat(folder, name).st_size
+    if size is not None and found != size:
+        raise _damaged(path, f"{found} bytes, the manifest says {size}")
+    if size is None and found > MAX_MANIFEST_BYTES:
+        raise _damaged(path, f"{found} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
+    try:
+        return files.read_regular(path, found)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _damaged(path: Path, reason: str) -> BundleError:
+    return BundleError(f"{path} is damaged: {reason}; fix: copy the bundle again or export again")

@@ -1,0 +1,205 @@
+"""The model card: a page for people, made from nothing but what the bundle's manifest says.
+
+It is written into the bundle as MODEL_CARD.md and listed in the manifest with its digest, as every
+other file. A fact that the manifest does not hold is said to be missing; none is made up.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metah_runtime.images.preprocess import FORMATS, MAX_PIXELS
+
+if TYPE_CHECKING:
+    from metah_runtime.model.bundle import Manifest
+
+FILE = "MODEL_CARD.md"
+UNSTATED = "not stated"
+SHOWN_CLASSES = 40
+
+_SCORES = {
+    "map_h2": "MAP within the ball",
+    "map_h2_tieavg": "MAP within the ball, mean over orders of ties",
+    "precision_h2": "precision within the ball",
+    "recall_h2": "recall within the ball",
+    "empty_balls": "queries with an empty ball",
+    "ball_size": "images in a ball",
+    "map_full": "MAP of the whole ranking",
+}
+_RUN = (
+    ("method", "method"),
+    ("backbone", "backbone"),
+    ("weights", "weights that the backbone began with"),
+    ("seed", "seed"),
+)
+_SPLIT = (
+    ("queries_per_class", "queries of each class"),
+    ("valid_fraction", "part of each source class held out"),
+    ("target_train", "unlabelled target images"),
+)
+
+
+def render(manifest: "Manifest") -> str:
+    """Return the card of a bundle as Markdown; the same manifest gives the same text."""
+    training = manifest.training
+    config = _mapping(training.get("config"))
+    title = f"{_text(config.get('method'))}, {manifest.bits} bits"
+    parts = [
+        f"# Model card: {title}",
+        "Made from the bundle's `manifest.json` when the bundle was written; the manifest holds "
+        "this file's SHA-256. What the manifest does not hold is left out or said to be missing.",
+        "## Model",
+        _table(_model(manifest, config)),
+        "## Data",
+        *_data(training, config),
+        "## How an image is read",
+        _preprocessing(manifest),
+        "## Scores",
+        *_scores(training.get("evaluation")),
+        "## Export",
+        _export(manifest),
+        "## Limits",
+        _limits(manifest),
+        "## Licence",
+        _licence(training.get("licence")),
+        "## Versions",
+        _table([(_text(name), _text(value)) for name, value in sorted(manifest.versions.items())]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _model(manifest: "Manifest", config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, label in _RUN:
+        if key in config:
+            yield label, "none" if config[key] is None else _text(config[key])
+    yield "code", f"{manifest.bits} bits; bit rule {_text(manifest.bit_rule)}"
+    yield "bit order", _text(manifest.bit_order)
+    yield "precision inside the model", _text(manifest.precision)
+    yield "ONNX operator set", str(manifest.opset)
+    yield "model.onnx", f"{manifest.files['model.onnx'].size:,} bytes"
+    yield "fingerprint", f"`{manifest.fingerprint}`"
+    yield "training run", _text(manifest.training.get("run"))
+
+
+def _data(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    split = _mapping(config.get("split"))
+    rows = [
+        ("data", _text(training.get("data"))),
+        ("direction (source to target)", _text(training.get("direction"))),
+    ]
+    rows += [
+        (label, "all, or as published" if split[key] is None else _text(split[key]))
+        for key, label in _SPLIT
+        if key in split
+    ]
+    names = training.get("class_names")
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        return [_table([*rows, ("classes", UNSTATED)])]
+    shown = ", ".join(_text(name) for name in names[:SHOWN_CLASSES])
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    return [_table([*rows, ("classes", str(len(names)))]), f"Classes: {shown}{more}."]
+
+
+def _preprocessing(manifest: "Manifest") -> str:
+    spec = manifest.preprocess
+    colour = "grey (ITU-R 601)" if spec.channels == 1 else "RGB"
+    return (
+        f"Formats: {', '.join(FORMATS)}; at most {MAX_PIXELS:,} pixels; of an animation the first "
+        f"frame. Turned upright by EXIF, flattened on the colour {spec.background} where "
+        f"transparent, converted to {colour}, resized to {spec.height} x {spec.width} (height x "
+        f"width) by {spec.resample}, without keeping the aspect ratio. Colour profiles are "
+        "ignored. Normalisation is part of the model."
+    )
+
+
+def _scores(evaluation: Any) -> list[str]:
+    """Render the scores that ``metah-train evaluate`` left in the run."""
+    if evaluation is None:
+        return ["Not evaluated: the run held no evaluation when it was exported."]
+    found, held = (
+        _mapping(_mapping(evaluation).get(key)) for key in ("metrics", "source_validation")
+    )
+    target = (
+        f"On the target domain of {_text(_mapping(evaluation).get('data'))}, "
+        f"{_text(_mapping(evaluation).get('direction'))}: {_text(found.get('queries'))} queries "
+        f"against a database of {_text(found.get('database'))} images, Hamming radius "
+        f"{_text(found.get('radius'))}. Images with a common label are relevant to each other. "
+        "Every query counts, one with an empty ball as 0. The last column is the same on held-out "
+        "source images, of which every second one queries the others. The scores are those of the "
+        "trained network before export."
+    )
+    rows = [
+        (label, _number(found[key]), _number(held.get(key)))
+        for key, label in _SCORES.items()
+        if key in found
+    ]
+    return [target, _table(rows, ("score", "target", "held-out source"))]
+
+
+def _export(manifest: "Manifest") -> str:
+    parity = manifest.parity
+    if not {"flips", "images", "runner", "source_images", "target_images"} <= set(parity):
+        return "The codes were not compared with those of the trained network."
+    flips, total = parity["flips"], parity["images"] * manifest.bits
+    text = (
+        f"The codes were compared with those of the trained network on {parity['source_images']} "
+        f"source and {parity['target_images']} target images, by {_text(parity['runner'])}: "
+        f"{flips} of {total} bits differ."
+    )
+    if parity.get("map_h2") is not None and parity.get("map_h2_truth") is not None:
+        text += (
+            f" MAP within radius 2 on these images: {_number(parity['map_h2'])}, of the trained "
+            f"network {_number(parity['map_h2_truth'])}; the sample is small, so it is no score "
+            "of the model."
+        )
+    return text
+
+
+def _limits(manifest: "Manifest") -> str:
+    lines = [
+        "The scores hold for the data named above. On images of another kind nothing was measured.",
+        "A code may be compared only with codes of the same fingerprint.",
+        "A bit whose logit is near 0 is unsure: a small change of the image may flip it.",
+        f"Two images may share a code without being alike: there are {manifest.bits} bits.",
+    ]
+    if manifest.precision != "fp32":
+        lines.append(
+            f"Inside the model numbers are {manifest.precision}: see the bits that differ above."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _licence(licence: Any) -> str:
+    if licence is None:
+        return "Not stated by whoever exported the model. The data may set terms of its own."
+    return f"As stated by whoever exported the model, not checked: {_text(licence)}"
+
+
+def _table(rows: Any, columns: Sequence[str] = ("fact", "value")) -> str:
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _text(value: Any) -> str:
+    """Return a value as one line of Markdown in which nothing is markup."""
+    if value is None:
+        return UNSTATED
+    parts = []
+    for letter in str(value):
+        if unicodedata.category(letter)[0] == "C":
+            parts.append("\N{REPLACEMENT CHARACTER}")
+        elif letter in "\\`*_[]<|&~":
+            parts.append(f"\\{letter}")
+        else:
+            parts.append(" " if letter.isspace() else letter)
+    return "".join(parts)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return UNSTATED
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

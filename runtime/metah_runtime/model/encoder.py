@@ -1,0 +1,263 @@
+"""From images to packed codes: decode ahead, run the bundle's model, keep the order."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from metah_runtime.checks import check_batch
+from metah_runtime.codes import Codes
+from metah_runtime.errors import DataError, ImageError
+from metah_runtime.images.decode import Batch, Ways, check_way, decode_in_threads
+from metah_runtime.images.preprocess import Decoder, Preprocess, Source, decoder_version
+from metah_runtime.model import runners
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.results import Matches, Searcher
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.resident import ResidentSearch
+
+Images: TypeAlias = Sequence[Source] | NDArray[Any]
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """A file that gave no code, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFiles:
+    """The codes of some consecutive files; each file is either in ``paths`` or in ``errors``.
+
+    paths: n names in the order given; codes: (n, bits / 8) uint8; logits: (n, bits) float32.
+    """
+
+    paths: tuple[str, ...]
+    codes: Codes
+    logits: NDArray[np.float32]
+    errors: tuple[BadImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class Encoder:
+    """A bundle's model, loaded on a device, with the image reading that belongs to it.
+
+    Not thread-safe: one encoder a thread.
+    """
+
+    def __init__(self, bundle: Bundle, runner: runners.Runner) -> None:
+        self.bundle = bundle
+        self.runner = runner
+        self._resident: ResidentSearch | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle | str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        spin: bool = True,
+    ) -> "Encoder":
+        """Open a bundle (checked) and load its model on a device; threads: None = all cores.
+
+        spin: whether the model's threads on the CPU wait for work by spinning: quicker for one
+        batch after another, but taken from what else runs.
+        Raises BundleError for a missing or damaged bundle, ConfigError for an unknown device,
+        BackendUnavailable for one that cannot be used here: there is no silent fallback.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(opened, runners.open(opened, device, threads=threads, spin=spin))
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+        return self.bundle.bits
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model; codes of different fingerprints must not be compared."""
+        return self.bundle.fingerprint
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self.runner.device
+
+    def encode(
+        self,
+        images: Sequence[Source] | NDArray[Any],
+        batch: int = BATCH,
+        workers: int | None = None,
+    ) -> Codes:
+        """Return the codes of images, (n, bits / 8) uint8; see ``run``."""
+        return self.run(images, batch, workers)[0]
+
+    def logits(
+        self,
+        images: Sequence[Source] | NDArray[Any],
+        batch: int = BATCH,
+        workers: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return what the codes are the signs of, (n, bits) float32: a small |logit| is unsure."""
+        return self.run(images, batch, workers)[1]
+
+    def run(
+        self,
+        images: Sequence[Source] | NDArray[Any],
+        batch: int = BATCH,
+        workers: int | None = None,
+    ) -> tuple[Codes, NDArray[np.float32]]:
+        """Return (codes, logits) of images, in their order.
+
+        images: a sequence of paths, encoded bytes, Pillow images or arrays, or one array of shape
+        (n, h, w, c); batch: images a run of the model; workers: decoding threads, None = all cores.
+        Raises ImageError at the first image that cannot be used, DataError for no sequence.
+        """
+        check_batch(batch)
+        check_images(images)
+        codes = np.empty((len(images), self.bits // 8), np.uint8)
+        logits = np.empty((len(images), self.bits), np.float32)
+        start = 0
+        for ready in self._ready(images, batch, workers):
+            part = slice(start, start + len(ready))
+            codes[part], logits[part] = self.runner.run(ready)
+            bad = _not_finite(logits[part])
+            if bad.size:
+                raise ImageError(f"image {start + bad[0]}: {_NOT_FINITE}")
+            start = part.stop
+        return codes, logits
+
+    def search(
+        self,
+        images: Sequence[Source] | NDArray[Any],
+        index: Searcher,
+        k: int,
+        batch: int = BATCH,
+        workers: int | None = None,
+    ) -> Matches:
+        """Return ``index.search(self.encode(images), k)``: the nearest codes of each image.
+
+        With the model on a GPU and an index on GPUs (device 'cuda') the codes stay there: images
+        go to the GPU and neighbours come back. Raises as ``run`` and the index do.
+        """
+        check_batch(batch)
+        if self.device == "cpu" or getattr(index, "device", "cpu") != "cuda":
+            return index.search(self.encode(images, batch, workers), k)
+        check_images(images)
+        parts = []
+        start = 0
+        for ready in self._ready(images, batch, workers):
+            for codes in self.runner.resident(ready):
+                found, bad = self._on_device().search(index, codes, k)
+                if bad.size:
+                    raise ImageError(f"image {start + bad[0]}: {_NOT_FINITE}")
+                parts.append(found)
+                start += len(codes)
+        if not parts:
+            return index.search(np.empty((0, self.bits // 8), np.uint8), k)
+        return Matches(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.distances for part in parts]),
+        )
+
+    def _on_device(self) -> "ResidentSearch":
+        from metah_runtime.cuda.resident import ResidentSearch
+
+        if self._resident is None:
+            self._resident = ResidentSearch(self.runner.gpu)
+        return self._resident
+
+    def encode_files(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        batch: int = BATCH,
+        workers: int | None = None,
+        decode: Ways = "threads",
+        decoder: Decoder = "pillow",
+    ) -> Iterator[EncodedFiles]:
+        """Yield the codes of files, ``batch`` consecutive files at a time, in their order.
+
+        A file that cannot be used is a row of ``errors`` and does not end the iteration. Decoding
+        runs ahead by a bounded number of images, so memory does not grow with the number of files.
+        decode: ``threads``, or ``processes`` for many files: they use all cores for small images
+        too, and a file that crashes or hangs the decoder is an error row. workers: how many, None =
+        one a core. decoder: ``simplejpeg`` (extra 'jpeg') decodes plain JPEGs, to the same pixels.
+        """
+        check_batch(batch)
+        decoder_version(decoder)
+        names = (os.fspath(path) for path in paths)
+        for ready in _decoder(decode)(names, self._spec, batch, workers, decoder):
+            images, kept = ready.good()
+            codes, logits = self.runner.run(images)
+            errors = {
+                row: str(error).removeprefix(f"{ready.sources[row]}: ")
+                for row, error in ready.errors.items()
+            }
+            for place in _not_finite(logits):
+                errors[kept[place]] = _NOT_FINITE
+            sure = [place for place, row in enumerate(kept) if row not in errors]
+            yield EncodedFiles(
+                tuple(ready.sources[kept[place]] for place in sure),
+                codes if len(sure) == len(kept) else codes[sure],
+                logits if len(sure) == len(kept) else logits[sure],
+                tuple(BadImage(ready.sources[row], errors[row]) for row in sorted(errors)),
+            )
+
+    @property
+    def _spec(self) -> Preprocess:
+        return self.bundle.preprocess
+
+    def _ready(
+        self, images: Images, batch: int, workers: int | None
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield (m, H, W, C) batches; an array that already has the model's shape is not copied."""
+        shape = self._spec.shape
+        if (
+            isinstance(images, np.ndarray)
+            and images.dtype == np.uint8
+            and images.shape[1:] == shape
+        ):
+            for start in range(0, len(images), batch):
+                yield images[start : start + batch]
+            return
+        for ready in decode_in_threads(iter(images), self._spec, batch, workers):
+            if ready.errors:
+                raise ready.errors[min(ready.errors)]
+            yield ready.images
+
+
+_NOT_FINITE = "the model gives NaN or infinity for it; fix: check the model"
+
+
+def _decoder(way: Ways) -> Callable[..., Iterator[Batch[str]]]:
+    if check_way(way) == "threads":
+        return decode_in_threads
+    from metah_runtime.images.decode_pool import decode_in_processes
+
+    return decode_in_processes
+
+
+def check_images(images: Any) -> None:
+    """Raise DataError for one image in place of a sequence, or an array of another shape."""
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        raise DataError(
+            f"images must be a sequence, got one {type(images).__name__}; fix: encode([image])"
+        )
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise DataError(f"an array of images must have shape (n, h, w, c), got {images.shape}")
+
+
+def _not_finite(logits: NDArray[np.float32]) -> NDArray[np.intp]:
+    return np.flatnonzero(~np.isfinite(logits).all(axis=1))

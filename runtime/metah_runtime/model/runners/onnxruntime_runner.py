@@ -1,0 +1,210 @@
+"""ONNX Runtime: runs the bundle's model on the CPU or on CUDA, never on another than asked for."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metah_runtime.codes import Codes, check_bits
+from metah_runtime.errors import BackendUnavailable, BundleError, DataError, MissingExtra
+from metah_runtime.model.runners import Images, Logits
+
+if TYPE_CHECKING:
+    from metah_runtime.cuda.driver import Device
+    from metah_runtime.cuda.queries import DeviceCodes
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+INPUT = "images"
+OUTPUTS = ("codes", "logits")
+
+
+class OrtRunner:
+    """An ONNX Runtime session on one device.
+
+    model: bytes of an ONNX file with input ``images`` uint8 [batch, H, W, C] and outputs ``codes``
+    uint8 [batch, bits/8], ``logits`` float32 [batch, bits]; precision: of the model's weights, or
+    'emulated' to keep every rounding that the graph spells out; spin: whether idle threads spin;
+    name: how errors call the model.
+    Raises MissingExtra without onnxruntime, BackendUnavailable if the device cannot be used, and
+    BundleError if the model cannot be loaded or its signature is another.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        bits: int,
+        image_shape: tuple[int, int, int],
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+        spin: bool = True,
+        name: str = "model.onnx",
+    ) -> None:
+        self.bits = check_bits(bits)
+        self.image_shape = image_shape
+        self.device = device
+        self._memory = device  # where ``resident`` leaves its outputs, as ONNX Runtime names it
+        ort = _onnxruntime(device)
+        options = _options(ort, precision, threads, spin)
+        self._session = _session(ort, model, options, device=device, name=name)
+        _check_signature(self._session, bits=bits, image_shape=image_shape, name=name)
+
+    def run(self, images: Images) -> tuple[Codes, Logits]:
+        """Encode a batch of images, (n, H, W, C) uint8; see ``Runner.run``."""
+        batch = check_images(images, self.image_shape)
+        if not len(batch):
+            return (
+                np.zeros((0, self.bits // 8), np.uint8),
+                np.zeros((0, self.bits), np.float32),
+            )
+        codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
+        return codes, logits
+
+    @property
+    def gpu(self) -> "Device":
+        """The GPU of device 'cuda'."""
+        from metah_runtime.cuda.driver import shared_devices
+
+        return shared_devices()[0]
+
+    def resident(self, images: Images) -> Iterator["DeviceCodes"]:
+        """Encode a batch on device 'cuda' and leave codes and logits there.
+
+        ONNX Runtime waits for its own stream at the end of a run, so the codes are there.
+        """
+        from metah_runtime.cuda.queries import DeviceCodes
+
+        batch = check_images(images, self.image_shape)
+        if not len(batch):
+            return
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, batch)
+        for name in OUTPUTS:
+            binding.bind_output(name, self._memory)
+        self._session.run_with_iobinding(binding)
+        codes, logits = binding.get_outputs()
+        yield DeviceCodes(
+            codes.data_ptr(),
+            len(batch),
+            self.bits // 8,
+            logits=logits.data_ptr(),
+            owner=(codes, logits),
+        )
+
+
+def check_images(images: Any, shape: tuple[int, int, int]) -> Images:
+    """Return images as a contiguous uint8 (n, H, W, C) array; raise DataError for another."""
+    array = np.asarray(images)
+    if array.dtype != np.uint8 or array.shape[1:] != shape or array.ndim != 4:
+        height, width, channels = shape
+        raise DataError(
+            f"images must be uint8 of shape (n, {height}, {width}, {channels}), "
+            f"got {array.dtype} {array.shape}; fix: metah_runtime.images.preprocess.load_image"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _onnxruntime(device: str) -> Any:
+    extra = "gpu" if device == "cuda" else "cpu"
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise MissingExtra("onnxruntime" if extra == "cpu" else "onnxruntime-gpu", extra) from None
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"onnxruntime is installed but cannot be imported: {_first_line(error)}; "
+            "fix: metah-search doctor"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise BackendUnavailable(
+            "onnxruntime is half installed (onnxruntime and onnxruntime-gpu share one folder); "
+            f"fix: uninstall both, then pip install 'metah[{extra}]'"
+        )
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def _options(ort: Any, precision: str, threads: int | None, spin: bool) -> Any:
+    """Return session options under which the codes are those of the graph as written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # External data is looked for in a place that cannot exist, never in the working folder.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", "/dev/null/metah"
+    )
+    if precision == "int8":
+        # Without VNNI the 8-bit dot product of AVX2 saturates; 2.6 % of bits flipped without this.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if precision == "fp8":
+        # ONNX Runtime 1.32 fuses fp8 pairs wrongly on the CPU: a quarter of all bits flipped.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if precision == "emulated":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
+
+
+def _session(ort: Any, model: bytes, options: Any, *, device: str, name: str) -> Any:
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise BackendUnavailable(
+            f"device {device!r} needs {provider}, this onnxruntime has "
+            f"{', '.join(ort.get_available_providers())}; fix: pip install 'metah[gpu]' or "
+            "choose device 'cpu'"
+        )
+    try:
+        # TF32 is on by default on CUDA; it keeps 10 bits of 23 and flips codes.
+        settings = {"use_tf32": "0"} if device == "cuda" else {}
+        session = ort.InferenceSession(
+            model, sess_options=options, providers=[(provider, settings)]
+        )
+    except Exception as error:  # ONNX Runtime has no common base class for its errors
+        raise BundleError(
+            f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}; fix: export again"
+        ) from error
+    got = session.get_providers()[0]
+    if got != provider:
+        raise BackendUnavailable(
+            f"device {device!r} was asked for, but ONNX Runtime loaded {got}: {provider} does not "
+            "work here; fix: metah-search doctor, or choose device 'cpu'"
+        )
+    return session
+
+
+def _check_signature(
+    session: Any, *, bits: int, image_shape: tuple[int, int, int], name: str
+) -> None:
+    """Compare names, types and shapes with the bundle's; the batch axis must be free."""
+    inputs = {node.name: (node.type, node.shape) for node in session.get_inputs()}
+    outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
+    want_in = {INPUT: ("tensor(uint8)", list(image_shape))}
+    want_out = {
+        "codes": ("tensor(uint8)", [bits // 8]),
+        "logits": ("tensor(float)", [bits]),
+    }
+    for side, have, want in (("input", inputs, want_in), ("output", outputs, want_out)):
+        if set(have) != set(want):
+            raise BundleError(
+                f"{name}: {side}s must be named {', '.join(sorted(want))}, got "
+                f"{', '.join(sorted(have)) or 'none'}; fix: export again"
+            )
+        for key, (kind, shape) in want.items():
+            if have[key][0] != kind or list(have[key][1][1:]) != shape:
+                raise BundleError(
+                    f"{name}: {side} {key} must be {kind} [batch, "
+                    f"{', '.join(map(str, shape))}], got {have[key][0]} {have[key][1]}"
+                )
+            if isinstance(have[key][1][0], int):
+                raise BundleError(
+                    f"{name}: the batch axis of {key} must be free, got {have[key][1][0]}"
+                )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

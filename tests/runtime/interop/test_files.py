@@ -1,0 +1,270 @@
+"""Files of FAISS, NumPy and Parquet: written so that these read them, read whatever they wrote."""
+
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metah_runtime.errors import ConfigError, DataError, MissingExtra
+from metah_runtime.index import Index
+from metah_runtime.interop.formats import Target, export, read
+
+Make = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def filled(index: Index, make_codes: Make) -> Index:
+    index.add(make_codes(20), paths=[f"{i}.png" if i % 3 else None for i in range(20)])
+    return index
+
+
+@pytest.fixture
+def gaps(filled: Index, make_codes: Make) -> Index:
+    """Interleaved segments, removed rows: nothing is in order."""
+    filled.add(make_codes(5), ids=[900, 30, 500, 31, 29], paths=[b"\xff", "a", "b", "c", "d"])
+    filled.remove([0, 7, 30])
+    return filled
+
+
+def rows(path: Path, kind: str, ids: Path | None = None) -> tuple:
+    found = read(Target(str(path), kind), ids)
+    batches = list(found.batches())
+    assert found.count == sum(len(b[0]) for b in batches)
+    codes = np.concatenate([b[0] for b in batches]) if batches else None
+    keys = None
+    if batches and batches[0][1] is not None:
+        keys = np.concatenate([b[1] for b in batches]).tolist()
+    names = None
+    if batches and batches[0][2] is not None:
+        names = [p for b in batches for p in b[2]]
+    return codes, keys, names
+
+
+def test_faiss_reads_our_flat_file(filled: Index, tmp_path: Path, make_codes: Make) -> None:
+    export(filled, Target(str(tmp_path / "x.faiss"), "faiss"))
+    theirs = faiss.read_index_binary(str(tmp_path / "x.faiss"))
+    assert type(theirs).__name__ == "IndexBinaryFlat"
+    query = make_codes(4)
+    distances, ids = theirs.search(query, 7)
+    mine = filled.search(query, 7)
+    assert np.array_equal(distances, mine.distances)
+    assert np.array_equal(ids, mine.ids)
+    faiss.write_index_binary(theirs, str(tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "x.faiss").read_bytes()
+
+
+def test_faiss_reads_our_file_with_ids(gaps: Index, tmp_path: Path, make_codes: Make) -> None:
+    export(gaps, Target(str(tmp_path / "x.faiss"), "faiss"))
+    theirs = faiss.read_index_binary(str(tmp_path / "x.faiss"))
+    query = make_codes(4)
+    distances, ids = theirs.search(query, 22)
+    mine = gaps.search(query, 22)
+    assert np.array_equal(distances, mine.distances)
+    assert np.array_equal(np.sort(ids), np.sort(mine.ids))
+    codes, keys, names = rows(tmp_path / "x.faiss", "faiss")
+    assert keys == gaps.ids().tolist()
+    assert np.array_equal(codes, gaps.codes(keys))
+    assert names is None
+
+
+@pytest.mark.parametrize(
+    ("n", "bits"), [(0, 8), (1, 16), (3, 48), (257, 64), (1025, 8), (97, 1024)]
+)
+@pytest.mark.parametrize("dense", [True, False])
+def test_faiss_gives_our_answers(
+    tmp_path: Path, make_codes: Make, n: int, bits: int, dense: bool
+) -> None:
+    """Equal ids inside ties too: rows of the file ascend by id, and FAISS keeps the first rows."""
+    index = Index.create(tmp_path / "of-bits", bits=bits)
+    index.add(make_codes(n, bits), ids=np.random.default_rng(n).permutation(n) * (2 - dense))
+    export(index, Target(str(tmp_path / "x"), "faiss"))
+    theirs = faiss.read_index_binary(str(tmp_path / "x"))
+    queries = make_codes(5, bits)
+    for k in {1, 7, max(1, n // 2), max(1, n)}:
+        mine = index.search(queries, k)
+        distances, ids = theirs.search(queries, k)
+        shown = mine.ids.shape[1]  # FAISS fills up with -1 where k > n
+        assert np.array_equal(ids[:, :shown], mine.ids)
+        assert np.array_equal(distances[:, :shown], mine.distances)
+        assert (ids[:, shown:] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["IndexBinaryIDMap", "IndexBinaryIDMap2"])
+def test_we_read_what_faiss_wrote(tmp_path: Path, make_codes: Make, kind: str) -> None:
+    codes, path = make_codes(9, 48), str(tmp_path / "x.faiss")
+    flat = faiss.IndexBinaryFlat(48)
+    mapped = getattr(faiss, kind)(faiss.IndexBinaryFlat(48))
+    flat.add(codes)
+    mapped.add_with_ids(codes, np.arange(5, 50, 5))
+    faiss.write_index_binary(flat, path)
+    assert read(Target(str(Path(path)), "faiss")).bits == 48
+    assert np.array_equal(rows(Path(path), "faiss")[0], codes)
+    faiss.write_index_binary(mapped, path)
+    found = rows(Path(path), "faiss")
+    assert np.array_equal(found[0], codes)
+    assert found[1] == list(range(5, 50, 5))
+
+
+def test_other_faiss_indexes_are_refused_by_name(tmp_path: Path) -> None:
+    other = faiss.IndexBinaryHash(64, 8)
+    faiss.write_index_binary(other, str(tmp_path / "x"))
+    with pytest.raises(DataError, match="only IndexBinaryFlat"):
+        read(Target(str(tmp_path / "x"), "faiss"))
+    faiss.write_index(faiss.IndexFlatL2(8), str(tmp_path / "y"))
+    with pytest.raises(DataError, match=r"y: "):
+        read(Target(str(tmp_path / "y"), "faiss"))
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_damaged_faiss_files_are_refused(tmp_path: Path, make_codes: Make, with_ids: bool) -> None:
+    flat = faiss.IndexBinaryFlat(64)
+    index = faiss.IndexBinaryIDMap(flat) if with_ids else flat
+    index.add_with_ids(make_codes(3), np.arange(3)) if with_ids else index.add(make_codes(3))
+    path = tmp_path / "x"
+    faiss.write_index_binary(index, str(path))
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match=r"x: "):
+            read(Target(str(path), "faiss"))
+    path.write_bytes(data + b"\0")
+    with pytest.raises(DataError, match="1 bytes too many"):
+        read(Target(str(path), "faiss"))
+    for offset in (4, 8, 12, 25, *([29, 33] if with_ids else [])):
+        for value in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
+            hostile = bytearray(data)
+            if struct.unpack_from("<I", hostile, offset)[0] == value:
+                continue
+            struct.pack_into("<I", hostile, offset, value)
+            path.write_bytes(hostile)
+            with pytest.raises(DataError, match=r"x: "):
+                read(Target(str(path), "faiss"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([b"IBxF", b"IBMp", b"IBM2", b"\x93NUMPY\x01\x00"]))
+def test_any_bytes_are_refused_or_read(tmp_path: Path, data: bytes, magic: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(magic + data)
+    for kind in ("faiss", "npy", "parquet"):
+        with pytest.raises(DataError, match=r"x: "):
+            read(Target(str(path), kind))
+
+
+def test_npy(gaps: Index, tmp_path: Path) -> None:
+    export(gaps, Target(str(tmp_path / "x.npy"), "npy"))
+    codes, ids = np.load(tmp_path / "x.npy"), np.load(tmp_path / "x.npy.ids.npy")
+    assert ids.tolist() == gaps.ids().tolist()
+    assert np.array_equal(codes, gaps.codes(ids))
+    assert rows(tmp_path / "x.npy", "npy", tmp_path / "x.npy.ids.npy")[1] == ids.tolist()
+    np.save(tmp_path / "f.npy", np.asfortranarray(codes))
+    assert np.array_equal(rows(tmp_path / "f.npy", "npy")[0], codes)
+
+
+def test_ubinary_embeddings_are_codes(tmp_path: Path, index: Index) -> None:
+    """sentence-transformers: ubinary is np.packbits(embedding > 0), binary is that - 128, int8."""
+    embeddings = np.random.default_rng(1).standard_normal((6, 64))
+    ubinary = np.packbits(embeddings > 0).reshape(6, -1)
+    np.save(tmp_path / "u.npy", ubinary)
+    np.save(tmp_path / "b.npy", (ubinary.astype(np.int16) - 128).astype(np.int8))
+    index.add_batches(read(Target(str(tmp_path / "u.npy"), "npy")).batches())
+    assert index.search(ubinary, 1).ids.ravel().tolist() == list(range(6))
+    with pytest.raises(DataError, match="fix: precision 'ubinary'"):
+        read(Target(str(tmp_path / "b.npy"), "npy"))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8)), "must be uint8"),
+        (np.zeros(8, np.uint8), "must be uint8"),
+        (np.zeros((3, 0), np.uint8), r"bits must be a multiple of 8 in 8\.\.1024, got 0"),
+        (np.zeros((3, 200), np.uint8), "got 1600"),
+        (np.array([[b"x", None]], object), "must hold plain numbers"),
+    ],
+)
+def test_bad_npy(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        read(Target(str(tmp_path / "x.npy"), "npy"))
+
+
+def test_npy_that_lies_about_its_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 8), np.uint8))
+    data = (tmp_path / "x.npy").read_bytes()
+    for bad in (data[:-1], data + b"1", data.replace(b"(3, 8)", b"(9, 8)")):
+        (tmp_path / "x.npy").write_bytes(bad)
+        with pytest.raises(DataError, match=r"bytes of data, shape"):
+            read(Target(str(tmp_path / "x.npy"), "npy"))
+
+
+def test_ids_of_another_length_or_kind(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 8), np.uint8))
+    for bad in (np.arange(4), np.zeros(3), np.zeros((3, 1), int)):
+        np.save(tmp_path / "ids.npy", bad)
+        with pytest.raises(DataError, match="must be 3 whole numbers"):
+            read(Target(str(tmp_path / "x.npy"), "npy"), tmp_path / "ids.npy")
+    with pytest.raises(ConfigError, match="--ids goes with npy"):
+        read(Target(str(tmp_path / "x.npy"), "faiss"), tmp_path / "ids.npy")
+
+
+def test_parquet(gaps: Index, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    export(gaps, Target(str(tmp_path / "x.parquet"), "parquet"))
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.column_names == ["id", "code", "path"]
+    found = read(Target(str(tmp_path / "x.parquet"), "parquet"))
+    assert (found.bits, found.fingerprint, found.model) == (64, "f" * 64, "toy")
+    codes, ids, paths = rows(tmp_path / "x.parquet", "parquet")
+    assert ids == gaps.ids().tolist()
+    assert np.array_equal(codes, gaps.codes(ids))
+    with Index.create(tmp_path / "new", bits=64) as new:
+        new.add_batches(found.batches())
+        assert new.ids().tolist() == ids
+        assert new.paths(ids) == gaps.paths(ids)
+    assert b"\xff" in paths
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    for columns in ({"id": [1]}, {"code": [b"12345678"]}, {"code": [1.5]}):
+        parquet.write_table(arrow.table(columns), path)
+        with pytest.raises(DataError, match="must be a Parquet table with a column code"):
+            read(Target(str(path), "parquet"))
+    holes = arrow.table({"code": arrow.array([b"12345678", None], arrow.binary(8))})
+    parquet.write_table(holes, path)
+    with pytest.raises(DataError, match="column code has empty cells"):
+        list(read(Target(str(path), "parquet")).batches())
+
+
+def test_without_pyarrow_the_extra_is_named(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'metah\[parquet\]'"):
+        export(index, Target(str(tmp_path / "x"), "parquet"))
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("kind", ["faiss", "npy", "parquet"])
+def test_an_empty_index_goes_through(index: Index, tmp_path: Path, kind: str) -> None:
+    export(index, Target(str(tmp_path / "x"), kind))
+    assert read(Target(str(tmp_path / "x"), kind)).bits == 64
+    assert sum(len(b[0]) for b in read(Target(str(tmp_path / "x"), kind)).batches()) == 0
+
+
+def test_formats_by_suffix() -> None:
+    assert Target.of("a.npy").format == "npy"
+    assert Target.of("a.npy", "faiss").format == "faiss"
+    with pytest.raises(ConfigError, match=r"format of a\.bin is unknown"):
+        Target.of("a.bin")
+    with pytest.raises(ConfigError, match="format 'csv' is unknown"):
+        Target.of("a.npy", "csv")

@@ -1,0 +1,1 @@
+"""The commands of metah-train, one file each."""

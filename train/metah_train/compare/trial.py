@@ -1,0 +1,145 @@
+"""One cell: train (or go on), encode, score, write the record."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from metah_runtime import metrics
+from metah_runtime.errors import DataError, MetahError
+from metah_train import data
+from metah_train.compare.grid import Cell
+from metah_train.compare.store import ELAPSED, RESULT, RUN, Store, locked
+from metah_train.config import Config
+from metah_train.data import Split
+from metah_train.evaluation.evaluate import encode, unsupervised
+from metah_train.tensor_cache import TensorCache
+from metah_train.training import loop
+
+SETS = ("query", "database", "source_valid", "source_train")
+NS = tuple(range(100, 1001, 100))
+"""The N of precision@N."""
+
+
+_last: dict[tuple[Any, ...], Split] = {}
+
+
+def split_of(config: Config) -> Split:
+    """Return the split of a configuration; the last one is kept, for cells share it."""
+    key = data.split_key(config)
+    if key not in _last:
+        _last.clear()
+        _last[key] = data.split_of(config)
+    return _last[key]
+
+
+def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> None:
+    """Train and score a cell, or return at once if it is finished.
+
+    An interrupted training goes on from its own state. Raises what training and scoring raise.
+    """
+    folder = store.folder(cell)
+    with locked(folder / "lock", wait=True):
+        if (folder / RESULT).exists():
+            return
+        split = split_of(cell.config)
+        clock = Clock(folder / ELAPSED)
+
+        def step(done: int, total: int, terms: Mapping[str, float]) -> None:
+            clock.tick(done)
+            if report is not None:
+                report(done, total, terms)
+
+        cache = TensorCache(store.out / "cache")
+        run = loop.fit(cell.config, split, folder / RUN, resume=True, report=step, cache=cache)
+        clock.save()
+        clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)
+        clock.values["cached_seconds"] = round(cache.seconds, 3)
+        codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
+        scored, curves = score(split, codes)
+        scored["criteria"] = unsupervised(run, split)
+        result = {
+            "method": cell.row,
+            "bits": cell.config.bits,
+            "seed": cell.config.seed,
+            "data": split.name,
+            "direction": split.direction,
+            **scored,
+            "training": clock.values,
+            "config": cell.config.to_dict(),
+            "run_digest": run.digest,
+            "versions": {name: version(name) for name in ("metah", "torch", "numpy")},
+        }
+        kept = {name: codes[name] for name in ("query", "database", "source_valid")}
+        store.save(cell, result, kept, curves)
+
+
+def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Return (scores of target and source queries, curves of the target queries).
+
+    Source queries are the held-out source images, searched in the source training set: a sanity
+    check of what the codes have learnt before any domain gap.
+    """
+    if split.query.labels is None or split.database.labels is None:
+        raise DataError(f"{split.name}: a comparison needs labels of queries and database")
+    target = (codes["query"], split.query.labels, codes["database"], split.database.labels)
+    source = (
+        codes["source_valid"],
+        split.source_valid.labels,
+        codes["source_train"],
+        split.source_train.labels,
+    )
+    ns = [n for n in NS if n <= len(split.database)] or [len(split.database)]
+    curve = metrics.pr_curve(*target)
+    curves = {
+        "radius": curve.radius.tolist(),
+        "precision": curve.precision.tolist(),
+        "recall": curve.recall.tolist(),
+        "n": ns,
+        "precision_at_n": metrics.precision_at_n(*target, ns).tolist(),
+    }
+    scores = {
+        "metrics": asdict(metrics.evaluate(*target)),
+        "source_metrics": asdict(metrics.evaluate(*source)),
+    }
+    return scores, curves
+
+
+class Clock:
+    """Seconds spent in training, over interruptions, and the step at which each leg began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "legs": []}
+        try:
+            self.values = json.loads(path.read_text())
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            raise MetahError(f"{path} is damaged ({error}); fix: delete it") from None
+        self._before = dict(self.values)
+        self._start = time.monotonic(), time.process_time()
+        self._saved = self._start[0]
+        self._first = True
+
+    def tick(self, done: int) -> None:
+        """Note a step; at the first and then every second the numbers are saved, unsynced."""
+        if self._first:
+            self.values["legs"] = [*self.values["legs"], done - 1]
+            self._first = False
+            self.save()
+        if time.monotonic() - self._saved >= 1:
+            self.save()
+
+    def save(self) -> None:
+        """Update the numbers and replace the file."""
+        self._saved = time.monotonic()
+        spent = self._saved - self._start[0], time.process_time() - self._start[1]
+        for name, seconds in zip(("seconds", "cpu_seconds"), spent, strict=True):
+            self.values[name] = round(self._before[name] + seconds, 3)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.values))
+        temporary.replace(self.path)

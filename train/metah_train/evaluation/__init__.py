@@ -1,0 +1,1 @@
+"""Evaluation: retrieval scores, label-free criteria, unseen domains, reports."""
