@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.runtime.test_cli import search
+from tests.runtime.cli.test_cli import search
 
 from metah_runtime import Index
 
