@@ -3,15 +3,14 @@
 python benchmarks/latency_page.py benchmarks/results/latency-zen5.jsonl
 """
 
-import html
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metah_export import svg
-from metah_export.compare_page import card, document
+from metah_runtime.html.page import document, table, text
 
 Row = Mapping[str, Any]
 STAGES = ("decode", "encode", "search", "other")
@@ -23,9 +22,8 @@ def page(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     quick = ' <b class="bad">A quick run: rough.</b>' if machine["quick"] else ""
     parts = [
-        "<h1>Latency</h1>",
-        f"<p>{_e(machine['machine'])}; device {_e(machine['device'])}; {machine['threads']} "
-        f"threads for each backend, the process bound to as many cores; {_e(versions)}. Load "
+        f"<p>{text(machine['machine'])}; device {text(machine['device'])}; {machine['threads']} "
+        f"threads for each backend, the process bound to as many cores; {text(versions)}. Load "
         f"before the run {machine['load_before']}. Backends took turns; a ratio is the median over "
         f"{machine['rounds']} rounds. p99 of fewer than 100 calls is the largest.{quick}</p>",
     ]
@@ -33,15 +31,15 @@ def page(rows: Sequence[Row]) -> str:
     for model in dict.fromkeys(r["model"] for r in encode):
         mine = [r for r in encode if r["model"] == model]
         timed = [r for r in mine if "skipped" not in r]
-        parts.append(f"<h2>Image to code: {_e(model)}</h2>")
+        parts.append(f"<h2>Image to code: {text(model)}</h2>")
         parts += [
-            f"<p>{_e(r['backend'])} was not run: {_e(r['skipped'])}</p>"
+            f"<p>{text(r['backend'])} was not run: {text(r['skipped'])}</p>"
             for r in mine
             if "skipped" in r
         ]
         charts = [
-            card("Time per image: p50, bar up to p99", _curves(timed)),
-            card("Speed, ONNX Runtime to PyTorch", _ratios(timed)),
+            svg.card("Time per image: p50, bar up to p99", _curves(timed)),
+            svg.card("Speed, ONNX Runtime to PyTorch", _ratios(timed)),
         ]
         charts += _splits(timed)
         parts.append(f'<div class="charts">{"".join(charts)}</div>')
@@ -51,18 +49,21 @@ def page(rows: Sequence[Row]) -> str:
         first = search[0]
         parts.append(
             f"<h2>Code to {first['k']} neighbours of {first['codes']:,}, {first['bits']} bits</h2>"
-            f'<div class="charts">{card("Time per query: p50, bar up to p99", _curves(search))}'
+            f'<div class="charts">{svg.card("Time per query: p50, bar up to p99", _curves(search))}'
             f"</div>{_search_table(search)}"
         )
     whole = [r for r in rows if r["stage"] == "end_to_end"]
     if whole:
         parts.append("<h2>Image file to neighbours</h2>")
         bars = "".join(
-            card(f"{r['model']}, batch {r['batch']}: {r['p50_ms']:.3g} ms", _stacked(r["shares"]))
+            svg.card(
+                f"{r['model']}, batch {r['batch']}: {r['p50_ms']:.3g} ms", _stacked(r["shares"])
+            )
             for r in whole
         )
-        parts.append(f'<div class="charts">{bars}</div><p>{_keys(STAGES)}</p>{_whole_table(whole)}')
-    return document("Latency", parts)
+        keys = svg.keys(enumerate(STAGES))
+        parts.append(f'<div class="charts">{bars}</div><p>{keys}</p>{_whole_table(whole)}')
+    return document("Latency", parts, style=svg.STYLE)
 
 
 def _curves(rows: Sequence[Row]) -> str:
@@ -78,7 +79,7 @@ def _curves(rows: Sequence[Row]) -> str:
                 upper=[r["p99_ms"] / r["batch"] for r in mine],
             )
         )
-    return f"{svg.lines(curves, x='batch', y='ms each')}<p>{_keys(names)}</p>"
+    return f"{svg.lines(curves, x='batch', y='ms each')}<p>{svg.keys(enumerate(names))}</p>"
 
 
 def _ratios(rows: Sequence[Row]) -> str:
@@ -101,8 +102,8 @@ def _splits(rows: Sequence[Row]) -> list[str]:
             total = sum(split.values())
             shares = {part: max(split[part], 0) / total for part in PARTS}
             title = f"{row['backend']}, batch {row['batch']}: {total:.3g} ms"
-            found.append(card(title, _stacked(shares)))
-    return [*found, f"<p>{_keys(PARTS)}</p>"] if found else []
+            found.append(svg.card(title, _stacked(shares)))
+    return [*found, f"<p>{svg.keys(enumerate(PARTS))}</p>"] if found else []
 
 
 def _stacked(shares: Mapping[str, float]) -> str:
@@ -110,23 +111,16 @@ def _stacked(shares: Mapping[str, float]) -> str:
     for colour, (name, share) in enumerate(shares.items()):
         parts.append(
             f'<rect class="c{colour}" x="{left:.1f}" y="0" width="{share * width:.1f}" height="22">'
-            f"<title>{_e(name)}: {share:.1%}</title></rect>"
+            f"<title>{text(name)}: {share:.1%}</title></rect>"
         )
         if share > 0.16:
             middle = left + share * width / 2
-            parts.append(
-                f'<text x="{middle:.1f}" y="36" text-anchor="middle">{_e(name)} {share:.0%}</text>'
-            )
+            shown = f"{text(name)} {share:.0%}"
+            parts.append(f'<text x="{middle:.1f}" y="36" text-anchor="middle">{shown}</text>')
         left += share * width
     return (
         f'<svg viewBox="0 0 {width} 40" width="{width}" height="40" role="img" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
-
-
-def _keys(names: Iterable[str]) -> str:
-    return "".join(
-        f'<span class="key k{i % svg.COLOURS}"></span>{_e(name)}' for i, name in enumerate(names)
     )
 
 
@@ -143,13 +137,13 @@ def _encode_table(rows: Sequence[Row]) -> str:
              f"{r['flipped']:.3%}",
              " / ".join(f"{split[p]:.3g}" for p in PARTS) if split else "-")
         )  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def _search_table(rows: Sequence[Row]) -> str:
     head = ("system", "device", "batch", "p50 ms", "p90", "p99", "queries/s", "calls", "to torch",
             "to FAISS")  # fmt: skip
-    return _table(
+    return table(
         head,
         [
             (r["backend"], r["device"], r["batch"], *_times(r), f"{r['per_second']:,.0f}",
@@ -162,7 +156,7 @@ def _search_table(rows: Sequence[Row]) -> str:
 def _whole_table(rows: Sequence[Row]) -> str:
     head = ("model", "device", "batch", "p50 ms", "p90", "p99", "images/s", "decode", "encode",
             "search", "other")  # fmt: skip
-    return _table(
+    return table(
         head,
         [
             (r["model"], r["device"], r["batch"], *_times(r), f"{r['per_second']:,.0f}",
@@ -179,21 +173,6 @@ def _times(row: Row) -> tuple[str, str, str]:
 def _ratio(row: Row, peer: str) -> str:
     value = row.get(f"speed_of_{peer}")
     return "-" if value is None else f"{value:.2f}x"
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    top = "".join(f"<th>{_e(name)}</th>" for name in head)
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{_e(cell)}</td>' for cell in cells)}</tr>" for cells in body
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,39 @@
-"""Small charts as SVG text, without a plotting library: an engine host needs none.
+"""Small charts as SVG text. Not matplotlib: a host that runs engines has no training extra.
 
-Colours come from the page's style sheet (classes ``a``, ``b``, ``c0`` .. ``c7``); each mark has a
-tooltip.
+``STYLE`` gives the colours (classes ``a``, ``b``, ``c0`` .. ``c7``); each mark has a tooltip.
 """
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from metah_runtime.html.page import text
 
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40
-COLOURS = 8
+_HUES = ("#3b75b4", "#d9822b", "#3a9a5b", "#9d56b0", "#c2453d", "#2b9aa0", "#94762a", "#77808a")
+COLOURS = len(_HUES)
+
+STYLE = """
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
+.card { max-width: 100%; padding: .8rem; background: var(--card); border-radius: 8px; }
+.card { border: 1px solid var(--line); }
+.card h3 { margin: 0 0 .3rem; }
+svg { display: block; max-width: 100%; height: auto; }
+svg text { font-size: 10.5px; fill: var(--soft); }
+.grid { stroke: var(--line); stroke-width: 1; }
+.a { fill: var(--accent); } .b { fill: var(--wrong); }
+.line { fill: none; stroke-width: 2; }
+.key {
+  display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 .9em; border-radius: 2px;
+}
+""" + "".join(
+    f".c{i} {{ fill: {hue}; stroke: {hue}; }} .line.c{i} {{ fill: none; }} "
+    f".k{i} {{ background: {hue}; }}\n"
+    for i, hue in enumerate(_HUES)
+)
+"""CSS of a page with charts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +44,18 @@ class Line:
     colour: int
     points: Sequence[tuple[float, float]]
     upper: Sequence[float]
+
+
+def card(title: str, chart: str) -> str:
+    """Return a chart in a box with a title."""
+    return f'<div class="card"><h3>{text(title)}</h3>{chart}</div>'
+
+
+def keys(names: Iterable[tuple[int, str]]) -> str:
+    """Return the legend of (colour, name) pairs."""
+    return "".join(
+        f'<span class="key k{colour % COLOURS}"></span>{text(name)}' for colour, name in names
+    )
 
 
 def columns(
@@ -46,8 +80,8 @@ def columns(
             tip = f"{labels[i]}: {marked[i]:g} of {value:g}"
             parts.append(_box("b", left, scale.place(marked[i]), step, tip))
         if i % every == 0:
-            parts.append(_text(left + step / 2, HEIGHT - BOTTOM + 14, labels[i], "middle"))
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x, "middle"))
+            parts.append(_label(left + step / 2, HEIGHT - BOTTOM + 14, labels[i], "middle"))
+    parts.append(_label((LEFT + WIDTH) / 2, HEIGHT - 6, x, "middle"))
     return _svg(parts, HEIGHT)
 
 
@@ -57,17 +91,17 @@ def rows(values: Sequence[float | None], labels: Sequence[str], *, unit: str, di
     parts, left = [], 190
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         y = TOP + 24 * i
-        parts.append(_text(left - 8, y + 13, label[:34], "end"))
+        parts.append(_label(left - 8, y + 13, label[:34], "end"))
         if value is None:
-            parts.append(_text(left, y + 13, "not measured", "start"))
+            parts.append(_label(left, y + 13, "not measured", "start"))
             continue
         width = (WIDTH - left - 90) * value / top
-        text = f"{value:,.{digits}f}"
+        number = f"{value:,.{digits}f}"
         parts.append(
             f'<rect class="c{i % COLOURS}" x="{left}" y="{y}" width="{max(width, 1):.1f}" '
-            f'height="17"><title>{html.escape(label)}: {text} {unit}</title></rect>'
+            f'height="17"><title>{text(label)}: {number} {unit}</title></rect>'
         )
-        parts.append(_text(left + max(width, 1) + 5, y + 13, f"{text} {unit}", "start"))
+        parts.append(_label(left + max(width, 1) + 5, y + 13, f"{number} {unit}", "start"))
     return _svg(parts, TOP + 24 * len(values) + 8)
 
 
@@ -89,7 +123,7 @@ def lines(curves: Sequence[Line], *, x: str, y: str) -> str:
 
     parts = [_y_axis([10.0**p for p in range(low_y, high_y + 1)], at_y, y)]
     parts += [
-        _text(at_x(value), HEIGHT - BOTTOM + 14, f"{value:g}", "middle")
+        _label(at_x(value), HEIGHT - BOTTOM + 14, f"{value:g}", "middle")
         for value in sorted(set(xs))
     ]
     for curve in curves:
@@ -97,14 +131,14 @@ def lines(curves: Sequence[Line], *, x: str, y: str) -> str:
         path = " ".join(f"{at_x(px):.1f},{at_y(py):.1f}" for px, py in curve.points)
         parts.append(f'<polyline class="line {colour}" points="{path}"/>')
         for (px, py), top in zip(curve.points, curve.upper, strict=True):
-            tip = f"{html.escape(curve.name)}, {x} {px:g}: {py:.4g}, p99 {top:.4g}"
+            tip = f"{text(curve.name)}, {x} {px:g}: {py:.4g}, p99 {top:.4g}"
             parts.append(
                 f'<line class="line {colour}" x1="{at_x(px):.1f}" x2="{at_x(px):.1f}" '
                 f'y1="{at_y(py):.1f}" y2="{at_y(top):.1f}"/>'
                 f'<circle class="{colour}" cx="{at_x(px):.1f}" cy="{at_y(py):.1f}" r="4">'
                 f"<title>{tip}</title></circle>"
             )
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x, "middle"))
+    parts.append(_label((LEFT + WIDTH) / 2, HEIGHT - 6, x, "middle"))
     return _svg(parts, HEIGHT)
 
 
@@ -139,11 +173,11 @@ def _y_axis(ticks: Sequence[float], place: Callable[[float], float], title: str)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(LEFT - 5, y + 4, f"{tick:g}", "end"))
+        parts.append(_label(LEFT - 5, y + 4, f"{tick:g}", "end"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
         f'<text transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(title)}</text>"
+        f"{text(title)}</text>"
     )
     return "".join(parts)
 
@@ -153,12 +187,12 @@ def _box(kind: str, left: float, top: float, step: float, tip: str) -> str:
     height = max(HEIGHT - BOTTOM - top, 0)
     return (
         f'<rect class="{kind}" x="{left + step * 0.07:.2f}" y="{top:.2f}" width="{width:.2f}" '
-        f'height="{height:.2f}"><title>{html.escape(tip)}</title></rect>'
+        f'height="{height:.2f}"><title>{text(tip)}</title></rect>'
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+def _label(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text(words)}</text>'
 
 
 def _svg(parts: Sequence[str], height: float) -> str:

@@ -94,7 +94,7 @@ def test_a_broken_limit_is_said_and_fails_the_command(
     assert code == 1
     assert "BROKEN" in out
     assert re.search(r"error: bad onnx: \d+ flipped bits", err)
-    assert '<td class="bad">BROKEN</td>' in (tmp_path / "page.html").read_text()
+    assert '<span class="bad">BROKEN</span></td>' in (tmp_path / "page.html").read_text()
 
 
 def command(capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[Any, str, str]:

@@ -1,1 +1,1 @@
-"""Pages for people: the gallery of search results."""
+"""HTML pages: what they share, and the gallery of search results."""

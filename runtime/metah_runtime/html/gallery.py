@@ -1,11 +1,9 @@
 """A gallery of search results: plain data in, one self-contained HTML page out.
 
-No script, no request to anywhere (a Content-Security-Policy forbids both), pictures embedded,
-every text escaped; light and dark after the reader's setting.
+Pictures are embedded.
 """
 
 import base64
-import html
 import io
 import os
 from collections.abc import Sequence
@@ -17,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ImageError
+from metah_runtime.html import page
+from metah_runtime.html.page import text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,28 +156,13 @@ def file_tile(path: str | None, *, missing: str = "no image", distance: int | No
 
 def render(gallery: Gallery) -> str:
     """Return the gallery as one HTML document (UTF-8 once encoded)."""
-    facts = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in gallery.facts
+    return page.document(
+        gallery.title,
+        [_row(row, gallery.bits) for row in gallery.rows],
+        header=page.facts(gallery.facts)
+        + (page.table(gallery.table[0], gallery.table[1:]) if gallery.table else ""),
+        style=_STYLE,
     )
-    rows = "\n".join(_row(row, gallery.bits) for row in gallery.rows)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(gallery.title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header><h1>{_text(gallery.title)}</h1><dl>{facts}</dl>{_table(gallery.table)}</header>
-<main>
-{rows}
-</main>
-</body>
-</html>
-"""
 
 
 def _uri(kind: str, data: bytes) -> str:
@@ -185,13 +170,13 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _row(row: Row, bits: int) -> str:
-    heading = f"<h2>{_text(row.heading)}</h2>" if row.heading else ""
-    note = f'<p class="note">{_text(row.note)}</p>' if row.note else ""
+    heading = f"<h2>{text(row.heading)}</h2>" if row.heading else ""
+    note = f'<p class="note">{text(row.note)}</p>' if row.note else ""
     top = f'<div class="top">{heading}{note}</div>' if heading or note else ""
     if row.answers:
         parts = "".join(
-            f'<div class="top"><h3>{_text(answer.heading)}</h3>'
-            f'<p class="note">{_text(answer.note)}</p></div>{_list(answer.neighbours, bits)}'
+            f'<div class="top"><h3>{text(answer.heading)}</h3>'
+            f'<p class="note">{text(answer.note)}</p></div>{_list(answer.neighbours, bits)}'
             for answer in row.answers
         )
         found = f'<div class="answers">{parts}</div>'
@@ -206,26 +191,13 @@ def _list(tiles: Sequence[Tile], bits: int) -> str:
     return f"<ol>{items}</ol>" if items else '<p class="empty">No code within reach.</p>'
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in rows[0])
-    body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows[1:]
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _tile(tile: Tile, bits: int) -> str:
     frame = {True: " right", False: " wrong", None: ""}[tile.right]
     word = {True: "right", False: "wrong", None: ""}[tile.right]
     if tile.picture is None:
-        shown = f'<span class="missing">{_text(tile.missing)}</span>'
+        shown = f'<span class="missing">{text(tile.missing)}</span>'
     else:
-        shown = f'<img src="{html.escape(tile.picture)}" alt="{_text(tile.label)}" loading="lazy">'
+        shown = f'<img src="{text(tile.picture)}" alt="{text(tile.label)}" loading="lazy">'
     if word:
         sign = "✓" if tile.right else "✗"
         shown += f'<span class="mark" role="img" aria-label="{word}">{sign}</span>'
@@ -237,48 +209,16 @@ def _tile(tile: Tile, bits: int) -> str:
             f'<span class="distance" title="{title}"><i><i style="width:{share}%"></i></i>'
             f"<b>{tile.distance}</b></span>"
         )
-    name = _text(tile.name or tile.label)
+    name = text(tile.name or tile.label)
     return (
         f'<figure title="{name}"><div class="frame{frame}">{shown}</div>'
-        f"<figcaption>{badge}<span>{_text(tile.label)}</span></figcaption></figure>"
+        f"<figcaption>{badge}<span>{text(tile.label)}</span></figcaption></figure>"
     )
 
 
-def _text(value: str) -> str:
-    """Escape for HTML text and attributes; bytes that are no text show as ``\\x..``."""
-    shown = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
-
-
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #fff; --line: #e2e5ea; --ink: #16191f; --soft: #666d7a;
-  --frame: #eceef2; --accent: #2f6fde; --right: #1f9d55; --wrong: #d64545;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #111318; --card: #1a1d24; --line: #2b303a; --ink: #e8eaee; --soft: #98a0ae;
-    --frame: #242832; --accent: #7aa7ff; --right: #46c17d; --wrong: #f07575;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; background: var(--page);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
-}
-header, main { max-width: 84rem; margin: 0 auto; }
-h1 { margin: 0 0 .75rem; font-size: 1.6rem; font-weight: 650; letter-spacing: -.01em; }
-dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 0 0 1.75rem; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-section {
-  margin: 0 0 1rem; padding: 1rem 1.1rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: 12px;
-}
 .top { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; margin: 0 0 .7rem; }
-h2 { margin: 0; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
-.note { margin: 0; color: var(--soft); }
+.note { margin: 0; }
 .row { display: flex; gap: 1.25rem; align-items: flex-start; }
 .query { flex: none; width: 7.5rem; padding-right: 1.25rem; border-right: 1px solid var(--line); }
 .query { box-sizing: content-box; }
@@ -293,14 +233,7 @@ ol {
 }
 .answers ol:last-child { margin: 0; }
 .answers .top { margin: 0 0 .35rem; }
-h3 { margin: 0; font-size: .9rem; font-weight: 600; overflow-wrap: anywhere; }
-table { margin: 0 0 1.75rem; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child { text-align: left; }
-thead th { color: var(--soft); font-size: .8rem; font-weight: 400; }
-tbody th { font-weight: 600; }
 .empty { margin: 0; color: var(--soft); align-self: center; }
-figure { margin: 0; }
 .frame {
   position: relative; aspect-ratio: 1; display: grid; place-items: center; overflow: hidden;
   background: var(--frame); border-radius: 8px; border: 0 solid transparent;
@@ -332,5 +265,4 @@ figcaption > .distance { display: flex; gap: .45rem; align-items: center; color:
   .query { padding: 0; border: 0; }
   ol { width: 100%; }
 }
-@media print { section { break-inside: avoid; } }
 """
