@@ -189,7 +189,7 @@ def timings(
             )
             if number == 0:
                 where = "cpu" if simulate else "cuda"
-                row["rivals"] = compare_rivals(codes, some, k, found.distances, where, left)
+                row["rivals"] = compare_rivals(codes, some, k, found.distances, where, left)  # type: ignore[assignment]
             rows_out.append(row)
         index.close()
 

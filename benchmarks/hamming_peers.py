@@ -50,8 +50,8 @@ class FaissMultiHash(FaissFlat):
 
         faiss.omp_set_num_threads(threads)
         bits = codes.shape[1] * 8
-        self.index = faiss.IndexBinaryMultiHash(bits, 3, bits // 3)
-        self.index.nflip = 0
+        self.index = faiss.IndexBinaryMultiHash(bits, 3, bits // 3)  # type: ignore[assignment]
+        self.index.nflip = 0  # type: ignore[attr-defined]
         self.index.add(codes)
 
 
@@ -103,7 +103,7 @@ class Usearch:
     name = "usearch exact"
 
     def __init__(self, codes, threads):
-        from usearch.index import MetricKind, search
+        from usearch.index import MetricKind, search  # type: ignore[attr-defined]
 
         self.codes, self.threads, self.search, self.metric = (
             codes,
@@ -113,7 +113,7 @@ class Usearch:
         )
 
     def topk(self, queries, k):
-        from usearch.index import ScalarKind
+        from usearch.index import ScalarKind  # type: ignore[attr-defined]
 
         found = self.search(
             self.codes, queries, k, self.metric, exact=True, threads=self.threads,

@@ -138,7 +138,7 @@ def in_child(work: Callable[[], list[np.ndarray]]) -> tuple[str, list[np.ndarray
     if os.WEXITSTATUS(status) or not data:
         return "crashed", None
     result = pickle.loads(data)
-    return ("detected", None) if result is None else ("answered", result)
+    return ("detected", None) if result is None else ("answered", result)  # type: ignore[return-value]
 
 
 def judge(system: Metah | Faiss | Usearch, count: int, folder: Path) -> dict[str, Counter[str]]:

@@ -24,7 +24,7 @@ def draw(facts, target):
     left.set(xlabel=f"codes of {facts['bits']} bits", ylabel="milliseconds a batch",
              title="Measured (marks) and model (lines)")  # fmt: skip
     plans = facts["plans"]
-    n = [p["codes"] for p in plans]
+    n = [p["codes"] for p in plans]  # type: ignore[assignment]
     middle.loglog(n, [p["machines"] for p in plans], "o-", label="machines")
     middle.loglog(
         n, [p["least_by_memory"] for p in plans], "s--", label="least that hold the codes"

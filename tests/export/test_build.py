@@ -126,7 +126,7 @@ def test_a_model_whose_export_differs_is_caught(
 ) -> None:
     import torch
 
-    real = stage.to_onnx
+    real = stage.to_onnx  # type: ignore[attr-defined]
 
     def spoiled(model: torch.nn.Module, **kwargs: Any) -> bytes:
         weight = next(model.head.parameters())  # type: ignore[operator, union-attr]

@@ -107,7 +107,7 @@ def test_the_cache_gives_the_same_bytes_and_knows_all_inputs(
     assert len(list(cache.glob("*.plan"))) == 1
     builds: list[int] = []
     real = to_engine._build
-    monkeypatch.setattr(to_engine, "_build", lambda *a: builds.append(1) or real(*a))
+    monkeypatch.setattr(to_engine, "_build", lambda *a: builds.append(1) or real(*a))  # type: ignore[func-returns-value]
     assert build_engine(fp32_model, image_shape=SHAPE, config=config) == first
     assert builds == []
     build_engine(fp32_model, image_shape=SHAPE, config=EngineConfig(batch=(1, 8, 65)))

@@ -4,9 +4,7 @@ The oracle is SQLite's: the old state or the new one, nothing else; and once a c
 the new one.
 """
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import product
@@ -16,19 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.faults import disk_model
 
 from metah_runtime import files
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index import Index, writing
 
-spec = importlib.util.spec_from_file_location(
-    "disk_model", Path(__file__).with_name("disk_model.py")
-)
-disk_model = importlib.util.module_from_spec(spec)
-sys.modules["disk_model"] = disk_model
-spec.loader.exec_module(disk_model)
-
-Step = Callable[[Path], None]
+Step = Callable[[Path], object]
 
 
 def codes(n: int, seed: int) -> np.ndarray:
@@ -64,8 +56,8 @@ def state(path: Path) -> object:
 
 
 @pytest.fixture
-def record(ram: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
-    def start(stop: int | None = None) -> object:
+def record(ram: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., disk_model.Recorder]:
+    def start(stop: int | None = None) -> disk_model.Recorder:
         root = ram / "disk"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
@@ -76,10 +68,11 @@ def record(ram: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
     return start
 
 
-def run(recorder: object, steps: list[Step]) -> tuple[list[int], list[object]]:
+def run(recorder: disk_model.Recorder, steps: list[Step]) -> tuple[list[int], list[object]]:
     """Do the steps; return how many calls there were after each, and the states."""
     path = recorder.root / "index"
-    marks, states = [0], [None]
+    marks: list[int] = [0]
+    states: list[object] = [None]
     for step in steps:
         step(path)
         marks.append(len(recorder.calls))
@@ -130,7 +123,10 @@ def check_all(
 
 
 def test_every_cut_leaves_the_old_or_the_new_state(
-    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch, full: bool
+    ram: Path,
+    record: Callable[..., disk_model.Recorder],
+    monkeypatch: pytest.MonkeyPatch,
+    full: bool,
 ) -> None:
     recorder = record()
     marks, states = run(recorder, STEPS)
@@ -140,7 +136,7 @@ def test_every_cut_leaves_the_old_or_the_new_state(
 
 
 def test_a_writer_goes_on_from_every_cut(
-    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    ram: Path, record: Callable[..., disk_model.Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = record()
     marks, states = run(recorder, STEPS[:6])
@@ -162,7 +158,10 @@ def test_a_writer_goes_on_from_every_cut(
 
 
 def test_a_killed_writer_then_another_one_then_a_power_cut(
-    ram: Path, record: Callable[..., object], monkeypatch: pytest.MonkeyPatch, full: bool
+    ram: Path,
+    record: Callable[..., disk_model.Recorder],
+    monkeypatch: pytest.MonkeyPatch,
+    full: bool,
 ) -> None:
     """The killed writer's names are in memory only, and the next writer must make them durable
     before it removes what they replaced."""
@@ -212,7 +211,8 @@ def test_writes_torn_at_random(ram: Path, history: tuple, draw: st.DataObject) -
         draw.draw(st.lists(st.booleans(), min_size=n, max_size=n))
         for n in disk_model.unsynced(calls[:cut])
     ]
-    check(calls[:cut], allowed_at(cut, marks, states), *flags, ram / "after")
+    names, data = flags
+    check(calls[:cut], allowed_at(cut, marks, states), names, data, ram / "after")
 
 
 class Careless(disk_model.Recorder):
@@ -245,7 +245,7 @@ def test_the_model_finds_a_missing_sync(
 
 
 def test_old_files_stay_until_the_manifest_without_them_is_durable(
-    ram: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[..., object]
+    ram: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[..., disk_model.Recorder]
 ) -> None:
     """The next writer syncs the folder before it clears leftovers: without that, files that the
     durable manifest needs are gone."""

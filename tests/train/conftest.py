@@ -43,7 +43,7 @@ def make_split() -> MakeSplit:
             if corrupt and domain:
                 labels = np.random.default_rng(1).permutation(labels)
             if multi_label:
-                labels = np.eye(3, dtype=np.uint8)[labels]
+                labels = np.eye(3, dtype=np.uint8)[labels]  # type: ignore[assignment]
                 labels[:, 0] |= labels[:, 1]
             names = [f"{domain}/{i}" for i in range(n)]
             return ArrayImages(x, labels if labelled else None, names)

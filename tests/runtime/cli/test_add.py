@@ -196,7 +196,7 @@ def test_any_file_name_survives_add_query_json_csv_and_html(
     assert {os.fsencode(name or "") for name in store.paths(store.ids())} == {
         os.fsencode(file) for file in files
     }
-    with listed.open(newline="", errors="surrogateescape") as file:
+    with listed.open(newline="", errors="surrogateescape") as file:  # type: ignore[assignment]
         assert [row[0] for row in csv.reader(file)] == ["path", os.fspath(bad)]
     asked = ["query", os.fspath(path), os.fspath(files[1]), "-k", "99", "--threads", "1"]
     found = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)

@@ -311,7 +311,7 @@ def fake_cupy(device):
             if self.ptr in streams:
                 streams.pop(self.ptr).close()
 
-    Stream.null = Stream()
+    Stream.null = Stream()  # type: ignore[attr-defined]
 
     class Event:
         def record(self, stream):

@@ -20,7 +20,7 @@ from metah_runtime.cuda.shim import build
 from metah_runtime.cuda.simulator import SimulatedDevice
 
 sys.path.insert(0, str(Path(__file__).parent))
-import pieces
+import pieces  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
@@ -87,11 +87,14 @@ def _exact(library, arch, seed, n, q, k):
         (index.search(queries[:2], n), reference.search(queries[:2], codes, n)),  # global sort
         (index.range_search(queries[:3], 24), reference.range_search(queries[:3], codes, 24)),
     ]
-    return all(
-        np.array_equal(getattr(found, name), getattr(truth, name))
-        for found, truth in pairs
-        for name in found.__slots__
-    ) and np.array_equal(index.count(queries[:70], 24), reference.count(queries[:70], codes, 24))
+    return (
+        all(
+            np.array_equal(getattr(found, name), getattr(truth, name))
+            for found, truth in pairs
+            for name in found.__slots__  # type: ignore[attr-defined]
+        )
+        and np.array_equal(index.count(queries[:70], 24), reference.count(queries[:70], codes, 24))
+    )
 
 
 def sample_exact(library, seed):

@@ -15,7 +15,7 @@ from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import ConfigError, DataError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from searches import POPC, TENSOR, OnDevice, make, same, scans
+from searches import POPC, TENSOR, OnDevice, make, same, scans  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

@@ -20,7 +20,7 @@ from metah_runtime.errors import BackendUnavailable, ConfigError
 from metah_runtime.search import CodeIndex
 
 sys.path.insert(0, str(Path(__file__).parent))
-import fake_libraries
+import fake_libraries  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
@@ -97,7 +97,7 @@ def opened(request, simulate, monkeypatch):
     monkeypatch.setattr(libcuda, "_function", lambda name: lambda *a: functions[name](*a) or 0)
     stream = 777
     if package == "pycuda":
-        stream = SimpleNamespace(synchronize=device.synchronise, handle=777)
+        stream = SimpleNamespace(synchronize=device.synchronise, handle=777)  # type: ignore[assignment]
     yield request.param, stand_in, device, driver.open_devices(stream=stream)
     sys.modules.pop(f"metah_runtime.cuda.{back_end}", None)
 

@@ -11,7 +11,7 @@ from metah_runtime.cuda import planner
 from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY
 
 sys.path.insert(0, str(Path(__file__).parent))
-import pieces
+import pieces  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

@@ -16,7 +16,7 @@ from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import BackendUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
-from searches import POPC, TENSOR, check, make, same, scans
+from searches import POPC, TENSOR, check, make, same, scans  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

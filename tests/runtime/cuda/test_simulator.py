@@ -17,7 +17,7 @@ from metah_runtime.cuda.shim import build, kernel_names
 from metah_runtime.cuda.simulator import SimulatedDevice
 
 sys.path.insert(0, str(Path(__file__).parent))
-import mutants
+import mutants  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

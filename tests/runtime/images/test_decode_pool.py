@@ -174,7 +174,7 @@ def test_workers_end_with_the_iteration(tmp_path: Path, monkeypatch: pytest.Monk
         started.append(real(*args, **kwargs))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr(decode_pool.subprocess, "Popen", popen)
+    monkeypatch.setattr(decode_pool.subprocess, "Popen", popen)  # type: ignore[attr-defined]
     before = set(Path("/proc/self/fd").iterdir())
     batches = decode_in_processes(iter(paths), SPEC, 4, 2)
     next(batches)

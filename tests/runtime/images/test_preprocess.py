@@ -295,7 +295,7 @@ class TestBadInput:
             raise PermissionError(13, "Permission denied")
 
         (tmp_path / "secret.png").touch()
-        monkeypatch.setattr(preprocess.os, "open", refuse)
+        monkeypatch.setattr(preprocess.os, "open", refuse)  # type: ignore[attr-defined]
         with pytest.raises(ImageError, match=r"secret\.png: Permission denied"):
             load_image(tmp_path / "secret.png", SPEC)
 

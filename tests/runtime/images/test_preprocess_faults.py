@@ -138,7 +138,7 @@ def test_a_file_that_becomes_a_pipe_between_look_and_open(
     os.mkfifo(pipe)
     path.write_bytes(b"x")
     real = os.open
-    monkeypatch.setattr(preprocess.os, "open", lambda _, flags: real(pipe, flags))
+    monkeypatch.setattr(preprocess.os, "open", lambda _, flags: real(pipe, flags))  # type: ignore[attr-defined]
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(ImageError, match=r"a\.png: not a regular file"):
         load_image(path, SPEC)

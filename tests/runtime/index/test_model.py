@@ -102,8 +102,8 @@ class Machine(RuleBasedStateMachine):
             mine, due = self.index.search(query, k), reference.search(query, codes, k, ids)
             assert np.array_equal(mine.ids, due.ids)
             assert np.array_equal(mine.distances, due.distances)
-        mine, due = self.index.range_search(query, 3), reference.range_search(query, codes, 3, ids)
-        assert np.array_equal(mine.lims, due.lims)
+        mine, due = self.index.range_search(query, 3), reference.range_search(query, codes, 3, ids)  # type: ignore[assignment]
+        assert np.array_equal(mine.lims, due.lims)  # type: ignore[attr-defined]
         assert np.array_equal(mine.ids, due.ids)
 
 

@@ -72,13 +72,13 @@ def test_tokens_are_compared_in_constant_time(
     locked: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    real = guard.hmac.compare_digest
+    real = guard.hmac.compare_digest  # type: ignore[attr-defined]
 
     def spy(one: bytes, other: bytes) -> bool:
         seen.append((len(one), len(other)))
         return real(one, other)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", spy)
+    monkeypatch.setattr(guard.hmac, "compare_digest", spy)  # type: ignore[attr-defined]
     for given in ("", "a", TOKEN, "a" * 5000):
         locked.get("/v1/index", Authorization=f"Bearer {given}")
     assert seen == [(32, 32)] * 4

@@ -57,7 +57,7 @@ def test_the_server_keeps_to_its_document(locked: Running, mode: GenerationMode)
             phases=[Phase.generate],
         )
         @given(case=operation.as_strategy(generation_mode=mode))
-        def run(case: schemathesis.Case) -> None:
+        def run(case: schemathesis.Case) -> None:  # type: ignore[name-defined]
             response = case.call_and_validate(
                 base_url=f"http://127.0.0.1:{locked.port}", headers=bearer, excluded_checks=excluded
             )

@@ -56,7 +56,7 @@ def slow(world: World) -> Slow:
 
 def serve(world: World, slow: Slow, **settings: Any) -> Any:
     encoder = world.encoder()
-    encoder.runner = slow
+    encoder.runner = slow  # type: ignore[assignment]
     return running(world.service(encoder=encoder, **settings))
 
 

@@ -201,7 +201,7 @@ def test_frozen_features_are_kept_on_disk(
     assert len(list(folder.iterdir())) == 3
     kept.clear()
     again = build()
-    again._pooled = refuse  # type: ignore[method-assign]
+    again._pooled = refuse  # type: ignore[assignment, method-assign]
     assert torch.equal(again.kept(x.flip(0)).flip(0), first)
     other = build()
     other.load_state_dict({k: v * 0.5 for k, v in other.state_dict().items()})

@@ -323,12 +323,12 @@ def test_npm_fetches_both_packages_and_runs_no_script(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(fetch, "which", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(fetch.subprocess, "run", run)  # type: ignore[attr-defined]
     assert fetch.write(tmp_path / "out", None) == 2 * len(listing())
     names = [f"emoji-datasource-{vendor}@16.0.0" for vendor in ("google", "twitter")]
     assert calls == [["pack", "--silent", "--ignore-scripts", *names]]
     failed = subprocess.CompletedProcess([], 1, "", "npm error code E404\nmore\n")
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: failed)  # type: ignore[attr-defined]
     with pytest.raises(BackendUnavailable, match=r"npm pack .* failed: npm error code E404"):
         fetch.write(tmp_path / "other", None)
     monkeypatch.setattr(fetch, "which", lambda name: None)

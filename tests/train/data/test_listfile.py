@@ -158,7 +158,7 @@ class TestListfile:
         assert split.query.labels.tolist() == [[1, 1, 0]]
         assert split.source_train.labels is not None
         assert split.source_train.labels.shape == (11, 3)
-        rows = {row["set"]: row for row in statistics(split)}
+        rows = {row["set"]: row for row in statistics(split)}  # type: ignore[assignment]
         assert (rows["database"]["smallest_class"], rows["database"]["largest_class"]) == (3, 3)
 
     @pytest.mark.parametrize(

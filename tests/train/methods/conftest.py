@@ -52,7 +52,7 @@ def _blobs(
         labels[np.arange(n), np.arange(n) % CLASSES] = 1
         shape = np.einsum("nc,chwx->nhwx", labels / labels.sum(1, keepdims=True), patterns)
     else:
-        labels = np.arange(n) % CLASSES
+        labels = np.arange(n) % CLASSES  # type: ignore[assignment]
         shape = patterns[labels]
     noise = rng.standard_normal((n, SIDE, SIDE, 1))
     images = 128 + 70 * (shape + tilt * slope) + 15 * noise

@@ -123,7 +123,7 @@ def test_a_saved_run_gives_the_codes_of_the_fitted_network(
 ) -> None:
     split = make_split()
     fitted: list[bytes] = []
-    save = loop.save_run
+    save = loop.save_run  # type: ignore[attr-defined]
 
     def record(path: Path, **parts: Any) -> None:
         fitted.append(encode(parts["model"], split.query)[1].tobytes())
