@@ -9,13 +9,14 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from metah_runtime.cli.command_group import Group, version_option
 from metah_runtime.cli.progress import Advance, is_quiet, progress, progress_bar, step
 from metah_runtime.errors import MetahError, MissingExtra
+from metah_runtime.text import escaped, printable
 
 __all__ = [
     "Advance",
@@ -93,13 +94,13 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
 def say(message: str) -> None:
     """Print a remark, such as what was done, to stdout; nothing with --quiet."""
     if not is_quiet():
-        click.echo(message)
+        click.echo(escaped(message))
 
 
 def note(message: str) -> None:
     """Print a remark on how a long step goes to stderr; nothing with --quiet."""
     if not is_quiet():
-        click.echo(message, err=True)
+        click.echo(escaped(message), err=True)
 
 
 def warn(message: str) -> None:
@@ -107,12 +108,6 @@ def warn(message: str) -> None:
     ctx = click.get_current_context(silent=True)
     program = f"{ctx.find_root().info_name}: " if ctx else ""
     click.echo(f"{program}warning: {_one_line(message)}", err=True)
-
-
-def printable(name: str | bytes | os.PathLike[Any]) -> str:
-    r"""Return a file name as text for a terminal: undecodable bytes and controls as ``\x..``."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -124,13 +119,14 @@ def print_json(value: Any) -> None:
     """
     import json
 
-    click.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+    text = json.dumps(_plain(value), indent=2, allow_nan=False)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
 ) -> None:
-    """Print a table to stdout, for people; cells are shown as given.
+    """Print a table to stdout, for people; control characters in cells are escaped.
 
     A column of numbers is aligned to the right. In a pipe no cell is folded.
     """
@@ -190,16 +186,27 @@ def _terminal_width() -> int:
 
 
 def _one_line(message: str) -> str:
-    text = " ".join(message.split())
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return escaped(" ".join(message.split()))
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
     _ignore_signals()  # a second Ctrl-C is no second message
     if _interrupted:
         message, status = "interrupted", 130
+    if status >= 128 and not (_can_write(sys.stderr) and _can_write(sys.stdout)):
+        os._exit(status)  # nobody reads that pipe: a write, or the flush at exit, would never end
     click.echo(f"{program}: error: {_one_line(message)}", err=True)
     sys.exit(status)
+
+
+def _can_write(stream: TextIO) -> bool:
+    """Tell whether a stream takes text within a second; true of what has no descriptor."""
+    import select
+
+    try:
+        return bool(select.select([], [stream], [], 1.0)[1])
+    except (OSError, ValueError):
+        return True
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import click
 
+from metah_runtime.text import printable
+
 T = TypeVar("T")
 
 QUIET = "metah_runtime.quiet"
@@ -79,7 +81,7 @@ def progress_bar(
 
         def advance(n: int = 1, *, note: str = "", total: int | None = None) -> None:
             nonlocal below
-            below = note or below
+            below = printable(note) or below
             bar.update(task, advance=n, total=total, refresh=not always)
 
         yield advance

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from metah_runtime.text import escaped
+
 _BOX = "┌─┬┐│├┼┤└┴┘"
 _ASCII = "+-++|+++++++"
 _LEAST = 6
@@ -17,7 +19,7 @@ def render(
     width: int | None = None,
     encoding: str = "utf-8",
 ) -> str:
-    """Return a table as lines; cells are shown as given, a column of numbers to the right.
+    """Return a table as lines; a column of numbers is aligned to the right.
 
     width: of the terminal, in characters; the widest cells are folded to fit it. None: no cell is
     folded. What ``encoding`` lacks is shown as an escape, lines are then drawn in ASCII.
@@ -69,7 +71,7 @@ def _columns(c: str) -> int:
 
 
 def _printable(cell: object, encoding: str) -> str:
-    return str(cell).encode(encoding, "backslashreplace").decode(encoding)
+    return escaped(str(cell), keep="\n").encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _has(encoding: str, text: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from metah_runtime.cli.console import printable
 from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.text import printable
 
 FIELDS = ("label", "domain")
 

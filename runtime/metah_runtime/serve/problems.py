@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 
-from metah_runtime.cli.console import printable
 from metah_runtime.errors import MetahError
+from metah_runtime.text import printable
 
 MEDIA_TYPE = "application/problem+json"
 

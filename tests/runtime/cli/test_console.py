@@ -6,13 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 from metah_runtime.cli import console
-from metah_runtime.errors import MissingExtra, require
+from metah_runtime.errors import MetahError, MissingExtra, require
 
 PROGRAM = """
 import os, signal, sys, time
@@ -176,6 +178,61 @@ def test_printable_shows_any_file_name_on_one_line() -> None:
     assert console.printable("plain é 😀.png") == "plain é 😀.png"
     assert console.printable(b"bad\xff.png") == "bad\\xff.png"
     assert console.printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert console.printable(b"\xc2\x9b31m") == "\\x9b31m"
+    assert console.printable("\u202egnp\u2028\x7f") == "\\u202egnp\\u2028\\x7f"
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\r\x08\x7f\x9b31m\u202e\ud800\udcff"
+
+
+def test_no_control_character_of_a_text_reaches_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.say(f"said\t{HOSTILE}\nnext")
+    console.note(HOSTILE)
+    console.warn(HOSTILE)
+    console.print_table([HOSTILE], [(HOSTILE,), (1,)], HOSTILE)
+    console.print_json({HOSTILE: HOSTILE})
+    with pytest.raises(SystemExit):
+        console.run(click.Command("x", callback=lambda: fail(HOSTILE)), "x", [])
+    with pytest.raises(SystemExit):
+        console.run(click.Command("x"), "x", [f"--{HOSTILE}"])
+    shown = capsys.readouterr()
+    for line in (shown.out + shown.err).replace("\t", "").splitlines():
+        assert line.isprintable(), ascii(line)
+    assert "said\t\\x1b]0;title\\x07" in shown.out
+    assert shown.out.splitlines()[1] == "next"
+
+
+def fail(message: str) -> None:
+    raise MetahError(message)
+
+
+UNREAD = """
+import sys, click
+from metah_runtime.cli import console
+@click.command()
+def fill():
+    click.echo("begun", err=True)
+    while True:
+        {write}
+console.run(fill, "x", [])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("write", ['console.say("x" * 99)', 'console.note("x" * 99)'])
+def test_a_signal_ends_a_command_whose_output_nobody_reads(number: int, write: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UNREAD.format(write=write)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(1) == b"b"
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
 
 
 def test_json_is_standard_and_keeps_file_names(capsys: pytest.CaptureFixture[str]) -> None:
