@@ -3,23 +3,17 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from metah_runtime.reporting import Advance, ignore
 from metah_runtime.text import printable
 
 T = TypeVar("T")
 
 QUIET = "metah_runtime.quiet"
 """Key of click's root context: true after --quiet."""
-
-
-class Advance(Protocol):
-    """What moves a progress bar on."""
-
-    def __call__(self, n: int = 1, *, note: str = "", total: int | None = None) -> None:
-        """Count ``n`` items as done; show ``note`` below the bar; set the total if given."""
 
 
 def is_quiet() -> bool:
@@ -32,17 +26,22 @@ def is_quiet() -> bool:
 def progress_bar(
     label: str,
     total: int | None = None,
-    unit: str = "it",
+    unit: str = "",
     *,
     redraw: Literal["always", "advance"] = "always",
 ) -> Iterator[Advance]:
     """Show a bar with count, rate (``unit``/s) and time left on stderr; yield its advance(n).
 
+    With neither ``total`` nor ``unit`` nothing is counted: only the time that has passed is shown.
     redraw: ten times a second, or when it moves on alone, which leaves what is timed in between
     undisturbed. Silent when stderr is not a terminal, and with --quiet.
     """
     if not sys.stderr.isatty() or is_quiet():
-        yield lambda n=1, *, note="", total=None: None  # noqa: ARG005
+        yield ignore
+        return
+    if total is None and not unit:
+        with step(label):
+            yield ignore
         return
     from rich.console import Console
     from rich.progress import (
