@@ -15,7 +15,7 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     keep: characters that stay although they cannot be shown. Bytes of a file name that are not
     UTF-8 become ``\xff``.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
 

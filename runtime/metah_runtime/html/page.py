@@ -8,6 +8,8 @@ dependency of the base install for four functions.
 import html
 from collections.abc import Iterable, Sequence
 
+from metah_runtime.text import escaped
+
 
 class Html(str):
     """Text that is HTML already: ``text`` returns it unchanged."""
@@ -22,10 +24,7 @@ def text(value: object) -> str:
     """
     if isinstance(value, Html):
         return value
-    shown = str(value)
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else _escape(c) for c in shown)
-    return html.escape(shown)
+    return html.escape(escaped(str(value), keep=""))
 
 
 def document(title: str, body: Iterable[str], *, header: str = "", style: str = "") -> str:
@@ -84,10 +83,6 @@ def table(columns: Sequence[object], rows: Iterable[Sequence[object]], *, left: 
 
 
 _LEFT = ' class="left"'
-
-
-def _escape(c: str) -> str:
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
 
 
 STYLE = """
