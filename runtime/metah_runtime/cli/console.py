@@ -14,8 +14,9 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from metah_runtime.cli.command_group import Group, version_option
-from metah_runtime.cli.progress import Advance, is_quiet, progress, progress_bar, step
+from metah_runtime.cli.progress import is_quiet, progress, progress_bar, step
 from metah_runtime.errors import MetahError, MissingExtra
+from metah_runtime.reporting import Advance
 from metah_runtime.text import escaped, printable
 
 __all__ = [
