@@ -65,7 +65,7 @@ test-ray: setup
 	$(BIN)/pip install --quiet --editable '.[ray]'
 	METAH_TEST_RAY=1 $(BIN)/python -m pytest -s tests/runtime/cluster
 
-# On a machine with an NVIDIA GPU: needs numpy, nvcc and one of pycuda, cuda-bindings, cupy in
+# On a machine with an NVIDIA GPU: needs numpy, nvcc and pycuda or cuda-bindings in
 # $(PYTHON); installs and downloads nothing. GPU_CHECK=--simulate runs the same steps on the CPU.
 gpu-check:
 	METAH_CACHE=$(CURDIR)/build/cache $(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

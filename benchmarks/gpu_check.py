@@ -1,8 +1,8 @@
 """Check and time the CUDA search on this machine's GPU: `make gpu-check`.
 
-Needs Python 3.11 or newer, numpy, nvcc, and one of pycuda, cuda-bindings or CuPy, tried in this
-order until one of them can search; nothing is downloaded, METAH need not be installed. PyTorch,
-CuPy, ONNX Runtime, FAISS, pytest and compute-sanitizer are used if they are there. Ends within nine
+Needs Python 3.11 or newer, numpy, nvcc, and pycuda or cuda-bindings, tried in this order
+until one of them can search; nothing is downloaded, METAH need not be installed. PyTorch,
+ONNX Runtime, FAISS, pytest and compute-sanitizer are used if they are there. Ends within nine
 minutes; what no longer fits, or is missing, is left out by name. A step that fails is written down
 and the next one runs; the JSON file is written after every step.
 
@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "runtime"), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(ROOT / "runtime"), str(Path(__file__).resolve().parent), str(ROOT)]
 
 import gpu_rivals  # noqa: E402
 from gpu_joins import check_joins  # noqa: E402
@@ -43,7 +43,6 @@ from gpu_verify import make, nearest, same, verify  # noqa: E402
 
 from metah_runtime.cuda import driver, planner  # noqa: E402
 from metah_runtime.cuda.index import CudaIndex  # noqa: E402
-from metah_runtime.cuda.simulator import SimulatedDevice  # noqa: E402
 from metah_runtime.results import Matches  # noqa: E402
 
 LIMIT = 500.0  # seconds until no further step begins; nine minutes are the promise
@@ -269,6 +268,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     if options.simulate:
+        from tests.runtime.cuda.simulator import SimulatedDevice
+
         device: Any = SimulatedDevice(seed=1)
         small, others = verify(device, [1, 300], [1, 50], begin + 60), {}
     else:

@@ -14,9 +14,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
 
-from metah_runtime.cuda import fatbin, planner, sass
+from tests.runtime.cuda import sass  # noqa: E402
+
+from metah_runtime.cuda import fatbin, planner  # noqa: E402
 
 PARTS = 4  # of a multiprocessor
 POPC_LANES = 16 / PARTS  # results a clock and part

@@ -13,7 +13,7 @@ import metah_runtime
 from metah_runtime import Index
 
 HEAVY = ("torch", "onnxruntime", "onnx", "onnxscript", "sklearn", "matplotlib")
-OPTIONAL = ("cuda", "cupy", "pycuda", "tensorrt", "tensorrt_rtx")
+OPTIONAL = ("cuda", "pycuda", "tensorrt", "tensorrt_rtx")
 """What a module that serves one optional package alone may import at its top."""
 
 

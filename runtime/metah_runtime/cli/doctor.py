@@ -29,7 +29,7 @@ _TRT = (
     ("tensorrt-rtx", "tensorrt_rtx"),
     ("tensorrt-lean", "tensorrt_lean"),
 )
-_CUDA = (("pycuda", "pycuda.driver"), ("cuda-bindings", "cuda.bindings.driver"), ("cupy", "cupy"))
+_CUDA = (("pycuda", "pycuda.driver"), ("cuda-bindings", "cuda.bindings.driver"))
 
 
 @dataclass(frozen=True, kw_only=True)

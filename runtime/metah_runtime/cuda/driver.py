@@ -1,7 +1,7 @@
 """What the CUDA search asks of a driver, and the choice among the libraries that offer one.
 
 Nothing here is imported before a GPU is asked for. The primary context of each GPU is used, which
-PyTorch, CuPy, ONNX Runtime and TensorRT use too, so all can work in one process on one memory.
+PyTorch, ONNX Runtime and TensorRT use too, so all can work in one process on one memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -144,7 +144,6 @@ class Device(Protocol):
 LIBRARIES = (
     ("pycuda", "pycuda", "metah_runtime.cuda.via_pycuda"),
     ("cuda-bindings", "cuda.bindings", "metah_runtime.cuda.via_bindings"),
-    ("cupy", "cupy", "metah_runtime.cuda.via_cupy"),
 )
 
 
@@ -154,9 +153,9 @@ def probe() -> str | None:
     if reason:
         return reason
     if not installed():
-        wanted = ", ".join(library for library, _, _ in LIBRARIES)
+        wanted = " or ".join(library for library, _, _ in LIBRARIES)
         return (
-            f"no Python library for the CUDA driver is installed, any of {wanted} will do; "
+            f"no Python library for the CUDA driver is installed ({wanted}); "
             "fix: pip install 'metah[cuda]'"
         )
     return None
@@ -170,8 +169,8 @@ def installed() -> list[str]:
 def open_devices(library: str | None = None, stream: Any = None) -> list[Device]:
     """Return every GPU, through the first library that works or the named one.
 
-    stream: the caller's stream, on the GPU of number 0 only: a pycuda Stream, or for the other
-    libraries the address of a CUstream; None: the default stream. Raises BackendUnavailable.
+    stream: the caller's stream, on the GPU of number 0 only: a pycuda Stream, or for
+    cuda-bindings the address of a CUstream; None: the default stream. Raises BackendUnavailable.
     """
     reason = probe()
     if reason:

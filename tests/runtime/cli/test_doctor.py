@@ -152,7 +152,6 @@ def test_json_lists_every_probe(play: Play, capsys: pytest.CaptureFixture[str]) 
         "tensorrt-lean",
         "pycuda",
         "cuda-bindings",
-        "cupy",
         "nvcc",
     ]
     assert {"metah", "python", "platform", "devices"} < set(found)

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from metah_runtime.cuda.shim import build
-from metah_runtime.cuda.simulator import SimulatedDevice
+from tests.runtime.cuda.simulator import SimulatedDevice, build
 
 ROOT = Path(__file__).resolve().parents[3]
 

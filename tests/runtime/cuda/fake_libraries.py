@@ -1,4 +1,4 @@
-"""Stand-ins for cuda-bindings, pycuda and CuPy with a simulated device behind them.
+"""Stand-ins for cuda-bindings and pycuda with a simulated device behind them.
 
 They take only what the real functions take, with the real names and the real order of arguments,
 and hand out results in the real form; memory, kernels and streams are the simulator's.
@@ -271,101 +271,6 @@ def fake_pycuda(device):
         memcpy_htod_async=lambda address, array, stream: on(stream).write(address, array),
         memcpy_dtoh_async=to_host,
     )  # fmt: skip
-
-
-def fake_cupy(device):
-    """The module ``cupy``: its runtime, streams, events and RawModule."""
-    log = []
-    streams = Streams(device)
-    current = []
-
-    class RuntimeApiError(RuntimeError):
-        pass
-
-    class DriverApiError(RuntimeError):
-        pass
-
-    class Stream:
-        def __init__(self, *, non_blocking=False):
-            self.ptr = streams.create() if non_blocking else 0
-
-        @classmethod
-        def from_external(cls, other):
-            version, pointer = other.__cuda_stream__()
-            assert version == 0
-            made = cls()
-            made.ptr = pointer
-            return made
-
-        def __enter__(self):
-            log.append(self.ptr)
-            current.append(self.ptr)
-
-        def __exit__(self, *error):
-            current.pop()
-
-        def synchronize(self):
-            streams[self.ptr].synchronise()
-
-        def __del__(self):
-            if self.ptr in streams:
-                streams.pop(self.ptr).close()
-
-    Stream.null = Stream()  # type: ignore[attr-defined]
-
-    class Event:
-        def record(self, stream):
-            pass
-
-        def synchronize(self):
-            pass
-
-    def alloc(size):
-        try:
-            return device.alloc(size)
-        except Exception as error:
-            raise RuntimeApiError("cudaErrorMemoryAllocation: out of memory") from error
-
-    def copy(target, source, size, kind, stream):
-        if kind == 1:
-            streams[stream].write(target, as_array(source, size))
-        else:
-            assert kind == 2
-            streams[stream].read(source, as_array(target, size))
-
-    class Kernel:
-        def __init__(self, name):
-            self.name = name
-
-        def __call__(self, grid, block, args):
-            streams[current[-1]].launch(self.name, grid[:2], block[0], args)
-
-    class RawModule:
-        def __init__(self, *, path):
-            with open(path, "rb") as file:  # noqa: PTH123 - as CuPy takes it
-                assert file.read() == b"image"
-
-        def compile(self):
-            pass
-
-        def get_function(self, name):
-            return Kernel(name)
-
-    runtime = SimpleNamespace(
-        CUDARuntimeError=RuntimeApiError,
-        getDeviceCount=lambda: 1,
-        getDeviceProperties=lambda number: {
-            "name": b"NVIDIA Simulated", "major": 9, "minor": 0, "multiProcessorCount": 132,
-        },
-        memGetInfo=device.memory, malloc=alloc, free=device.free, memcpyAsync=copy,
-        memsetAsync=lambda address, value, size, stream: streams[stream].fill(address, value, size),
-    )  # fmt: skip
-    cuda = SimpleNamespace(
-        runtime=runtime, driver=SimpleNamespace(CUDADriverError=DriverApiError),
-        Device=lambda number: device, Stream=Stream, Event=Event,
-        get_elapsed_time=lambda start, end: 1.5,
-    )  # fmt: skip
-    return module("cupy", cuda=cuda, RawModule=RawModule, log=log, streams=streams)
 
 
 def module(name, **contents):

@@ -6,23 +6,16 @@ build run as if that part were not in the source.
 
 import ctypes
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
+from tests.runtime.cuda import pieces
+from tests.runtime.cuda.simulator import SimulatedDevice, build
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
 from metah_runtime.cuda.fatbin import SOURCES, source_folder
 from metah_runtime.cuda.index import CudaIndex
-from metah_runtime.cuda.shim import build
-from metah_runtime.cuda.simulator import SimulatedDevice
-
-sys.path.insert(0, str(Path(__file__).parent))
-import pieces  # type: ignore[import-not-found]
-
-sys.path.pop(0)
 
 BARRIER = "__syncthreads();"
 ROOM = "place < begin[query + 1]"

@@ -1,23 +1,16 @@
 """Codes that stay on the simulated device: queries there, shared rows, captured searches."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tests.runtime.cuda.searches import POPC, TENSOR, OnDevice, make, same, scans
+from tests.runtime.cuda.simulator import SimulatedDevice
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
 from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.queries import DeviceCodes
-from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import ConfigError, DataError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from searches import POPC, TENSOR, OnDevice, make, same, scans  # type: ignore[import-not-found]
-
-sys.path.pop(0)
 
 
 @pytest.mark.parametrize("gpus", [1, 2])

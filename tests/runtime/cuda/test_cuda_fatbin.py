@@ -4,8 +4,9 @@ import re
 import shutil
 
 import pytest
+from tests.runtime.cuda import sass
 
-from metah_runtime.cuda import fatbin, sass
+from metah_runtime.cuda import fatbin
 from metah_runtime.cuda.planner import WIDTHS
 from metah_runtime.errors import BackendUnavailable
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.runtime.cuda.simulator import SimulatedDevice
 
 from metah_runtime import Encoder, Index, reference
 from metah_runtime.cli import console
 from metah_runtime.cli.main import cli
 from metah_runtime.cuda import choice, driver
 from metah_runtime.cuda import index as cuda_index
-from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, ImageError
 from metah_runtime.model.bundle import Bundle, Engine
 from metah_runtime.model.runners import onnxruntime_runner

@@ -1,20 +1,12 @@
 """Single kernels against numpy: what the search would hide, for it repairs a bad bound."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tests.runtime.cuda import pieces
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY
-
-sys.path.insert(0, str(Path(__file__).parent))
-import pieces  # type: ignore[import-not-found]
-
-sys.path.pop(0)
-
 
 POPC, TENSOR = 120, 90
 

@@ -1,24 +1,17 @@
 """The CUDA search, kernels and host code, equals the plain reference on a simulated device."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.runtime.cuda.searches import POPC, TENSOR, check, make, same, scans
+from tests.runtime.cuda.simulator import SimulatedDevice
 
 from metah_runtime import reference
 from metah_runtime.cuda import loader, planner
 from metah_runtime.cuda.driver import DeviceMemoryError
 from metah_runtime.cuda.index import CudaIndex
-from metah_runtime.cuda.simulator import SimulatedDevice
 from metah_runtime.errors import BackendUnavailable
-
-sys.path.insert(0, str(Path(__file__).parent))
-from searches import POPC, TENSOR, check, make, same, scans  # type: ignore[import-not-found]
-
-sys.path.pop(0)
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,19 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.cuda import mutants
+from tests.runtime.cuda.simulator import SimulatedDevice, build, kernel_names
 
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
 from metah_runtime.cuda.fatbin import SOURCES, source_folder
-from metah_runtime.cuda.shim import build, kernel_names
-from metah_runtime.cuda.simulator import SimulatedDevice
-
-sys.path.insert(0, str(Path(__file__).parent))
-import mutants  # type: ignore[import-not-found]
-
-sys.path.pop(0)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
+ROOT = Path(__file__).resolve().parents[3]
 TOYS = """
 #include "cuda_shim.h"
 extern "C" __global__ void __launch_bounds__(64) divergent(uint32_t* out) {
@@ -168,10 +164,9 @@ def test_a_missing_barrier_of_the_sample_is_noticed(switchable, number):
 
 CRASH = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import mutants
+from tests.runtime.cuda import mutants
 library = mutants.build(mutants.sources())
-mutants.remove(library, int(sys.argv[2]))
+mutants.remove(library, int(sys.argv[1]))
 sys.exit(all(mutants.exact(library, mutants.POPC, seed) for seed in (1, 2, 3)))
 """
 
@@ -179,7 +174,8 @@ sys.exit(all(mutants.exact(library, mutants.POPC, seed) for seed in (1, 2, 3)))
 @pytest.mark.parametrize("number", CRASHES)
 def test_a_missing_barrier_that_crashes_is_noticed(switchable, number):
     done = subprocess.run(
-        [sys.executable, "-c", CRASH, str(Path(__file__).parent), str(number)],
+        [sys.executable, "-c", CRASH, str(number)],
+        cwd=ROOT,
         check=False,
         capture_output=True,
     )
@@ -187,9 +183,7 @@ def test_a_missing_barrier_that_crashes_is_noticed(switchable, number):
 
 
 ASAN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import mutants
+from tests.runtime.cuda import mutants
 flags = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 library = mutants.build(mutants.sources(), flags)
 print("built", flush=True)
@@ -214,7 +208,8 @@ def test_under_the_address_sanitizer(cache):
     if not runtime.is_file():
         pytest.skip("g++ has no address sanitizer here")
     done = subprocess.run(
-        [sys.executable, "-c", ASAN, str(Path(__file__).parent)],
+        [sys.executable, "-c", ASAN],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

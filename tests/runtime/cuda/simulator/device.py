@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
-from metah_runtime.cuda.shim import build
+
+from .build import build
 
 
 class _Point:

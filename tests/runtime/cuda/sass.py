@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from metah_runtime.errors import BackendUnavailable
@@ -36,8 +36,10 @@ class Instruction:
 
 def find_tools() -> str | None:
     """Return the path of cuobjdump if it and nvdisasm are there, else None."""
-    extra = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    folders = [os.environ.get("PATH", ""), *map(str, sorted(extra.glob("*/bin")))]
+    nvidia = find_spec("nvidia")
+    packages = [Path(folder) for folder in (nvidia and nvidia.submodule_search_locations) or ()]
+    extra = [str(bin_folder) for folder in packages for bin_folder in sorted(folder.glob("*/bin"))]
+    folders = [os.environ.get("PATH", ""), *extra]
     path = os.pathsep.join(folders)
     tool = shutil.which("cuobjdump", path=path)
     return tool if shutil.which("nvdisasm", path=path) else None

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels as C++ for the simulator; kernels/shim stands in for CUDA."""
+"""Compiles the CUDA kernels as C++; cuda_shim.h supplies what CUDA defines."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ from metah_runtime.errors import BackendUnavailable
 
 FLAGS = ("-std=c++20", "-O2", "-DMETAH_SHIM", "-shared", "-fPIC", "-pthread")
 _SHIM = ("cuda_shim.h", "shim_entries.h")
+_HERE = Path(__file__).parent
 _ENTRY = re.compile(r"__launch_bounds__\(\w+\)\s+(\w+)\(")
 _MACRO = re.compile(r"^(POPC|MMA)_KERNELS\((\d+)\)", re.MULTILINE)
 _PREFIXES = {"POPC": ("scan", "count", "sample"), "MMA": ("mma",)}
@@ -30,14 +31,14 @@ def build(sources: dict[str, str] | None = None, flags: tuple[str, ...] = ()) ->
     """Compile the kernels as C++; return the library, from the cache if nothing has changed.
 
     sources: texts to put in place of SOURCES, by name; flags: further compiler options.
-    Raises BackendUnavailable without a compiler or the source tree.
+    Raises BackendUnavailable without a compiler.
     """
     folder = source_folder()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or not (folder / "shim").is_dir():
-        raise BackendUnavailable("the simulator needs a C++ compiler and METAH's source tree")
+    if compiler is None:
+        raise BackendUnavailable("the simulator needs a C++ compiler; fix: install g++ or set CXX")
     texts = {name: (folder / name).read_text() for name in SOURCES} | (sources or {})
-    texts |= {name: (folder / "shim" / name).read_text() for name in _SHIM}
+    texts |= {name: (_HERE / name).read_text() for name in _SHIM}
     kernels = [name for source in SOURCES for name in kernel_names(texts[source])]
     texts["simulated.cpp"] = '#include "hamming.cu"\n#include "shim_entries.h"\n' + "".join(
         f"METAH_SHIM_ENTRY({kernel})\n" for kernel in kernels
