@@ -30,7 +30,7 @@ import numpy as np
 
 from metah_export.compare import machine
 from metah_runtime.checks import usable_cores
-from metah_runtime.images.preprocess import find_images
+from metah_runtime.images.find import find_images
 from metah_runtime.index import Index
 from metah_runtime.model.encoder import Encoder
 

@@ -17,8 +17,10 @@ from metah_runtime.cli.model_options import BUNDLE, model_options, open_encoder,
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
-from metah_runtime.images.decode import Ways, check_way
-from metah_runtime.images.preprocess import Decoder, decoder_version, walk_images
+from metah_runtime.images.decode import DecodeBackend, check_decode_backend
+from metah_runtime.images.find import walk_images
+from metah_runtime.images.formats import Decoder
+from metah_runtime.images.preprocess import decoder_version
 from metah_runtime.index import Index
 from metah_runtime.model.encoder import BadImage, Encoder
 
@@ -179,10 +181,10 @@ def _known_paths(store: Index) -> set[str]:
     return {path for path in store.paths(store.ids()) if path is not None}
 
 
-def _way(decode: str, count: int) -> Ways:
+def _way(decode: str, count: int) -> DecodeBackend:
     if decode == "auto":
         return "processes" if count >= PROCESSES_FROM else "threads"
-    return check_way(decode)
+    return check_decode_backend(decode)
 
 
 def _add_files(
@@ -192,7 +194,7 @@ def _add_files(
     files: Sequence[str],
     batch: int,
     workers: int | None,
-    way: Ways,
+    way: DecodeBackend,
     decoder: Decoder,
 ) -> tuple[int, list[BadImage]]:
     """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
@@ -217,7 +219,7 @@ def _chunks(
     files: Sequence[str],
     batch: int,
     workers: int | None,
-    way: Ways,
+    way: DecodeBackend,
     decoder: Decoder,
     bad: list[BadImage],
 ) -> Iterator[tuple[list[str], Codes]]:

@@ -322,7 +322,7 @@ def encode(
     from metah_runtime.cluster.access import refuse_open_door
     from metah_runtime.cluster.encoding import Workers
     from metah_runtime.cluster.encoding import encode as run
-    from metah_runtime.images.preprocess import walk_images
+    from metah_runtime.images.find import walk_images
     from metah_runtime.model.encoder import Encoder
 
     if not paths and listed is None:

@@ -125,7 +125,8 @@ def encoded_thumbnail(
     """
     from PIL import ExifTags, Image
 
-    from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image
+    from metah_runtime.images.formats import FORMATS
+    from metah_runtime.images.preprocess import Preprocess, load_image
 
     load_image(source, Preprocess(height=1, width=1))  # refuses pipes, bombs and damaged files
     opened = io.BytesIO(source) if isinstance(source, bytes) else source

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from metah_runtime.checks import check_workers
 from metah_runtime.errors import ConfigError, ImageError
-from metah_runtime.images.preprocess import Decoder, Preprocess, load_image
+from metah_runtime.images.formats import Decoder
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 S = TypeVar("S")
 
-Ways: TypeAlias = Literal["threads", "processes"]
+DecodeBackend: TypeAlias = Literal["threads", "processes"]
 """Where images are decoded. The pixels are the same."""
 
 TASK = 16
@@ -24,7 +25,7 @@ TASK = 16
 
 
 @dataclass(slots=True)
-class Batch(Generic[S]):
+class DecodedBatch(Generic[S]):
     """Consecutive sources while they are decoded: row i of ``images`` belongs to source i."""
 
     sources: list[S]
@@ -45,14 +46,14 @@ def decode_in_threads(
     batch: int,
     workers: int | None,
     decoder: Decoder = "pillow",
-) -> Iterator[Batch[S]]:
+) -> Iterator[DecodedBatch[S]]:
     """Yield decoded batches in order, decoding at most a few batches ahead in threads.
 
     workers: threads, None = all cores. A source that cannot be used is a row of ``errors``.
     """
     count = check_workers(workers)
     ahead = batches_ahead(batch, count)
-    pending: deque[tuple[Batch[S], list[Future[None]]]] = deque()
+    pending: deque[tuple[DecodedBatch[S], list[Future[None]]]] = deque()
     pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
     try:
         while True:
@@ -70,8 +71,8 @@ def decode_in_threads(
 
 def _start(
     sources: list[S], spec: Preprocess, pool: ThreadPoolExecutor, decoder: Decoder
-) -> tuple[Batch[S], list[Future[None]]]:
-    made = Batch(sources, np.empty((len(sources), *spec.shape), np.uint8))
+) -> tuple[DecodedBatch[S], list[Future[None]]]:
+    made = DecodedBatch(sources, np.empty((len(sources), *spec.shape), np.uint8))
 
     def load(rows: range) -> None:
         for row in rows:
@@ -93,8 +94,10 @@ def batches_ahead(batch: int, workers: int) -> int:
     return 2 + -(-2 * workers * TASK // batch)
 
 
-def check_way(way: Any) -> Ways:
+def check_decode_backend(way: Any) -> DecodeBackend:
     """Return ``way`` if it is a way to decode; else raise ConfigError."""
-    if way not in get_args(Ways):
-        raise ConfigError(f"decode must be one of {', '.join(get_args(Ways))}, got {way!r}")
+    if way not in get_args(DecodeBackend):
+        raise ConfigError(
+            f"decode must be one of {', '.join(get_args(DecodeBackend))}, got {way!r}"
+        )
     return way  # type: ignore[no-any-return]

@@ -22,9 +22,10 @@ from typing import Any
 
 from metah_runtime.checks import check_workers
 from metah_runtime.errors import BackendUnavailable, ImageError
-from metah_runtime.images.decode import Batch, batches_ahead, tasks_of
+from metah_runtime.images.decode import DecodedBatch, batches_ahead, tasks_of
 from metah_runtime.images.decode_worker import BUSY, DONE, WAITING, Shared
-from metah_runtime.images.preprocess import Decoder, Preprocess
+from metah_runtime.images.formats import Decoder
+from metah_runtime.images.preprocess import Preprocess
 
 TIMEOUT_S = 120.0
 """A file that is not decoded after so long is an error; its worker is replaced."""
@@ -68,7 +69,7 @@ def decode_in_processes(
     batch: int,
     workers: int | None,
     decoder: Decoder = "pillow",
-) -> Iterator[Batch[str]]:
+) -> Iterator[DecodedBatch[str]]:
     """Yield decoded batches of files in order; a batch is valid until the next is asked for.
 
     workers: processes, None = one a core. A file that cannot be decoded, that ends its worker
@@ -95,13 +96,13 @@ class _Pool:
         self._workers: list[_Worker] = []
         self._number = 0
         self._idle_deaths = 0
-        self._batches: dict[int, Batch[str]] = {}
+        self._batches: dict[int, DecodedBatch[str]] = {}
         self._left: dict[int, int] = {}
         self._suspects: set[str] = set()
         for _ in range(count):
             self._start()
 
-    def run(self, paths: Iterator[str]) -> Iterator[Batch[str]]:
+    def run(self, paths: Iterator[str]) -> Iterator[DecodedBatch[str]]:
         free, pending = deque(range(self._slots)), deque[int]()
         while True:
             while free and (some := list(islice(paths, self._batch))):
@@ -131,7 +132,7 @@ class _Pool:
 
     def _begin(self, slot: int, paths: list[str]) -> None:
         self._shared.states[slot] = WAITING
-        self._batches[slot] = Batch(paths, self._shared.images[slot, : len(paths)])
+        self._batches[slot] = DecodedBatch(paths, self._shared.images[slot, : len(paths)])
         self._left[slot] = len(paths)
         for rows in tasks_of(len(paths)):
             self._hand_out(slot, list(rows))

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.errors import ImageError
-from metah_runtime.images.preprocess import Decoder, Preprocess, load_image
+from metah_runtime.images.formats import Decoder
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 WAITING, BUSY, DONE, BAD = range(4)
 """States of one image in the shared memory; who dies leaves BUSY where it was."""

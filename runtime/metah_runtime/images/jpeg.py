@@ -6,9 +6,9 @@ else is Pillow's, so that a file gives the same pixels, or the same error, with 
 
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
-from metah_runtime.images.preprocess import quiet
+from metah_runtime.images.orientation import exif_orientation, suppress_warnings
 
 _SCALES = (8, 4, 2, 1)
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
@@ -89,8 +89,8 @@ def _is_upright(body: bytes) -> bool:
         return False
     exif = Image.Exif()
     try:
-        with quiet():
+        with suppress_warnings():
             exif.load(body)
-        return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
+            return exif_orientation(exif) == 1
     except Exception:  # damaged metadata: Pillow's to judge
         return False

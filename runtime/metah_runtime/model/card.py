@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metah_runtime.images.preprocess import FORMATS, MAX_PIXELS
+from metah_runtime.images.formats import FORMATS, MAX_PIXELS
 
 if TYPE_CHECKING:
     from metah_runtime.model.bundle import Manifest

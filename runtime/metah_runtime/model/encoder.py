@@ -12,8 +12,15 @@ from PIL import Image
 from metah_runtime.checks import check_batch
 from metah_runtime.codes import Codes
 from metah_runtime.errors import DataError, ImageError
-from metah_runtime.images.decode import Batch, Ways, check_way, decode_in_threads
-from metah_runtime.images.preprocess import Decoder, Preprocess, Source, decoder_version
+from metah_runtime.images.decode import (
+    DecodeBackend,
+    DecodedBatch,
+    check_decode_backend,
+    decode_in_threads,
+)
+from metah_runtime.images.formats import Decoder
+from metah_runtime.images.preprocess import Preprocess, decoder_version
+from metah_runtime.images.source import Source
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.results import Matches, Searcher
@@ -184,7 +191,7 @@ class Encoder:
         paths: Iterable[str | os.PathLike[str]],
         batch: int = BATCH,
         workers: int | None = None,
-        decode: Ways = "threads",
+        decode: DecodeBackend = "threads",
         decoder: Decoder = "pillow",
     ) -> Iterator[EncodedFiles]:
         """Yield the codes of files, ``batch`` consecutive files at a time, in their order.
@@ -241,8 +248,8 @@ class Encoder:
 _NOT_FINITE = "the model gives NaN or infinity for it; fix: check the model"
 
 
-def _decoder(way: Ways) -> Callable[..., Iterator[Batch[str]]]:
-    if check_way(way) == "threads":
+def _decoder(way: DecodeBackend) -> Callable[..., Iterator[DecodedBatch[str]]]:
+    if check_decode_backend(way) == "threads":
         return decode_in_threads
     from metah_runtime.images.decode_pool import decode_in_processes
 

@@ -9,7 +9,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from metah_runtime import schema
-from metah_runtime.images.preprocess import FORMATS
+from metah_runtime.images.formats import FORMATS
 from metah_runtime.serve.limits import Hold
 from metah_runtime.serve.problems import Problem
 from metah_runtime.serve.settings import Settings

@@ -19,7 +19,8 @@ from PIL import Image
 
 from metah_runtime.errors import ImageError
 from metah_runtime.html.gallery import encoded_thumbnail
-from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image
+from metah_runtime.images.formats import FORMATS
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 REQUEST = struct.Struct("<BHQ")
 ANSWER = struct.Struct("<BQ")

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from metah_runtime.images.preprocess import FORMATS
+from metah_runtime.images.formats import FORMATS
 from metah_runtime.serve.body import FIELD, MAX_ID
 from metah_runtime.serve.guard import PROTECTED
 from metah_runtime.serve.models import ProblemBody

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import ConfigError
-from metah_runtime.images.preprocess import MAX_PIXELS
+from metah_runtime.images.formats import MAX_PIXELS
 
 MIB = 1 << 20
 

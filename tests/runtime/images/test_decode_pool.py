@@ -12,7 +12,7 @@ from PIL import Image
 
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.images import decode_pool
-from metah_runtime.images.decode import Batch, decode_in_threads
+from metah_runtime.images.decode import DecodedBatch, decode_in_threads
 from metah_runtime.images.decode_pool import decode_in_processes
 from metah_runtime.images.preprocess import Preprocess
 
@@ -27,7 +27,7 @@ def write_images(folder: Path, count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def collect(batches: Iterator[Batch[str]]) -> tuple[list[str], np.ndarray, dict[str, str]]:
+def collect(batches: Iterator[DecodedBatch[str]]) -> tuple[list[str], np.ndarray, dict[str, str]]:
     names: list[str] = []
     images: list[np.ndarray] = []
     errors: dict[str, str] = {}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from metah_runtime.errors import DataError
-from metah_runtime.images.preprocess import find_images
+from metah_runtime.images.find import find_images
 
 
 def touch(path: Path) -> Path:

@@ -13,7 +13,8 @@ from PIL import Image
 from metah_runtime import Encoder
 from metah_runtime.errors import ConfigError, ImageError, MissingExtra
 from metah_runtime.images import jpeg
-from metah_runtime.images.preprocess import MAX_PIXELS, Preprocess, decoder_version, load_image
+from metah_runtime.images.formats import MAX_PIXELS
+from metah_runtime.images.preprocess import Preprocess, decoder_version, load_image
 
 simplejpeg = pytest.importorskip("simplejpeg", reason="needs the extra 'jpeg'")
 

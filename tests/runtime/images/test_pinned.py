@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageOps, JpegImagePlugin
 
 from metah_runtime.images import preprocess
-from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image
+from metah_runtime.images.formats import FORMATS
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 FOLDER = Path(__file__).parent / "pinned"
 PINNED = json.loads((FOLDER / "pinned.json").read_text(encoding="utf-8"))
@@ -68,7 +69,7 @@ def test_the_set_is_whole_and_has_every_format() -> None:
     [
         ((ImageOps, "exif_transpose"), lambda image: image, "exif-6.jpg"),
         ((JpegImagePlugin.JpegImageFile, "draft"), lambda *_: None, "jpeg-large.jpg"),
-        ((preprocess, "_to_eight_bit"), lambda image, _: image.convert("L"), "png-wide.png"),
+        ((preprocess, "_to_eight_bit"), lambda image, *_: image.convert("L"), "png-wide.png"),
         ((Image, "alpha_composite"), lambda _, image: image, "webp-alpha.webp"),
     ],
 )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metah_runtime.errors import ConfigError, ImageError
-from metah_runtime.images import preprocess
-from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image
+from metah_runtime.images.formats import FORMATS
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (12, 20, 3), np.uint8)
@@ -212,11 +212,32 @@ class TestModes:
         out = load_image(data, Preprocess(height=1, width=2, channels=1))
         assert out[0, :, 0].tolist() == [0x12, 255]
 
-    def test_a_wider_range_than_sixteen_bits_is_refused(self) -> None:
-        for values in ([[0, 70000]], [[-1, 4]]):
-            image = Image.fromarray(np.array(values, np.int32))
-            with pytest.raises(ImageError, match="exceeds 16 bits"):
-                load_image(encoded(image, "TIFF"), SPEC)
+    @pytest.mark.parametrize("values", [[0, 255], [0, 4000], [0, 65535], [0, 70000], [-1, 4]])
+    def test_integers_without_a_stated_range_are_refused(self, values: list[int]) -> None:
+        image = Image.fromarray(np.array([values], np.int32))
+        for source in (image, encoded(image, "TIFF")):
+            with pytest.raises(ImageError, match="32-bit pixels have no stated range; fix: save"):
+                load_image(source, SPEC)
+
+    @pytest.mark.parametrize("sample_format", [1, 2])
+    @pytest.mark.parametrize("bits", [16, 32])
+    def test_signed_and_32_bit_tiffs_are_never_read_as_black(
+        self, bits: int, sample_format: int
+    ) -> None:
+        tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+        tags += [(279, bits // 4), (339, sample_format)]
+        pixels = struct.pack("<2H" if bits == 16 else "<2I", 0, 255)
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        head = struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels
+        data = head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+        with Image.open(io.BytesIO(data)) as opened:
+            mode = opened.mode
+        if (bits, sample_format) == (16, 1):  # the range is stated: 255 of 65,535 is nearly black
+            assert mode == "I;16"
+            assert load_image(data, GREY).max() == 0
+        else:
+            with pytest.raises(ImageError, match=r"no stated range|cannot be decoded"):
+                load_image(data, GREY)
 
     def test_twelve_bit_tiff(self) -> None:
         tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
@@ -295,7 +316,7 @@ class TestBadInput:
             raise PermissionError(13, "Permission denied")
 
         (tmp_path / "secret.png").touch()
-        monkeypatch.setattr(preprocess.os, "open", refuse)  # type: ignore[attr-defined]
+        monkeypatch.setattr(os, "open", refuse)
         with pytest.raises(ImageError, match=r"secret\.png: Permission denied"):
             load_image(tmp_path / "secret.png", SPEC)
 

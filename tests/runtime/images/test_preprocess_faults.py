@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from metah_runtime.errors import DataError, ImageError
-from metah_runtime.images import preprocess
-from metah_runtime.images.preprocess import Preprocess, find_images, load_image
+from metah_runtime.images.find import find_images
+from metah_runtime.images.formats import MAX_FILE_BYTES
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 SPEC = Preprocess(height=12, width=20)
 RGB = np.random.default_rng(7).integers(0, 256, (12, 20, 3), np.uint8)
@@ -102,7 +103,7 @@ def test_any_aspect_ratio_is_squeezed_into_the_models(kind: str, size: tuple[int
 def test_a_file_too_large_to_be_an_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     with path.open("wb") as file:
-        file.truncate(preprocess.MAX_FILE_BYTES + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(ImageError, match=r"large\.jpg: 1,073,741,825 bytes, at most 1,073,741,824"):
         load_image(path, SPEC)
 
@@ -138,7 +139,7 @@ def test_a_file_that_becomes_a_pipe_between_look_and_open(
     os.mkfifo(pipe)
     path.write_bytes(b"x")
     real = os.open
-    monkeypatch.setattr(preprocess.os, "open", lambda _, flags: real(pipe, flags))  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "open", lambda _, flags: real(pipe, flags))
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(ImageError, match=r"a\.png: not a regular file"):
         load_image(path, SPEC)

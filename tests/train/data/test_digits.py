@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from PIL import Image, ImageFont, features
 
 from metah_runtime.errors import ConfigError
-from metah_runtime.images.preprocess import Preprocess, find_images, load_image
+from metah_runtime.images.find import find_images
+from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_train.cli.data import data
 from metah_train.data import SplitSizes, digits, load_split
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import DataError
-from metah_runtime.images.preprocess import FORMATS, Preprocess, load_image, quiet
+from metah_runtime.images.formats import FORMATS
+from metah_runtime.images.orientation import suppress_warnings
+from metah_runtime.images.preprocess import Preprocess, load_image
 
 CACHE_BYTES = 512 * 2**20
 """How much of a folder set is kept decoded in memory."""
@@ -173,7 +175,11 @@ class FileImages:
         sizes = []
         for row in spread(len(self), sample):
             unreadable = suppress(OSError, ValueError, Image.DecompressionBombError)
-            with unreadable, quiet(), Image.open(self.paths[row], formats=FORMATS) as image:
+            with (
+                unreadable,
+                suppress_warnings(),
+                Image.open(self.paths[row], formats=FORMATS) as image,
+            ):
                 sizes.append(image.size)
         if not sizes:
             return 0, 0

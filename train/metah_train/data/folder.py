@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.images.preprocess import Preprocess, find_images
+from metah_runtime.images.find import find_images
+from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, Split
 from metah_train.data.splits import SplitSizes, choose_direction, make_split
 
