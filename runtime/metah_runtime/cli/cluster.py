@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -10,12 +10,7 @@ from metah_runtime.cli import console
 from metah_runtime.cli.model_options import model_options
 from metah_runtime.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from metah_runtime.cluster.searcher import ClusterIndex, Partial
-    from metah_runtime.results import Matches, RangeMatches
-
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 
 
 @click.group(cls=console.Group)
@@ -217,69 +212,23 @@ def query(
     """
     from metah_runtime.cli import query as local
     from metah_runtime.cluster import actors
-    from metah_runtime.cluster.routing import Patience
+    from metah_runtime.cluster.routing import HedgePolicy
 
     search = local.check_search(k, radius, images, codes)
     local.check_html(html)
-    patience = Patience(deadline=deadline, hedge=hedge)
+    policy = HedgePolicy(deadline=deadline, hedge=hedge)
     _connect(address)
-    served = actors.find(name, patience=patience)
+    served = actors.find(name, policy=policy)
     label = Path(f"cluster {name}")
     packed = local.query_codes(served, label, images, codes, bundle, device, threads)
-    store = Reachable(served) if partial else served
+    store = served.reachable() if partial else served
     found = local.find(store, images, packed, search)
-    missing = sorted(store.missing) if isinstance(store, Reachable) else []
+    missing = sorted(getattr(store, "missing", ()))
     if missing:
         shown = ", ".join(map(str, missing))
         console.warn(f"partial answer: shards {shown} of {len(served.plan.shards)} are missing")
     head = {"cluster": name, "complete": not missing, "missing": missing}
     local.show(store, label, found, search, html, head if as_json else None)
-
-
-class Reachable:
-    """A cluster as a Store that leaves out what cannot be reached and remembers it."""
-
-    def __init__(self, served: "ClusterIndex") -> None:
-        self._served = served
-        self.missing: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._served)
-
-    @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-        return self._served.bits
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the model that made the codes."""
-        return self._served.fingerprint
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The small JSON object that is kept with the index."""
-        return self._served.metadata
-
-    def search(self, queries: Any, k: int) -> "Matches":
-        """Return the nearest codes of the shards that answer."""
-        return self._kept(self._served.search_partial(queries, k))
-
-    def range_search(self, queries: Any, radius: int) -> "RangeMatches":
-        """Return the codes within the radius of the shards that answer."""
-        return self._kept(self._served.range_search_partial(queries, radius))
-
-    def count(self, queries: Any, radius: int) -> Any:
-        """Return the number of codes within the radius in the shards that answer."""
-        return self._kept(self._served.count_partial(queries, radius))
-
-    def paths(self, ids: Any) -> list[str | None]:
-        """Return the path of each id that the shards that answer hold."""
-        return self._kept(self._served.paths_partial(ids))
-
-    def _kept(self, found: "Partial[T]") -> T:
-        self.missing.update(found.missing)
-        return found.answer
 
 
 @cluster.command()
@@ -319,26 +268,26 @@ def encode(
     """
     from metah_runtime.cli import add
     from metah_runtime.cluster import parts
-    from metah_runtime.cluster.access import refuse_open_door
-    from metah_runtime.cluster.encoding import Workers
+    from metah_runtime.cluster.access import require_token
+    from metah_runtime.cluster.encoding import WorkerOptions
     from metah_runtime.cluster.encoding import encode as run
     from metah_runtime.images.find import walk_images
     from metah_runtime.model.encoder import Encoder
 
     if not paths and listed is None:
         raise ConfigError("nothing to encode; fix: name files or folders, or give --list FILE")
-    plan = Workers(count=workers, cpus=cpus, batch=batch, part=part)
+    plan = WorkerOptions(count=workers, cpus=cpus, batch=batch, part=part)
     encoder = Encoder.open(bundle)
     wanted = [*paths, *([] if listed is None else add.read_list(listed))]
     names = add.stored_names(walk_images(wanted))
     if not names:
         raise DataError("no image in what was given; fix: name files or a folder")
-    listing = parts.Listing.of(names)
+    listing = parts.FileListing.of(names)
     where = bundle.resolve()
     job = parts.Job(fingerprint=encoder.fingerprint, model=where.name, bits=encoder.bits)
     folder = out.absolute()
     parts.open_job(folder, job)
-    refuse_open_door(_connect(address))
+    require_token(_connect(address))
     with console.progress_bar("encoding", len(listing), "images") as advance:
         advance(len(listing) - len(listing.without(parts.done_ids(folder))))
         done = run(where, folder, job, listing, plan, advance)

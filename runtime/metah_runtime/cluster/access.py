@@ -1,7 +1,8 @@
 """Connects to a Ray cluster, and only to one that asks every caller for its token.
 
-Ray runs any code that a member sends, so its own token (RAY_AUTH_MODE=token) is the door; METAH
-adds what Ray leaves out: a clear refusal within seconds, and proof that the door is shut.
+Ray runs any code that a member sends, so access is controlled by its own token
+(RAY_AUTH_MODE=token). METAH adds a clear error within seconds, and a check that callers without
+the token are refused.
 """
 
 import logging
@@ -14,8 +15,8 @@ from typing import Any
 from metah_runtime.errors import BackendUnavailable, ClusterError, require
 
 NAMESPACE = "metah-search"
-REACH = 10.0
-"""Seconds in which the head must take a connection."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds in which the head must accept a connection."""
 
 _TOKEN_FIX = (
     "fix: `ray get-auth-token --generate` on one machine, the same token (RAY_AUTH_TOKEN_PATH or "
@@ -32,7 +33,7 @@ except AuthenticationError:
     sys.exit(40)
 sys.exit(41)
 """
-_SHUT, _OPEN = 40, 41
+_REFUSED, _ADMITTED = 40, 41
 
 
 def connect(address: str | None = None) -> str:
@@ -45,7 +46,7 @@ def connect(address: str | None = None) -> str:
     if mode not in (None, "token"):
         raise ClusterError(f"RAY_AUTH_MODE is {mode!r}, METAH works with token alone; {_TOKEN_FIX}")
     os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its C++ side talks on stderr
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its C++ part writes to stderr
     require("ray")
     import ray
 
@@ -57,7 +58,7 @@ def connect(address: str | None = None) -> str:
         where = str(ray.get_runtime_context().gcs_address)
     else:
         where = _find(address)
-        _knock(where)
+        _check_reachable(where)
         try:
             ray.init(
                 address=where, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -79,10 +80,10 @@ def token_mode() -> bool:
     return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
 
 
-def refuse_open_door(address: str) -> None:
-    """Call the cluster without a token; raise ClusterError unless it refuses. Takes a second."""
+def require_token(address: str) -> None:
+    """Raise ClusterError unless the cluster refuses a caller without a token. Takes a second."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment["RAY_AUTH_MODE"] = "disabled"
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -93,12 +94,12 @@ def refuse_open_door(address: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{address} does not answer; fix: see `ray status`") from None
-    if done.returncode == _OPEN:
+    if done.returncode == _ADMITTED:
         raise ClusterError(
             f"the Ray cluster at {address} lets callers in without a token, and whoever is in can "
             f"run any code; {_TOKEN_FIX}"
         )
-    if done.returncode != _SHUT:
+    if done.returncode != _REFUSED:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ClusterError(f"cannot tell whether {address} asks for a token: {reason[:200]}")
 
@@ -127,14 +128,14 @@ def _find(address: str | None) -> str:
     return str(found)
 
 
-def _knock(address: str) -> None:
-    """Fail within seconds where Ray would try again for half a minute, or end the process."""
+def _check_reachable(address: str) -> None:
+    """Raise ClusterError within seconds; Ray would retry for half a minute or end the process."""
     from ray._raylet import AuthenticationTokenLoader, GcsClient
     from ray.exceptions import AuthenticationError, RayError
 
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(
@@ -148,7 +149,7 @@ def _knock(address: str) -> None:
     if not held:
         raise ClusterError(f"{refuses}: there is no token here; {_TOKEN_FIX}")
     try:
-        GcsClient(address=address).internal_kv_keys(b"", namespace=None, timeout=REACH)
+        GcsClient(address=address).internal_kv_keys(b"", namespace=None, timeout=CONNECT_TIMEOUT)
     except AuthenticationError:
         raise ClusterError(f"{refuses}: its token is another one; {_TOKEN_FIX}") from None
     except RayError as error:

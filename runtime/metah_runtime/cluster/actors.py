@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from metah_runtime.checks import check_threads
-from metah_runtime.cluster.access import NAMESPACE, refuse_open_door, token_mode
-from metah_runtime.cluster.plan import Plan, make_plan
-from metah_runtime.cluster.replica import Hello, Replica
-from metah_runtime.cluster.routing import Answer, Patience, Question, Replicas, Router
+from metah_runtime.cluster.access import NAMESPACE, require_token, token_mode
+from metah_runtime.cluster.plan import ShardPlan, make_plan
+from metah_runtime.cluster.replica import Replica, ReplicaInfo
+from metah_runtime.cluster.routing import (
+    HedgePolicy,
+    Router,
+    ShardReplicas,
+    ShardRequest,
+    ShardResponse,
+)
 from metah_runtime.cluster.searcher import ClusterIndex
 from metah_runtime.errors import ClusterError, ConfigError, IndexMismatch
 from metah_runtime.index.manifest import Manifest
 
 DEFAULT_NAME: Final = "metah"
-JOIN: Final = 60.0
+JOIN_TIMEOUT: Final = 60.0
 """Seconds in which all replicas must have opened and checked their shards."""
-GREET: Final = 3.0
-"""Seconds in which a replica says hello to a client; a later one is asked all the same."""
+INFO_TIMEOUT: Final = 3.0
+"""Seconds in which a replica must report its state; a later one is still sent requests."""
 
 _LARGE: Final = 100_000
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -32,12 +38,12 @@ _ACTOR: Final = re.compile(r"(?P<name>[^/]+)/(?P<digest>[0-9a-f]{16})/(?P<shard>
 class ActorReplica(Replica):
     """A replica that also says on which node it runs and whether Ray asks for its token there."""
 
-    def hello(self, node: str = "", secured: bool = False) -> Hello:
-        """Return what this replica has open, and where it runs."""
+    def info(self, node: str = "", secured: bool = False) -> ReplicaInfo:
+        """Return what this replica has open and where it runs."""
         import ray
 
         node = node or ray.get_runtime_context().get_node_id()
-        return super().hello(node, secured or token_mode())
+        return super().info(node, secured or token_mode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,48 +59,46 @@ class Member:
 
 
 class RayTransport:
-    """Sends questions to actors. Never retries: the router asks another replica instead."""
+    """Sends requests to actors. Never retries: the router asks another replica instead."""
 
     def __init__(self) -> None:
-        self._stored: tuple[Question, tuple[Any, ...]] | None = None
+        self._stored: tuple[ShardRequest, tuple[Any, ...]] | None = None
 
     def now(self) -> float:
         """Return a time in seconds that never goes back."""
         return time.monotonic()
 
-    def send(self, replica: Member, question: Question) -> Any:
-        """Start a question; large arguments are put into Ray's object store once."""
-        return replica.handle.ask.remote(question.method, *self._arguments(question))
+    def send(self, replica: Member, request: ShardRequest) -> Any:
+        """Start a request; large arguments are put into Ray's object store once."""
+        return replica.handle.ask.remote(request.method, *self._arguments(request))
 
     def wait(self, tickets: Sequence[Any], timeout: float) -> list[Any]:
-        """Return the tickets that are done and here, waiting until one is or the time is over."""
+        """Return the tickets that are done, waiting until one is or the timeout ends."""
         import ray
 
         return list(ray.wait(list(tickets), num_returns=1, timeout=timeout)[0])
 
-    def result(self, ticket: Any) -> Answer[Any]:
-        """Return the answer of a ticket that is done; raise what went wrong."""
+    def result(self, ticket: Any) -> ShardResponse[Any]:
+        """Return the response of a ticket that is done; raise its error."""
         import ray
 
-        answer = ray.get(ticket, timeout=1.0)
-        assert isinstance(answer, Answer)
-        return answer
+        response = ray.get(ticket, timeout=1.0)
+        assert isinstance(response, ShardResponse)
+        return response
 
-    def _arguments(self, question: Question) -> tuple[Any, ...]:
+    def _arguments(self, request: ShardRequest) -> tuple[Any, ...]:
         import ray
 
         stored = self._stored
-        if stored is None or stored[0] is not question:
-            put = (
-                ray.put(a) if getattr(a, "nbytes", 0) > _LARGE else a for a in question.arguments
-            )
-            self._stored = stored = (question, tuple(put))
+        if stored is None or stored[0] is not request:
+            put = (ray.put(a) if getattr(a, "nbytes", 0) > _LARGE else a for a in request.arguments)
+            self._stored = stored = (request, tuple(put))
         return stored[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """One replica as it is now; state: serving, silent, gone, or refused with the reason."""
+class ReplicaStatus:
+    """State of one replica: serving, silent, gone, or refused with the reason."""
 
     shard: int
     replica: int
@@ -112,9 +116,9 @@ def start(
     shards: int = 1,
     replicas: int = 2,
     threads: int = 1,
-    patience: Patience | None = None,
+    policy: HedgePolicy | None = None,
 ) -> ClusterIndex:
-    """Serve the present state of an index folder by shards x replicas actors that outlive us.
+    """Serve the present state of an index folder by shards x replicas detached actors.
 
     The folder must be at the same place on every node. Replicas of a shard are on different
     nodes. threads: of each replica, and the CPUs that Ray keeps for it. All replicas join, or
@@ -129,7 +133,7 @@ def start(
     plan = make_plan(Manifest.read(folder), shards)
     import ray
 
-    refuse_open_door(address)
+    require_token(address)
     nodes = sum(node["Alive"] for node in ray.nodes())
     if replicas > nodes:
         raise ClusterError(
@@ -142,20 +146,20 @@ def start(
         )
     try:
         members = _create(folder, plan, name, replicas, threads)
-        hellos = _greet(members, JOIN)
+        infos = _ask_info(members, JOIN_TIMEOUT)
         for member in members:
-            _check_joined(plan, member, hellos.get(member))
+            _check_joined(plan, member, infos.get(member))
     except BaseException:
         stop(name)
         raise
-    return _searcher(plan, members, patience)
+    return _searcher(plan, members, policy)
 
 
 def find(
     name: str = DEFAULT_NAME,
     *,
     expect: str | None = None,
-    patience: Patience | None = None,
+    policy: HedgePolicy | None = None,
 ) -> ClusterIndex:
     """Return the Searcher of a running cluster; raise ClusterError if there is none.
 
@@ -168,25 +172,25 @@ def find(
             f"cluster {name!r} serves codes of model {found or '(none)'}, expected {expect}; "
             "fix: use the model of the index"
         )
-    return _searcher(plan, members, patience)
+    return _searcher(plan, members, policy)
 
 
-def status(name: str = DEFAULT_NAME) -> tuple[Plan, list[Status]]:
+def status(name: str = DEFAULT_NAME) -> tuple[ShardPlan, list[ReplicaStatus]]:
     """Return the plan of a cluster and the state of each replica that Ray knows."""
-    plan, members, hellos = _look(name)
+    plan, members, infos = _look(name)
     rows = []
     for member in members:
-        hello = hellos.get(member)
-        if not isinstance(hello, Hello):
-            gone = f"gone: {hello}" if hello else "silent"
-            rows.append(Status(member.shard, member.number, gone))
+        info = infos.get(member)
+        if not isinstance(info, ReplicaInfo):
+            gone = f"gone: {info}" if info else "silent"
+            rows.append(ReplicaStatus(member.shard, member.number, gone))
             continue
-        state = f"refused: {hello.refusal}" if hello.refusal else "serving"
+        state = f"refused: {info.refusal}" if info.refusal else "serving"
         rows.append(
-            Status(member.shard, member.number, state, hello.codes, hello.node, hello.process)
+            ReplicaStatus(member.shard, member.number, state, info.codes, info.node, info.process)
         )
     absent = set(range(len(plan.shards))) - {member.shard for member in members}
-    rows += [Status(shard, 0, "gone: no replica is left") for shard in absent]
+    rows += [ReplicaStatus(shard, 0, "gone: no replica is left") for shard in absent]
     return plan, sorted(rows, key=lambda row: (row.shard, row.replica))
 
 
@@ -207,7 +211,7 @@ def stop(name: str = DEFAULT_NAME) -> int:
     return len(members)
 
 
-def _create(folder: Path, plan: Plan, name: str, replicas: int, threads: int) -> list[Member]:
+def _create(folder: Path, plan: ShardPlan, name: str, replicas: int, threads: int) -> list[Member]:
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -224,7 +228,7 @@ def _create(folder: Path, plan: Plan, name: str, replicas: int, threads: int) ->
     ]
     members = []
     for shard, group in enumerate(groups):
-        if not group.wait(JOIN / 2):
+        if not group.wait(JOIN_TIMEOUT / 2):
             raise ClusterError(
                 f"Ray finds no place for {replicas} x {threads} CPUs on {replicas} nodes for shard "
                 f"{shard}; fix: fewer --shards or --threads, or more nodes (see `ray status`)"
@@ -265,8 +269,8 @@ def _members(name: str) -> list[tuple[str, Member]]:
     return sorted(found, key=lambda item: (item[0], item[1].shard, item[1].number))
 
 
-def _look(name: str) -> tuple[Plan, list[Member], dict[Member, Any]]:
-    """Return the plan of a running cluster, its members, and what they said or why they did not."""
+def _look(name: str) -> tuple[ShardPlan, list[Member], dict[Member, Any]]:
+    """Return the plan of a running cluster, its members, and the information from each."""
     found = _members(name)
     if not found:
         raise ClusterError(
@@ -279,50 +283,54 @@ def _look(name: str) -> tuple[Plan, list[Member], dict[Member, Any]]:
             "fix: `metah-search cluster stop`, then start"
         )
     members = [member for _, member in found]
-    hellos = _greet(members, GREET)
-    plan = next((Plan.decode(h.plan) for h in hellos.values() if isinstance(h, Hello)), None)
+    infos = _ask_info(members, INFO_TIMEOUT)
+    plan = next(
+        (ShardPlan.decode(h.plan) for h in infos.values() if isinstance(h, ReplicaInfo)), None
+    )
     if plan is None:
-        raise ClusterError(f"no replica of cluster {name!r} answers within {GREET:g} s")
+        raise ClusterError(f"no replica of cluster {name!r} answers within {INFO_TIMEOUT:g} s")
     if not plan.digest.startswith(digests.pop()):
         raise ClusterError(f"the replicas of cluster {name!r} contradict their names")
-    return plan, members, hellos
+    return plan, members, infos
 
 
-def _greet(members: Iterable[Member], timeout: float) -> dict[Member, Any]:
-    """Return what each member said: Hello, or the exception of its death; silent ones lack."""
+def _ask_info(members: Iterable[Member], timeout: float) -> dict[Member, Any]:
+    """Return by member its ReplicaInfo or the text of its error; silent members are left out."""
     import ray
 
-    asked = {member.handle.hello.remote(): member for member in members}
+    asked = {member.handle.info.remote(): member for member in members}
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout)
-    said: dict[Member, Any] = {}
+    infos: dict[Member, Any] = {}
     for ref in ready:
         try:
-            said[asked[ref]] = ray.get(ref, timeout=1.0)
+            infos[asked[ref]] = ray.get(ref, timeout=1.0)
         except ray.exceptions.RayError as error:
-            said[asked[ref]] = " ".join(str(error).split())[:200]
-    return said
+            infos[asked[ref]] = " ".join(str(error).split())[:200]
+    return infos
 
 
-def _check_joined(plan: Plan, member: Member, hello: Any) -> None:
+def _check_joined(plan: ShardPlan, member: Member, info: Any) -> None:
     who = f"replica {member.number} of shard {member.shard}"
-    if hello is None:
-        raise ClusterError(f"{who} did not open its files within {JOIN:g} s")
-    if not isinstance(hello, Hello):
-        raise ClusterError(f"{who} did not start: {hello}")
-    if hello.refusal is not None:
-        raise ClusterError(f"{who} on node {hello.node[:12]} refuses to join: {hello.refusal}")
-    if hello.digest != plan.shard_digest(member.shard):
+    if info is None:
+        raise ClusterError(f"{who} did not open its files within {JOIN_TIMEOUT:g} s")
+    if not isinstance(info, ReplicaInfo):
+        raise ClusterError(f"{who} did not start: {info}")
+    if info.refusal is not None:
+        raise ClusterError(f"{who} on node {info.node[:12]} refuses to join: {info.refusal}")
+    if info.digest != plan.shard_digest(member.shard):
         raise ClusterError(f"{who} has another state of the index open")
-    if not hello.secured:
-        raise ClusterError(f"node {hello.node[:12]} runs Ray without its token")
+    if not info.secured:
+        raise ClusterError(f"node {info.node[:12]} runs Ray without its token")
 
 
-def _searcher(plan: Plan, members: Iterable[Member], patience: Patience | None) -> ClusterIndex:
+def _searcher(
+    plan: ShardPlan, members: Iterable[Member], policy: HedgePolicy | None
+) -> ClusterIndex:
     by_shard: dict[int, list[Member]] = {shard: [] for shard in range(len(plan.shards))}
     for member in members:
         by_shard[member.shard].append(member)
     shards = [
-        Replicas(plan.shard_digest(shard), tuple(mine), f"shard {shard}")
+        ShardReplicas(plan.shard_digest(shard), tuple(mine), f"shard {shard}")
         for shard, mine in by_shard.items()
     ]
-    return ClusterIndex(plan, Router(shards, RayTransport(), patience))
+    return ClusterIndex(plan, Router(shards, RayTransport(), policy))

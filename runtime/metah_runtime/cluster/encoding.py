@@ -1,4 +1,4 @@
-"""Encodes files on all nodes of a Ray cluster: Ray Data spreads the batches, parts keep them."""
+"""Encodes files on all nodes of a Ray cluster with Ray Data; parts store the results."""
 
 import logging
 import math
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from metah_runtime.checks import check_batch, check_threads
-from metah_runtime.cluster.parts import Job, Listing, done_ids, write_part
+from metah_runtime.cluster.parts import FileListing, Job, done_ids, write_part
 from metah_runtime.errors import ClusterError, ConfigError, IndexMismatch
 from metah_runtime.model.encoder import BadImage, Encoder
 
 PART = 1024
-"""Files of a part: what a killed job loses of each worker."""
+"""Files of a part: a killed job loses at most one part of each worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """How the work is done. count: processes, default as many as the free CPUs allow.
+class WorkerOptions:
+    """Processes of an encoding job. count: processes, default as many as the free CPUs allow.
 
-    cpus: of each, for decoding and the model; batch: images a run of the model; part: files of a
+    cpus: of each, for decoding and the model; batch: images of a model run; part: files of a
     part.
     """
 
@@ -44,7 +44,7 @@ class Workers:
 
 
 class PartEncoder:
-    """What runs on a worker: takes the files of one part, writes the part, says how many."""
+    """Runs on a worker: encodes the files of one part and writes the part."""
 
     def __init__(self, bundle: str, folder: str, job: Job, batch: int, cpus: int) -> None:
         self._encoder = Encoder.open(bundle, threads=cpus)
@@ -55,7 +55,7 @@ class PartEncoder:
             )
         self._folder, self._batch, self._cpus = Path(folder), batch, cpus
 
-    def encode(self, listing: Listing) -> tuple[str, int]:
+    def encode(self, listing: FileListing) -> tuple[str, int]:
         """Encode files, write their part durably and return (its name, bad files)."""
         codes, bad = [], list[BadImage]()
         done = self._encoder.encode_files(listing.paths, batch=self._batch, workers=self._cpus)
@@ -65,10 +65,10 @@ class PartEncoder:
         return write_part(self._folder, listing, np.concatenate(codes), bad), len(bad)
 
     def __call__(self, table: Any) -> dict[str, Any]:
-        """Take a table of ids and paths as Ray Data gives it."""
+        """Encode a table of ids and paths from Ray Data; return the part's name and its counts."""
         paths = tuple(os.fsdecode(path) for path in table.column("path").to_pylist())
         ids = np.array(table.column("id").to_numpy(), np.int64)
-        name, bad = self.encode(Listing(paths, ids))
+        name, bad = self.encode(FileListing(paths, ids))
         return {"part": [name], "files": [len(paths)], "bad": [bad]}
 
 
@@ -76,11 +76,11 @@ def encode(
     bundle: Path,
     folder: Path,
     job: Job,
-    listing: Listing,
-    workers: Workers,
+    listing: FileListing,
+    workers: WorkerOptions,
     advance: Callable[[int], object],
 ) -> int:
-    """Encode what no part holds yet; return how many files that was.
+    """Encode the files that no part contains yet; return their number.
 
     bundle and folder must be at the same place on every node, the folder on storage that all
     share. advance: called with the number of files of each part. Raises ClusterError.
@@ -126,8 +126,8 @@ def encode(
     return len(todo)
 
 
-def _workers(wanted: Workers, parts: int) -> int:
-    """Return how many processes to start; more than Ray has room for would wait for ever."""
+def _workers(wanted: WorkerOptions, parts: int) -> int:
+    """Return the number of processes to start; Ray would wait without end for CPUs it lacks."""
     import ray
 
     free = int(ray.available_resources().get("CPU", 0))

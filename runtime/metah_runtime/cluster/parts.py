@@ -1,8 +1,8 @@
-"""The work of an encoding job on disk: durable parts by file id, so that a killed job goes on.
+"""The results of an encoding job on disk: durable parts, so that a killed job can continue.
 
-A job is a folder: ``job.json`` (model), ``parts/`` (one Parquet file a batch, with its final name
-only once it is whole and durable), and at the end ``codes.parquet``, for `metah-search import`.
-What is done is what is in the parts: there is no second record that could disagree.
+A job is a folder: ``job.json`` (model), ``parts/`` (one Parquet file for each batch,
+renamed to its final name when it is complete and durable), and at the end ``codes.parquet``, for
+`metah-search import`. The parts are the only record of what is done.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _LIMIT: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the codes of a folder are of: fingerprint and name of the model, bits of a code."""
+    """The model of a job: fingerprint, name, and bits of a code."""
 
     fingerprint: str
     model: str
@@ -39,15 +39,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a job, in order. paths: n names; ids: (n,) int64, of the names alone."""
+class FileListing:
+    """The files of a job, in order. paths: n names; ids: (n,) int64, hashes of the names."""
 
     paths: tuple[str, ...]
     ids: NDArray[np.int64]
 
     @classmethod
-    def of(cls, paths: Sequence[str]) -> "Listing":
-        """Give each path its id; raise DataError if two paths have one."""
+    def of(cls, paths: Sequence[str]) -> "FileListing":
+        """Return the listing of some paths; raise DataError if two paths have the same id."""
         ids = np.fromiter((file_id(path) for path in paths), np.int64, len(paths))
         order = np.argsort(ids, kind="stable")
         twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
@@ -59,16 +59,16 @@ class Listing:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def without(self, done: NDArray[np.int64]) -> "Listing":
-        """Return what is not in ``done``, in order."""
+    def without(self, done: NDArray[np.int64]) -> "FileListing":
+        """Return the files whose ids are not in ``done``, in order."""
         rows = np.flatnonzero(~np.isin(self.ids, done))
-        return Listing(tuple(self.paths[row] for row in rows), self.ids[rows])
+        return FileListing(tuple(self.paths[row] for row in rows), self.ids[rows])
 
-    def chunks(self, size: int) -> Iterator["Listing"]:
-        """Yield runs of at most ``size`` files."""
+    def chunks(self, size: int) -> Iterator["FileListing"]:
+        """Yield listings of at most ``size`` files."""
         for start in range(0, len(self), size):
             stop = start + size
-            yield Listing(self.paths[start:stop], self.ids[start:stop])
+            yield FileListing(self.paths[start:stop], self.ids[start:stop])
 
 
 def file_id(path: str) -> int:
@@ -78,7 +78,7 @@ def file_id(path: str) -> int:
 
 
 def open_job(folder: Path, job: Job) -> None:
-    """Make a job's folder, or go on in one of the same model; else raise ConfigError."""
+    """Create a job's folder or accept one of the same model; else raise ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PARTS).mkdir(exist_ok=True)
@@ -104,11 +104,11 @@ def open_job(folder: Path, job: Job) -> None:
         )
 
 
-def write_part(folder: Path, listing: Listing, codes: Codes, bad: Sequence[BadImage]) -> str:
-    """Write what became of the files of ``listing`` durably and return the part's name.
+def write_part(folder: Path, listing: FileListing, codes: Codes, bad: Sequence[BadImage]) -> str:
+    """Write codes and errors of the files of ``listing`` durably; return the part's name.
 
     codes: (n, bits / 8), of the files that are not in ``bad``, in order. The same files give the
-    same name, so a batch that is done twice is there once.
+    same name, so a batch that is encoded twice is stored once.
     """
     arrow = _arrow()
     reasons = {item.path: item.reason for item in bad}
@@ -131,12 +131,12 @@ def write_part(folder: Path, listing: Listing, codes: Codes, bad: Sequence[BadIm
 
 
 def done_ids(folder: Path) -> NDArray[np.int64]:
-    """Return the ids of all files that a whole part holds, ascending."""
+    """Return the ids of all files in complete parts, ascending."""
     found = [_read(path, ["id"]).column("id").to_numpy() for path in _parts(folder)]
     return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
 
 
-def finish(folder: Path, listing: Listing, job: Job) -> tuple[int, list[BadImage]]:
+def finish(folder: Path, listing: FileListing, job: Job) -> tuple[int, list[BadImage]]:
     """Write codes.parquet in the order of the listing: every file exactly once.
 
     Returns (number of codes, bad files). Raises ClusterError if a file of the listing is in no

@@ -13,7 +13,7 @@ from metah_runtime.index.manifest import Manifest, SegmentEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class RowRange:
     """The rows [start, stop) of one segment; ids ascend with rows."""
 
     segment: int
@@ -22,23 +22,23 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One state of an index and the cuts of each shard: every row is in exactly one.
+class ShardPlan:
+    """One state of an index and the row ranges of each shard: every row is in exactly one.
 
     Two plans of one digest hold the same rows of the same files, byte for byte as far as the
     checksums of the segments tell.
     """
 
     manifest: Manifest
-    shards: tuple[tuple[Cut, ...], ...]
+    shards: tuple[tuple[RowRange, ...], ...]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over files, checksums, model and cuts, 64 hex digits."""
+        """SHA-256 over files, checksums, model and row ranges, 64 hex digits."""
         return hashlib.sha256(self.encode().encode()).hexdigest()
 
     def shard_digest(self, shard: int) -> str:
-        """Return what every answer of a shard's replicas carries."""
+        """Return the digest that every response of a shard's replicas carries."""
         return hashlib.sha256(f"{self.digest}/{shard}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -46,16 +46,16 @@ class Plan:
 
     def rows(self, shard: int) -> int:
         """Return the number of rows of a shard, removed ones included."""
-        return sum(cut.stop - cut.start for cut in self.shards[shard])
+        return sum(rows.stop - rows.start for rows in self.shards[shard])
 
-    def part(self, shard: int) -> Manifest:
+    def manifest_of(self, shard: int) -> Manifest:
         """Return the manifest of the segments that a shard needs."""
-        entries = tuple(self.entry(cut) for cut in self.shards[shard])
+        entries = tuple(self.entry(rows) for rows in self.shards[shard])
         return dataclasses.replace(self.manifest, segments=entries)
 
-    def entry(self, cut: Cut) -> SegmentEntry:
-        """Return the segment that a cut is of."""
-        return self.manifest.segments[cut.segment]
+    def entry(self, rows: RowRange) -> SegmentEntry:
+        """Return the segment that a row range belongs to."""
+        return self.manifest.segments[rows.segment]
 
     def encode(self) -> str:
         """Return the plan as JSON; the same plan gives the same text."""
@@ -63,13 +63,13 @@ class Plan:
         return json.dumps(value, sort_keys=True)
 
     @classmethod
-    def decode(cls, text: str) -> "Plan":
+    def decode(cls, text: str) -> "ShardPlan":
         """Read what ``encode`` gives; raise ClusterError."""
         try:
             value = schema.parse_json(text.encode())
             plan = cls(
                 manifest=schema.from_json(Manifest, value["manifest"]),
-                shards=schema.from_json(tuple[tuple[Cut, ...], ...], value["shards"]),
+                shards=schema.from_json(tuple[tuple[RowRange, ...], ...], value["shards"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ClusterError(
@@ -79,7 +79,7 @@ class Plan:
         return plan
 
 
-def make_plan(manifest: Manifest, shards: int) -> Plan:
+def make_plan(manifest: Manifest, shards: int) -> ShardPlan:
     """Cut the rows of an index, in the order of its segments, into ``shards`` equal runs.
 
     Raises ConfigError if there are fewer rows than shards.
@@ -90,13 +90,13 @@ def make_plan(manifest: Manifest, shards: int) -> Plan:
     if shards > total:
         raise ConfigError(f"shards must be at most the number of codes, {total}, got {shards}")
     bounds = [total * at // shards for at in range(shards + 1)]
-    cuts: list[tuple[Cut, ...]] = []
+    ranges: list[tuple[RowRange, ...]] = []
     for first, last in itertools.pairwise(bounds):
         mine, offset = [], 0
         for number, entry in enumerate(manifest.segments):
             start, stop = max(first - offset, 0), min(last - offset, entry.codes.rows)
             if start < stop:
-                mine.append(Cut(segment=number, start=start, stop=stop))
+                mine.append(RowRange(segment=number, start=start, stop=stop))
             offset += entry.codes.rows
-        cuts.append(tuple(mine))
-    return Plan(manifest=manifest, shards=tuple(cuts))
+        ranges.append(tuple(mine))
+    return ShardPlan(manifest=manifest, shards=tuple(ranges))

@@ -1,7 +1,7 @@
-"""Asks one replica of each shard and, where that is silent or dead, the next: no Ray in here.
+"""Sends a request to one replica of each shard and to the next where that one is slow or dead.
 
 Hedged requests as in Dean and Barroso, "The Tail at Scale" (CACM 56(2), 2013): a second replica is
-asked after a short silence, the first answer counts. What is silent is left alone for a while.
+asked after a short wait and the first response counts. A slow replica is avoided for a while.
 """
 
 import itertools
@@ -21,13 +21,12 @@ ENOUGH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to wait for answers, in seconds.
+class HedgePolicy:
+    """How long to wait for responses, in seconds.
 
-    deadline: for the whole answer. hedge: silence after which the next replica is asked too, or
-    twice the usual time of such a question if that is longer (at most half
-    the deadline). cool_off: for how long a replica
-    that was silent or failed is asked only if all others are so too.
+    deadline: for all shards. hedge: wait after which the next replica is asked too, or twice the
+    median time of such requests if that is longer (at most half the deadline). cool_off: time for
+    which a replica that was slow or failed is asked only after all others.
     """
 
     deadline: float = 2.0
@@ -46,8 +45,8 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of every shard. size: of questions that take about as long."""
+class ShardRequest:
+    """One request to every shard. size: requests of similar size take a similar time."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -55,8 +54,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[A]):
-    """What a replica gives back: which shard it has open, and the value or why there is none."""
+class ShardResponse(Generic[A]):
+    """Response of a replica: digest of its open shard, and a value or why it refuses."""
 
     digest: str
     value: A | None = None
@@ -64,24 +63,24 @@ class Answer(Generic[A]):
 
 
 class Transport(Protocol):
-    """Sends questions to replicas; time is its own, so that tests need not wait."""
+    """Sends requests to replicas; it has its own clock, so that tests need not wait."""
 
     def now(self) -> float:
         """Return a time in seconds that never goes back."""
 
-    def send(self, replica: Any, question: Question) -> Hashable:
-        """Start a question and return its ticket; never waits."""
+    def send(self, replica: Any, request: ShardRequest) -> Hashable:
+        """Start a request and return its ticket; never waits."""
 
     def wait(self, tickets: Sequence[Any], timeout: float) -> list[Any]:
         """Return the tickets that are done, waiting until one is or the time is over."""
 
-    def result(self, ticket: Any) -> Answer[Any]:
-        """Return the answer of a ticket that is done; raise what went wrong."""
+    def result(self, ticket: Any) -> ShardResponse[Any]:
+        """Return the response of a ticket that is done; raise its error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Replicas:
-    """One shard: the digest that its answers must carry, its replicas, and its name for people."""
+class ShardReplicas:
+    """One shard: the digest that its responses must carry, its replicas, its name in messages."""
 
     digest: str
     members: tuple[Any, ...]
@@ -89,7 +88,7 @@ class Replicas:
 
 
 class ShardsMissing(ClusterError):  # noqa: N818 - the name states the fact
-    """Some shards gave no answer; ``missing`` has their numbers."""
+    """Some shards gave no response; ``missing`` has their numbers."""
 
     def __init__(self, message: str, missing: tuple[int, ...]) -> None:
         super().__init__(message)
@@ -97,17 +96,17 @@ class ShardsMissing(ClusterError):  # noqa: N818 - the name states the fact
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered(Generic[A]):
-    """The answers by shard, None for those in ``missing``, and for these the reason."""
+class ShardResults(Generic[A]):
+    """Values by shard (None for those in ``missing``), and the reasons for the missing ones."""
 
-    answers: tuple[A | None, ...]
+    values: tuple[A | None, ...]
     missing: tuple[int, ...]
     reasons: tuple[str, ...]
 
 
 @dataclass(slots=True)
-class _Lane:
-    """One shard while it is asked."""
+class _ShardCall:
+    """State of one shard during a request."""
 
     shard: int
     untried: list[Any]
@@ -115,7 +114,7 @@ class _Lane:
     hedge_at: float = 0.0
     last: Any = None
     failures: list[str] = field(default_factory=list)
-    answer: Any = None
+    value: Any = None
     answered: bool = False
 
     @property
@@ -124,68 +123,68 @@ class _Lane:
 
 
 class Router:
-    """Gathers one answer of each shard. Thread-safe."""
+    """Collects one response of each shard. Thread-safe."""
 
     def __init__(
         self,
-        shards: Sequence[Replicas],
+        shards: Sequence[ShardReplicas],
         transport: Transport,
-        patience: Patience | None = None,
+        policy: HedgePolicy | None = None,
     ) -> None:
         self.shards = tuple(shards)
-        self.patience = patience or Patience()
+        self.policy = policy or HedgePolicy()
         self._transport = transport
-        self._cold: dict[Any, float] = {}
+        self._cooling: dict[Any, float] = {}
         self._times: dict[tuple[str, int], deque[float]] = {}
         self._turn = itertools.count()
         self._lock = threading.Lock()
 
-    def ask(self, question: Question) -> Gathered[Any]:
-        """Return what the shards answered within the deadline; never waits longer."""
+    def ask(self, request: ShardRequest) -> ShardResults[Any]:
+        """Return the responses that arrive within the deadline."""
         transport = self._transport
         start = transport.now()
-        end = start + self.patience.deadline
+        end = start + self.policy.deadline
         turn = next(self._turn)
-        lanes = [
-            _Lane(number, self._order(shard, turn, start))
+        calls = [
+            _ShardCall(number, self._order(shard, turn, start))
             for number, shard in enumerate(self.shards)
         ]
-        for lane in lanes:
-            self._send_next(lane, question)
-        while todo := [lane for lane in lanes if lane.open]:
+        for call in calls:
+            self._send_next(call, request)
+        while todo := [call for call in calls if call.open]:
             now = transport.now()
             if now >= end:
                 break
-            wake = min([end, *(lane.hedge_at for lane in todo if lane.untried)])
-            tickets = [ticket for lane in todo for ticket in lane.pending]
+            wake = min([end, *(call.hedge_at for call in todo if call.untried)])
+            tickets = [ticket for call in todo for ticket in call.pending]
             ready = set(transport.wait(tickets, max(wake - now, 0.0)))
-            for lane in todo:
-                for ticket in [ticket for ticket in lane.pending if ticket in ready]:
-                    self._settle(lane, ticket, question)
-                if lane.open and lane.untried and transport.now() >= lane.hedge_at:
-                    self._cool(lane.last)
-                    self._send_next(lane, question)
-        for lane in lanes:
-            for replica, _ in lane.pending.values():
-                if not lane.answered:
+            for call in todo:
+                for ticket in [ticket for ticket in call.pending if ticket in ready]:
+                    self._accept(call, ticket, request)
+                if call.open and call.untried and transport.now() >= call.hedge_at:
+                    self._cool(call.last)
+                    self._send_next(call, request)
+        for call in calls:
+            for replica, _ in call.pending.values():
+                if not call.answered:
                     self._cool(replica)
-                    lane.failures.append(f"{replica}: silent for {self.patience.deadline:g} s")
-        gone = [lane for lane in lanes if not lane.answered]
-        return Gathered(
-            tuple(lane.answer for lane in lanes),
-            tuple(lane.shard for lane in gone),
-            tuple("; ".join(lane.failures) or "it has no replica" for lane in gone),
+                    call.failures.append(f"{replica}: silent for {self.policy.deadline:g} s")
+        gone = [call for call in calls if not call.answered]
+        return ShardResults(
+            tuple(call.value for call in calls),
+            tuple(call.shard for call in gone),
+            tuple("; ".join(call.failures) or "it has no replica" for call in gone),
         )
 
-    def ask_all(self, question: Question) -> tuple[Any, ...]:
-        """Return the answer of every shard; raise ShardsMissing naming those that gave none."""
-        found = self.ask(question)
+    def ask_all(self, request: ShardRequest) -> tuple[Any, ...]:
+        """Return the value of every shard; raise ShardsMissing, which names those without one."""
+        found = self.ask(request)
         if found.missing:
             raise self.missing(found)
-        return found.answers
+        return found.values
 
-    def missing(self, found: Gathered[Any]) -> ShardsMissing:
-        """Return the error that names the missing shards and why they are."""
+    def missing(self, found: ShardResults[Any]) -> ShardsMissing:
+        """Return the error that names the missing shards and the reasons."""
         names = ", ".join(self.shards[shard].name for shard in found.missing)
         reasons = " | ".join(found.reasons)
         return ShardsMissing(
@@ -194,66 +193,66 @@ class Router:
             found.missing,
         )
 
-    def _order(self, shard: Replicas, turn: int, now: float) -> list[Any]:
-        """Return the replicas in the order to try: by turns, those cooling off last."""
+    def _order(self, shard: ShardReplicas, turn: int, now: float) -> list[Any]:
+        """Return the replicas in the order to try: round robin, those cooling off last."""
         members = shard.members
         first = turn % len(members) if members else 0
         turned = [*members[first:], *members[:first]]
         with self._lock:
-            return sorted(turned, key=lambda replica: max(self._cold.get(replica, now), now))
+            return sorted(turned, key=lambda replica: max(self._cooling.get(replica, now), now))
 
-    def _send_next(self, lane: _Lane, question: Question) -> None:
-        """Ask the next replica; one that cannot even be asked has failed."""
-        while lane.untried:
-            replica = lane.untried.pop(0)
+    def _send_next(self, call: _ShardCall, request: ShardRequest) -> None:
+        """Send the request to the next replica; an error while sending counts as its failure."""
+        while call.untried:
+            replica = call.untried.pop(0)
             now = self._transport.now()
             try:
-                ticket = self._transport.send(replica, question)
-            except Exception as error:  # whatever it is: the next one
-                self._fail(lane, replica, error)
+                ticket = self._transport.send(replica, request)
+            except Exception as error:  # of any kind: ask the next one
+                self._fail(call, replica, error)
                 continue
-            lane.pending[ticket] = (replica, now)
-            lane.last = replica
-            lane.hedge_at = now + self._silence(question)
+            call.pending[ticket] = (replica, now)
+            call.last = replica
+            call.hedge_at = now + self._hedge_delay(request)
             return
 
-    def _settle(self, lane: _Lane, ticket: Any, question: Question) -> None:
-        replica, sent = lane.pending.pop(ticket)
+    def _accept(self, call: _ShardCall, ticket: Any, request: ShardRequest) -> None:
+        replica, sent = call.pending.pop(ticket)
         try:
-            answer = self._transport.result(ticket)
-            due = self.shards[lane.shard].digest
-            if answer.refusal is not None:
-                raise ClusterError(answer.refusal)
-            if answer.digest != due:
-                raise ClusterError(f"answers for {answer.digest[:12]}, not for {due[:12]}")
-        except Exception as error:  # whatever it is: the next one
-            self._fail(lane, replica, error)
-            if not lane.answered and replica is lane.last:
-                self._send_next(lane, question)
+            response = self._transport.result(ticket)
+            due = self.shards[call.shard].digest
+            if response.refusal is not None:
+                raise ClusterError(response.refusal)
+            if response.digest != due:
+                raise ClusterError(f"answers for {response.digest[:12]}, not for {due[:12]}")
+        except Exception as error:  # of any kind: ask the next one
+            self._fail(call, replica, error)
+            if not call.answered and replica is call.last:
+                self._send_next(call, request)
             return
         with self._lock:
-            self._cold.pop(replica, None)
-            times = self._times.setdefault(_kind(question), deque(maxlen=REMEMBERED))
+            self._cooling.pop(replica, None)
+            times = self._times.setdefault(_kind(request), deque(maxlen=REMEMBERED))
             times.append(self._transport.now() - sent)
-        if not lane.answered:
-            lane.answered, lane.answer = True, answer.value
+        if not call.answered:
+            call.answered, call.value = True, response.value
 
-    def _fail(self, lane: _Lane, replica: Any, error: Exception) -> None:
+    def _fail(self, call: _ShardCall, replica: Any, error: Exception) -> None:
         self._cool(replica)
         text = " ".join(str(error).split())
-        lane.failures.append(f"{replica}: {text[:200] or type(error).__name__}")
+        call.failures.append(f"{replica}: {text[:200] or type(error).__name__}")
 
     def _cool(self, replica: Any) -> None:
         with self._lock:
-            self._cold[replica] = self._transport.now() + self.patience.cool_off
+            self._cooling[replica] = self._transport.now() + self.policy.cool_off
 
-    def _silence(self, question: Question) -> float:
-        """Return how long a replica may be silent: longer if such questions take longer."""
+    def _hedge_delay(self, request: ShardRequest) -> float:
+        """Return the wait before the next replica is asked; it grows with the median time."""
         with self._lock:
-            times = self._times.get(_kind(question), ())
+            times = self._times.get(_kind(request), ())
             usual = median(times) if len(times) >= ENOUGH else 0.0
-        return min(max(self.patience.hedge, 2 * usual), self.patience.deadline / 2)
+        return min(max(self.policy.hedge, 2 * usual), self.policy.deadline / 2)
 
 
-def _kind(question: Question) -> tuple[str, int]:
-    return question.method, question.size.bit_length()
+def _kind(request: ShardRequest) -> tuple[str, int]:
+    return request.method, request.size.bit_length()

@@ -1,6 +1,6 @@
 """The Searcher over a cluster: whole answers, the same bytes as one machine's, or an error."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
-from metah_runtime.cluster.plan import Plan
-from metah_runtime.cluster.routing import Question, Router
+from metah_runtime.cluster.plan import ShardPlan
+from metah_runtime.cluster.routing import Router, ShardRequest
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.index.reader import id_array
@@ -20,26 +20,26 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Partial(Generic[T]):
-    """An answer over the shards that could be reached; missing: the numbers of the others."""
+class PartialAnswer(Generic[T]):
+    """An answer over the shards that responded; missing: the numbers of the other shards."""
 
     answer: T
     missing: tuple[int, ...]
 
     @property
     def complete(self) -> bool:
-        """Tell whether every shard answered."""
+        """Tell whether every shard responded."""
         return not self.missing
 
 
 class ClusterIndex:
     """One index served by replicas of its shards; a Searcher as Index and CodeIndex are.
 
-    An answer is that of the whole index in the order (distance, id), or ShardsMissing. The twin
-    methods ``*_partial`` answer over what can be reached, and say what is missing.
+    An answer is that of the whole index in the order (distance, id), or ShardsMissing. The methods
+    ``*_partial`` answer over the shards that respond and name the missing ones.
     """
 
-    def __init__(self, plan: Plan, router: Router) -> None:
+    def __init__(self, plan: ShardPlan, router: Router) -> None:
         self.plan = plan
         self.router = router
 
@@ -68,73 +68,85 @@ class ClusterIndex:
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
-        question = self._nearest(queries, k)
-        return merge_matches(self.router.ask_all(question), question.arguments[1])
+        codes, count = self._checked(queries), check_k(k)
+        return merge_matches(self._ask("search", codes, count), count)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius (in bits) of each query."""
-        return merge_ranges(self.router.ask_all(self._within("range_search", queries, radius)))
+        return merge_ranges(self._ask("range_search", self._checked(queries), self._within(radius)))
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
-        return _sum(self.router.ask_all(self._within("count", queries, radius)))
-
-    def search_partial(self, queries: Codes, k: int) -> Partial[Matches]:
-        """Return the nearest codes of the shards that answer; ShardsMissing if none does."""
-        question = self._nearest(queries, k)
-        answers, missing = self._reachable(question)
-        return Partial(merge_matches(answers, question.arguments[1]), missing)
-
-    def range_search_partial(self, queries: Codes, radius: int) -> Partial[RangeMatches]:
-        """Return the codes within the radius of the shards that answer."""
-        answers, missing = self._reachable(self._within("range_search", queries, radius))
-        return Partial(merge_ranges(answers), missing)
-
-    def count_partial(self, queries: Codes, radius: int) -> Partial[NDArray[np.int64]]:
-        """Return the number of codes within the radius in the shards that answer."""
-        answers, missing = self._reachable(self._within("count", queries, radius))
-        return Partial(_sum(answers), missing)
+        counts = self._ask("count", self._checked(queries), self._within(radius))
+        total: NDArray[np.int64] = np.sum(np.stack(counts), axis=0, dtype=np.int64)
+        return total
 
     def paths(self, ids: Any) -> list[str | None]:
         """Return the path stored with each id; raise IndexMismatch for an unknown id."""
         wanted = id_array(ids)
-        found = _together(self.router.ask_all(_where(wanted)))
+        found = self._stored_paths(wanted)
         unknown = [i for i in wanted.tolist() if i not in found]
         if unknown:
             raise IndexMismatch(f"id {unknown[0]} is not in the index ({len(unknown)} such ids)")
         return [found[i] for i in wanted.tolist()]
 
-    def paths_partial(self, ids: Any) -> Partial[list[str | None]]:
-        """Return the path of each id that the shards that answer hold, None for the others."""
+    def reachable(self) -> "ReachableIndex":
+        """Return the same index, which leaves out shards that do not respond."""
+        return ReachableIndex(self.plan, self.router)
+
+    def search_partial(self, queries: Codes, k: int) -> PartialAnswer[Matches]:
+        """Return the nearest codes of the shards that respond; ShardsMissing if none does."""
+        index = self.reachable()
+        return index.partial(index.search(queries, k))
+
+    def range_search_partial(self, queries: Codes, radius: int) -> PartialAnswer[RangeMatches]:
+        """Return the codes within the radius of the shards that respond."""
+        index = self.reachable()
+        return index.partial(index.range_search(queries, radius))
+
+    def count_partial(self, queries: Codes, radius: int) -> PartialAnswer[NDArray[np.int64]]:
+        """Return the number of codes within the radius in the shards that respond."""
+        index = self.reachable()
+        return index.partial(index.count(queries, radius))
+
+    def paths_partial(self, ids: Any) -> PartialAnswer[list[str | None]]:
+        """Return the path of each id in the shards that respond, None for other ids."""
+        index = self.reachable()
+        return index.partial(index.paths(ids))
+
+    def _ask(self, method: str, rows: NDArray[Any], *arguments: int) -> Sequence[Any]:
+        return self.router.ask_all(ShardRequest(method, (rows, *arguments), len(rows)))
+
+    def _stored_paths(self, ids: NDArray[np.int64]) -> dict[int, str | None]:
+        return {i: path for part in self._ask("paths", ids) for i, path in part.items()}
+
+    def _checked(self, queries: Any) -> Codes:
+        return check_codes(queries, bits=self.bits, name="queries")
+
+    def _within(self, radius: Any) -> int:
+        return min(check_radius(radius), self.bits)
+
+
+class ReachableIndex(ClusterIndex):
+    """A ClusterIndex that leaves out shards that do not respond; ``missing`` has their numbers."""
+
+    def __init__(self, plan: ShardPlan, router: Router) -> None:
+        super().__init__(plan, router)
+        self.missing: set[int] = set()
+
+    def paths(self, ids: Any) -> list[str | None]:
+        """Return the path of each id in the shards that respond, None for other ids."""
         wanted = id_array(ids)
-        answers, missing = self._reachable(_where(wanted))
-        found = _together(answers)
-        return Partial([found.get(i) for i in wanted.tolist()], missing)
+        found = self._stored_paths(wanted)
+        return [found.get(i) for i in wanted.tolist()]
 
-    def _nearest(self, queries: Any, k: Any) -> Question:
-        codes = check_codes(queries, bits=self.bits, name="queries")
-        return Question("search", (codes, check_k(k)), len(codes))
+    def partial(self, answer: T) -> PartialAnswer[T]:
+        """Return an answer of this index with the shards that are missing."""
+        return PartialAnswer(answer, tuple(sorted(self.missing)))
 
-    def _within(self, method: str, queries: Any, radius: Any) -> Question:
-        codes = check_codes(queries, bits=self.bits, name="queries")
-        return Question(method, (codes, min(check_radius(radius), self.bits)), len(codes))
-
-    def _reachable(self, question: Question) -> tuple[list[Any], tuple[int, ...]]:
-        found = self.router.ask(question)
-        if len(found.missing) == len(found.answers):
+    def _ask(self, method: str, rows: NDArray[Any], *arguments: int) -> Sequence[Any]:
+        found = self.router.ask(ShardRequest(method, (rows, *arguments), len(rows)))
+        if len(found.missing) == len(found.values):
             raise self.router.missing(found)
-        gone = set(found.missing)
-        return [a for i, a in enumerate(found.answers) if i not in gone], found.missing
-
-
-def _sum(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    total: NDArray[np.int64] = np.sum(np.stack(parts), axis=0, dtype=np.int64)
-    return total
-
-
-def _where(ids: NDArray[np.int64]) -> Question:
-    return Question("paths", (ids,), len(ids))
-
-
-def _together(parts: Sequence[Mapping[int, str | None]]) -> dict[int, str | None]:
-    return {i: path for part in parts for i, path in part.items()}
+        self.missing.update(found.missing)
+        return [value for i, value in enumerate(found.values) if i not in found.missing]

@@ -1,4 +1,4 @@
-"""One shard of an index, open on one machine: what a replica searches."""
+"""One shard of an index, opened on one machine."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.cluster.plan import Cut, Plan
+from metah_runtime.cluster.plan import RowRange, ShardPlan
 from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt, IndexMismatch
 from metah_runtime.index.manifest import Manifest
@@ -18,70 +18,70 @@ from metah_runtime.results import Matches, RangeMatches
 from metah_runtime.search import CodeIndex
 
 
-class Shard:
+class IndexShard:
     """The rows of one shard, mapped from an index folder and checked against the plan.
 
-    Opens only the files that the plan names and only if their headers are those of the plan;
-    compares the checksums of all its rows before it answers.
+    Opens only the files that the plan names, compares their headers with the plan, and verifies
+    the checksums of all its rows.
     """
 
-    def __init__(self, pieces: "list[_Piece]", digest: str) -> None:
+    def __init__(self, ranges: "list[_SegmentRows]", digest: str) -> None:
         self.digest = digest
-        self._pieces = pieces
+        self._ranges = ranges
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], plan: Plan, shard: int, threads: int | None = None
-    ) -> "Shard":
+        cls, folder: str | os.PathLike[str], plan: ShardPlan, shard: int, threads: int | None = None
+    ) -> "IndexShard":
         """Open shard number ``shard``; raise IndexMismatch if the folder is not the plan's."""
         path = Path(folder)
         _refuse_other(path, plan, shard)
         try:
-            snapshot = Snapshot.open(path, plan.part(shard), "never")
+            snapshot = Snapshot.open(path, plan.manifest_of(shard), "never")
         except (FileNotFoundError, IndexCorrupt) as error:
             raise IndexMismatch(_refusal(path, plan, str(error))) from error
         pairs = zip(plan.shards[shard], snapshot.parts, strict=True)
-        pieces = [_Piece(cut, part, threads) for cut, part in pairs]
-        return cls(pieces, plan.shard_digest(shard))
+        ranges = [_SegmentRows(rows, part, threads) for rows, part in pairs]
+        return cls(ranges, plan.shard_digest(shard))
 
     def __len__(self) -> int:
-        return sum(len(piece) for piece in self._pieces)
+        return sum(len(rows) for rows in self._ranges)
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of this shard."""
-        return merge_matches([piece.search(queries, k) for piece in self._pieces], k)
+        return merge_matches([rows.search(queries, k) for rows in self._ranges], k)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return the codes of this shard within the radius."""
-        return merge_ranges([piece.range_search(queries, radius) for piece in self._pieces])
+        return merge_ranges([rows.range_search(queries, radius) for rows in self._ranges])
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return how many codes of this shard are within the radius, (q,) int64."""
         total = np.zeros(len(queries), np.int64)
-        for piece in self._pieces:
-            total += piece.index.count(queries, radius)
+        for rows in self._ranges:
+            total += rows.index.count(queries, radius)
         return total
 
     def paths(self, ids: Ids) -> Mapping[int, str | None]:
         """Return the stored path of those of ``ids`` that are in this shard."""
         found: dict[int, str | None] = {}
-        for piece in self._pieces:
-            found.update(piece.paths(ids))
+        for rows in self._ranges:
+            found.update(rows.paths(ids))
         return found
 
 
-class _Piece:
-    """The rows [start, stop) of a segment; result ids are rows until they are looked up."""
+class _SegmentRows:
+    """The rows [start, stop) of one segment. Searches give row numbers, which become ids."""
 
-    def __init__(self, cut: Cut, part: Part, threads: int | None) -> None:
-        self._cut, self._part = cut, part
-        part.segment.check_rows(cut.start, cut.stop)
-        first, last = np.searchsorted(part.removed, (cut.start, cut.stop))
+    def __init__(self, rows: RowRange, part: Part, threads: int | None) -> None:
+        self._rows, self._part = rows, part
+        part.segment.check_rows(rows.start, rows.stop)
+        first, last = np.searchsorted(part.removed, (rows.start, rows.stop))
         removed = None
         if first < last:
-            removed = np.zeros(cut.stop - cut.start, np.bool_)
-            removed[part.removed[first:last] - cut.start] = True
-        codes = part.segment.codes[cut.start : cut.stop]
+            removed = np.zeros(rows.stop - rows.start, np.bool_)
+            removed[part.removed[first:last] - rows.start] = True
+        codes = part.segment.codes[rows.start : rows.stop]
         self.index = CodeIndex(codes, removed=removed, threads=threads)
 
     def __len__(self) -> int:
@@ -96,17 +96,17 @@ class _Piece:
         return RangeMatches(found.lims, self._ids(found.ids), found.distances)
 
     def paths(self, ids: Ids) -> Mapping[int, str | None]:
-        rows = self._part.rows_of(ids)
-        mine = np.flatnonzero((rows >= self._cut.start) & (rows < self._cut.stop))
-        names = self._part.segment.path_bytes(rows[mine])
+        found = self._part.rows_of(ids)
+        mine = np.flatnonzero((found >= self._rows.start) & (found < self._rows.stop))
+        names = self._part.segment.path_bytes(found[mine])
         shown = (None if name is None else os.fsdecode(name) for name in names)
         return dict(zip(ids[mine].tolist(), shown, strict=True))
 
     def _ids(self, rows: NDArray[np.int64]) -> Ids:
-        return self._part.segment.ids_of(rows + self._cut.start)
+        return self._part.segment.ids_of(rows + self._rows.start)
 
 
-def _refuse_other(folder: Path, plan: Plan, shard: int) -> None:
+def _refuse_other(folder: Path, plan: ShardPlan, shard: int) -> None:
     """Raise IndexMismatch unless the folder's manifest has all segments of the shard."""
     try:
         here = Manifest.read(folder)
@@ -119,12 +119,12 @@ def _refuse_other(folder: Path, plan: Plan, shard: int) -> None:
             raise IndexMismatch(
                 _refusal(folder, plan, f"its {name} is {mine!r}, the plan's {theirs!r}")
             )
-    if not set(plan.part(shard).segments) <= set(here.segments):
+    if not set(plan.manifest_of(shard).segments) <= set(here.segments):
         reason = f"it is at generation {here.generation}, the plan at {due.generation}"
         raise IndexMismatch(_refusal(folder, plan, reason))
 
 
-def _refusal(folder: Path, plan: Plan, reason: str) -> str:
+def _refusal(folder: Path, plan: ShardPlan, reason: str) -> str:
     return (
         f"{folder} is not what plan {plan.digest[:12]} serves: {reason}; fix: the same copy of "
         "the index on every machine, or start the cluster again"

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metah_runtime.cluster.plan import Plan, make_plan
+from metah_runtime.cluster.plan import ShardPlan, make_plan
 from metah_runtime.cluster.replica import Replica
-from metah_runtime.cluster.routing import Answer, Patience, Question, Replicas, Router
+from metah_runtime.cluster.routing import (
+    HedgePolicy,
+    Router,
+    ShardReplicas,
+    ShardRequest,
+    ShardResponse,
+)
 from metah_runtime.cluster.searcher import ClusterIndex
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import Manifest
@@ -37,8 +43,8 @@ def index_folder(tmp_path: Path) -> Path:
     return build_index(tmp_path / "index")
 
 
-Behaviour = Callable[[Question], tuple[float, Any]]
-"""What a fake replica does with a question: (seconds until it is done, answer or exception)."""
+Behaviour = Callable[[ShardRequest], tuple[float, Any]]
+"""What a fake replica does with a request: (seconds until it is done, answer or exception)."""
 
 
 class FakeTransport:
@@ -54,9 +60,9 @@ class FakeTransport:
     def now(self) -> float:
         return self.time
 
-    def send(self, replica: str, question: Question) -> int:
+    def send(self, replica: str, request: ShardRequest) -> int:
         self.sent.append((round(self.time - 100.0, 6), replica))
-        seconds, outcome = self.behaviours[replica](question)
+        seconds, outcome = self.behaviours[replica](request)
         ticket = next(self._number)
         self._done[ticket] = (self.time + seconds, outcome)
         return ticket
@@ -68,17 +74,17 @@ class FakeTransport:
         self.time = max(self.time, min([until, *first]))
         return [t for t in tickets if self._done[t][0] <= self.time]
 
-    def result(self, ticket: int) -> Answer[Any]:
+    def result(self, ticket: int) -> ShardResponse[Any]:
         at, outcome = self._done[ticket]
         assert at <= self.time
         if isinstance(outcome, Exception):
             raise outcome
-        assert isinstance(outcome, Answer)
+        assert isinstance(outcome, ShardResponse)
         return outcome
 
 
 def answers(digest: str, value: Any, seconds: float = 0.01) -> Behaviour:
-    return lambda _: (seconds, Answer(digest, value))
+    return lambda _: (seconds, ShardResponse(digest, value))
 
 
 def fails(message: str = "the actor died", seconds: float = 0.01) -> Behaviour:
@@ -98,7 +104,7 @@ def local_cluster(index_folder: Path) -> Callable[..., ClusterIndex]:
         replicas: int = 2,
         broken: dict[str, Behaviour] | None = None,
         folder: Path = index_folder,
-        **patience: float,
+        **policy: float,
     ) -> ClusterIndex:
         plan = make_plan(Manifest.read(folder), shards)
         behaviours: dict[str, Behaviour] = {}
@@ -110,13 +116,13 @@ def local_cluster(index_folder: Path) -> Callable[..., ClusterIndex]:
                 replica = Replica(str(folder), plan.encode(), shard, 1)
                 behaviours[name] = lambda q, r=replica: (0.01, r.ask(q.method, *q.arguments))
                 names.append(name)
-            groups.append(Replicas(plan.shard_digest(shard), tuple(names), f"shard {shard}"))
+            groups.append(ShardReplicas(plan.shard_digest(shard), tuple(names), f"shard {shard}"))
         transport = FakeTransport(behaviours | (broken or {}))
-        return ClusterIndex(plan, Router(groups, transport, Patience(**patience)))
+        return ClusterIndex(plan, Router(groups, transport, HedgePolicy(**policy)))
 
     return make
 
 
 @pytest.fixture
-def plan(index_folder: Path) -> Plan:
+def plan(index_folder: Path) -> ShardPlan:
     return make_plan(Manifest.read(index_folder), 3)

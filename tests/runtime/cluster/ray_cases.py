@@ -19,7 +19,7 @@ from tests.runtime.cluster.two_nodes import ADDRESS, TwoNodes
 from metah_runtime.cli import console
 from metah_runtime.cli.main import cli
 from metah_runtime.cluster import access, actors
-from metah_runtime.cluster.routing import Patience, ShardsMissing
+from metah_runtime.cluster.routing import HedgePolicy, ShardsMissing
 from metah_runtime.cluster.searcher import ClusterIndex
 from metah_runtime.errors import ClusterError, IndexMismatch
 from metah_runtime.index import Index
@@ -27,7 +27,7 @@ from metah_runtime.model.bundle import Bundle
 from metah_runtime.results import Matches
 
 pytestmark = pytest.mark.timeout(2000)
-PATIENT = Patience(deadline=20, hedge=0.15, cool_off=2)
+PATIENT = HedgePolicy(deadline=20, hedge=0.15, cool_off=2)
 METAH = [sys.executable, "-c", "from metah_runtime.cli.main import main; main()", "cluster"]
 
 
@@ -59,7 +59,7 @@ def due(folder: Path, queries: np.ndarray) -> Matches:
 
 @pytest.fixture
 def served(nodes: TwoNodes, folder: Path) -> ClusterIndex:
-    return actors.find("two", patience=PATIENT)
+    return actors.find("two", policy=PATIENT)
 
 
 def until(holds: Callable[[], bool], seconds: float = 300) -> None:
@@ -69,7 +69,7 @@ def until(holds: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.1)
 
 
-def replicas() -> dict[tuple[int, int], actors.Status]:
+def replicas() -> dict[tuple[int, int], actors.ReplicaStatus]:
     return {(row.shard, row.replica): row for row in actors.status("two")[1]}
 
 
@@ -169,7 +169,7 @@ def test_who_has_no_token_stays_outside(nodes: TwoNodes) -> None:
         assert "error: " in last
         assert reason in last
         assert "Traceback" not in err
-    access.refuse_open_door(ADDRESS)
+    access.require_token(ADDRESS)
 
 
 def test_a_stopped_replica(served: ClusterIndex, queries: np.ndarray, due: Matches) -> None:
@@ -224,7 +224,7 @@ def test_all_replicas_of_a_shard(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    served = actors.find("two", patience=Patience(deadline=1, cool_off=1))
+    served = actors.find("two", policy=HedgePolicy(deadline=1, cool_off=1))
     rows = [replicas()[1, number] for number in (0, 1)]
     for row in rows:
         os.kill(row.process or 0, signal.SIGSTOP)
@@ -356,7 +356,7 @@ def test_a_lost_node(
     end = time.monotonic() + 4
     while time.monotonic() < end:
         check(served.search(queries, 100), due)
-    again = actors.find("two", patience=PATIENT)
+    again = actors.find("two", policy=PATIENT)
     check(again.search(queries, 100), due)
     assert actors.stop("two") == 4
     with pytest.raises(ClusterError, match="no cluster 'two' runs here"):

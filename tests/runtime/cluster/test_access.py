@@ -1,5 +1,6 @@
 """Without Ray's token nothing starts; without Ray the rest works."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_open_door(monkeypatch: pytest.MonkeyPatch, program: str, message: str) -> None:
     monkeypatch.setattr(access, "_PROBE", program)
     with pytest.raises(ClusterError, match=message):
-        access.refuse_open_door("10.0.0.1:1")
+        access.require_token("10.0.0.1:1")
 
 
 def test_a_shut_door_and_a_bare_caller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,10 +51,11 @@ def test_a_shut_door_and_a_bare_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     program = (
         "import os, sys; names = {k: v for k, v in os.environ.items() if k[:4] == 'RAY_'}; "
-        "sys.exit(40 if names == {'RAY_AUTH_MODE': 'disabled'} else 41)"
+        "wanted = {'RAY_AUTH_MODE': 'disabled', 'RAY_USAGE_STATS_ENABLED': '0'}; "
+        "sys.exit(40 if names == wanted else 41)"
     )
     monkeypatch.setattr(access, "_PROBE", program)
-    access.refuse_open_door("10.0.0.1:1")
+    access.require_token("10.0.0.1:1")
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,27 @@ def test_one_machine_needs_no_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ray is not installed: it belongs to the extra 'ray'" in done.stdout
+
+
+@pytest.mark.parametrize(("given", "due"), [(None, "0"), ("1", "1")])
+def test_usage_statistics_are_off_before_ray_is_imported(
+    given: str | None, due: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ray.py").write_text(
+        "import os\nprint('statistics', os.environ.get('RAY_USAGE_STATS_ENABLED'))\n"
+        "__version__ = '0'\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(tmp_path)} | (
+        {"RAY_USAGE_STATS_ENABLED": given} if given else {}
+    )
+    program = "from metah_runtime.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "cluster", "status"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == f"statistics {due}\n"
+    assert "knows no token" in done.stderr

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.cluster.conftest import build_index, fails, silent
 
-from metah_runtime.cluster.plan import Cut, Plan, make_plan
+from metah_runtime.cluster.plan import RowRange, ShardPlan, make_plan
 from metah_runtime.cluster.replica import Replica
 from metah_runtime.cluster.routing import ShardsMissing
 from metah_runtime.cluster.searcher import ClusterIndex
-from metah_runtime.cluster.shard import Shard
+from metah_runtime.cluster.shard import IndexShard
 from metah_runtime.errors import ClusterError, ConfigError, DataError, IndexCorrupt, IndexMismatch
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry
@@ -90,7 +90,7 @@ def test_an_answer_is_whole_or_an_error_or_flagged(
     part = cluster.search_partial(queries, 10_000)
     assert (part.complete, part.missing) == (False, (1,))
     plan = cluster.plan
-    others = [Shard.open(index_folder, plan, shard, 1) for shard in (0, 2)]
+    others = [IndexShard.open(index_folder, plan, shard, 1) for shard in (0, 2)]
     assert part.answer.ids.shape[1] == sum(map(len, others)) < len(cluster)
     hits = cluster.range_search_partial(queries, 16)
     assert hits.missing == (1,)
@@ -121,21 +121,24 @@ def test_every_row_is_in_exactly_one_shard(sizes: list[int], shards: int) -> Non
     assert rows == [(i, r) for i, n in enumerate(sizes) for r in range(n)]
     counts = [plan.rows(shard) for shard in range(shards)]
     assert max(counts) - min(counts) <= 1
-    again = Plan.decode(plan.encode())
+    again = ShardPlan.decode(plan.encode())
     assert (again, again.digest) == (plan, plan.digest)
 
 
 @pytest.mark.parametrize("shards", [0, -1, True, 1.5, "2"])
-def test_the_number_of_shards(shards: object, plan: Plan) -> None:
+def test_the_number_of_shards(shards: object, plan: ShardPlan) -> None:
     with pytest.raises(ConfigError, match="shards must be a whole number >= 1"):
         make_plan(plan.manifest, shards)  # type: ignore[arg-type]
 
 
-def test_the_digest_tells_plans_apart(plan: Plan, tmp_path: Path) -> None:
+def test_the_digest_tells_plans_apart(plan: ShardPlan, tmp_path: Path) -> None:
     others = [
         make_plan(plan.manifest, 2),
         make_plan(Manifest.read(build_index(tmp_path / "again")), 3),
-        Plan(manifest=plan.manifest, shards=(*plan.shards[:2], (Cut(segment=0, start=0, stop=1),))),
+        ShardPlan(
+            manifest=plan.manifest,
+            shards=(*plan.shards[:2], (RowRange(segment=0, start=0, stop=1),)),
+        ),
     ]
     assert len({plan.digest, *(other.digest for other in others)}) == 4
     assert len({plan.shard_digest(shard) for shard in range(3)}) == 3
@@ -144,7 +147,7 @@ def test_the_digest_tells_plans_apart(plan: Plan, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"manifest": 1, "shards": []}', "\x00"])
 def test_a_plan_that_is_none(text: str) -> None:
     with pytest.raises(ClusterError, match="plan cannot be read"):
-        Plan.decode(text)
+        ShardPlan.decode(text)
 
 
 def test_an_old_copy_refuses_to_join(index_folder: Path, tmp_path: Path) -> None:
@@ -154,12 +157,12 @@ def test_an_old_copy_refuses_to_join(index_folder: Path, tmp_path: Path) -> None
         index.remove([5])
     plan = make_plan(Manifest.read(index_folder), 2)
     with pytest.raises(IndexMismatch, match=r"it is at generation .*, the plan at"):
-        Shard.open(old, plan, 0)
+        IndexShard.open(old, plan, 0)
     replica = Replica(str(old), plan.encode(), 0, 1)
-    hello = replica.hello()
-    assert (hello.digest, hello.codes) == ("", 0)
-    assert "fix: the same copy of the index on every machine" in (hello.refusal or "")
-    assert replica.ask("search", np.zeros((1, 2), np.uint8), 3).refusal == hello.refusal
+    info = replica.info()
+    assert (info.digest, info.codes) == ("", 0)
+    assert "fix: the same copy of the index on every machine" in (info.refusal or "")
+    assert replica.ask("search", np.zeros((1, 2), np.uint8), 3).refusal == info.refusal
 
 
 def test_a_later_state_that_has_the_segments_still_joins(index_folder: Path) -> None:
@@ -167,38 +170,38 @@ def test_a_later_state_that_has_the_segments_still_joins(index_folder: Path) -> 
     with Index.open(index_folder) as index:
         index.add(np.zeros((5, 2), np.uint8))
     for shard in range(2):
-        assert Shard.open(index_folder, plan, shard).digest == plan.shard_digest(shard)
+        assert IndexShard.open(index_folder, plan, shard).digest == plan.shard_digest(shard)
 
 
-def test_other_folders_are_refused(plan: Plan, tmp_path: Path, index_folder: Path) -> None:
+def test_other_folders_are_refused(plan: ShardPlan, tmp_path: Path, index_folder: Path) -> None:
     other = build_index(tmp_path / "other", seed=1)
     with pytest.raises(IndexMismatch, match="its index_id is"):
-        Shard.open(other, plan, 0)
+        IndexShard.open(other, plan, 0)
     with pytest.raises(IndexMismatch, match="no index at"):
-        Shard.open(tmp_path, plan, 0)
+        IndexShard.open(tmp_path, plan, 0)
     manifest = Manifest.read(index_folder)
     moved = Manifest.decode(manifest.following(fingerprint="model-b").encode(), index_folder)
     moved.write(index_folder)
     with pytest.raises(IndexMismatch, match="its fingerprint is 'model-b', the plan's 'model-a'"):
-        Shard.open(index_folder, plan, 0)
+        IndexShard.open(index_folder, plan, 0)
 
 
-def test_a_missing_and_a_damaged_segment(plan: Plan, index_folder: Path) -> None:
+def test_a_missing_and_a_damaged_segment(plan: ShardPlan, index_folder: Path) -> None:
     name = plan.manifest.segments[0].codes.file
     data = bytearray((index_folder / name).read_bytes())
     data[4096 + 3] ^= 1  # the code of the first rows
     (index_folder / name).write_bytes(data)
     with pytest.raises(IndexCorrupt, match=r"block 0 of .* is damaged"):
-        Shard.open(index_folder, plan, 0)
-    assert "is damaged" in (Replica(str(index_folder), plan.encode(), 0, 1).hello().refusal or "")
+        IndexShard.open(index_folder, plan, 0)
+    assert "is damaged" in (Replica(str(index_folder), plan.encode(), 0, 1).info().refusal or "")
     (index_folder / name).unlink()
     with pytest.raises(IndexMismatch, match=r"is not what plan .* serves"):
-        Shard.open(index_folder, plan, 0)
+        IndexShard.open(index_folder, plan, 0)
 
 
-def test_a_replica_answers_only_its_questions(plan: Plan, index_folder: Path) -> None:
+def test_a_replica_answers_only_its_questions(plan: ShardPlan, index_folder: Path) -> None:
     replica = Replica(str(index_folder), plan.encode(), 0, 1)
-    assert replica.hello().refusal is None
-    assert replica.ask("__class__").refusal == "unknown question '__class__'"
+    assert replica.info().refusal is None
+    assert replica.ask("__class__").refusal == "unknown request '__class__'"
     wrong = replica.ask("search", np.zeros((1, 7), np.uint8), 3)
     assert "queries have 56 bits, expected 16" in (wrong.refusal or "")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metah_runtime.cluster.encoding import PartEncoder, Workers
+from metah_runtime.cluster.encoding import PartEncoder, WorkerOptions
 from metah_runtime.cluster.parts import (
+    FileListing,
     Job,
-    Listing,
     done_ids,
     file_id,
     finish,
@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "job"
 
 
-def listing(*names: str) -> Listing:
-    return Listing.of([f"/photos/{name}.png" for name in names])
+def listing(*names: str) -> FileListing:
+    return FileListing.of([f"/photos/{name}.png" for name in names])
 
 
 def codes(*values: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_ids_are_golden() -> None:
     assert file_id("/photos/a.png") == 4007832928629892914
     assert file_id("/photos/\udcff.png") != file_id("/photos/a.png")
     with pytest.raises(DataError, match=r"/a and /a have the same id; fix: list each once"):
-        Listing.of(["/b", "/a", "/a"])
+        FileListing.of(["/b", "/a", "/a"])
 
 
 def test_parts_in_any_order_give_the_order_of_the_listing(folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_worker_gives_the_codes_of_the_encoder(
     Path(paths[2]).write_bytes(b"no picture")
     job = Job(fingerprint=bundle.fingerprint, model="toy", bits=16)
     open_job(tmp_path / "job", job)
-    whole = Listing.of(paths)
+    whole = FileListing.of(paths)
     worker = PartEncoder(str(bundle.path), str(tmp_path / "job"), job, 2, 1)
     assert [worker.encode(some)[1] for some in whole.chunks(3)] == [1, 0]
     count, bad = finish(tmp_path / "job", whole, job)
@@ -150,4 +150,4 @@ def test_a_worker_gives_the_codes_of_the_encoder(
 )
 def test_workers_refuse(values: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Workers(**values)  # type: ignore[arg-type]
+        WorkerOptions(**values)  # type: ignore[arg-type]

@@ -4,22 +4,22 @@ import pytest
 from tests.runtime.cluster.conftest import Behaviour, FakeTransport, answers, fails, silent
 
 from metah_runtime.cluster.routing import (
-    Answer,
-    Patience,
-    Question,
-    Replicas,
+    HedgePolicy,
     Router,
+    ShardReplicas,
+    ShardRequest,
+    ShardResponse,
     ShardsMissing,
 )
 from metah_runtime.errors import ConfigError
 
-Q = Question("search", ())
+Q = ShardRequest("search", ())
 
 
-def router(shards: dict[str, list[str]], behaviours: dict[str, Behaviour], **patience: float):
+def router(shards: dict[str, list[str]], behaviours: dict[str, Behaviour], **policy: float):
     transport = FakeTransport(behaviours)
-    groups = [Replicas(d, tuple(names), f"shard {d}") for d, names in shards.items()]
-    return Router(groups, transport, Patience(**patience)), transport
+    groups = [ShardReplicas(d, tuple(names), f"shard {d}") for d, names in shards.items()]
+    return Router(groups, transport, HedgePolicy(**policy)), transport
 
 
 def test_every_shard_is_asked_once_and_in_turns():
@@ -76,13 +76,13 @@ def test_a_failure_is_followed_at_once_by_the_next_replica():
 
 def test_a_replica_that_cannot_be_asked_is_passed_over():
     class Refusing(FakeTransport):
-        def send(self, replica, question):
+        def send(self, replica, request):
             if replica == "a0":
                 raise ConnectionError("gone")
-            return super().send(replica, question)
+            return super().send(replica, request)
 
     transport = Refusing({"a1": answers("A", 1)})
-    asked = Router([Replicas("A", ("a0", "a1"), "shard A")], transport)
+    asked = Router([ShardReplicas("A", ("a0", "a1"), "shard A")], transport)
     assert asked.ask_all(Q) == (1,)
 
 
@@ -119,7 +119,7 @@ def test_silence_of_all_ends_at_the_deadline():
         asked.ask_all(Q)
     assert transport.time == pytest.approx(101.5)
     found = asked.ask(Q)
-    assert (found.answers, found.missing) == ((0, None), (1,))
+    assert (found.values, found.missing) == ((0, None), (1,))
 
 
 def test_a_shard_without_replicas_is_missing():
@@ -132,7 +132,7 @@ def test_a_shard_without_replicas_is_missing():
     ("wrong", "reason"),
     [
         (answers("OLD", 9), "answers for OLD, not for A"),
-        (lambda _: (0.0, Answer("A", 9, refusal="another index")), "another index"),
+        (lambda _: (0.0, ShardResponse("A", 9, refusal="another index")), "another index"),
     ],
 )
 def test_an_answer_of_another_state_is_no_answer(wrong: Behaviour, reason: str):
@@ -147,14 +147,14 @@ def test_questions_that_take_long_are_hedged_later():
     asked, transport = router(
         {"A": ["a0", "a1"]}, dict.fromkeys(("a0", "a1"), answers("A", 1, 0.4)), deadline=4
     )
-    big = Question("search", (), 1000)
+    big = ShardRequest("search", (), 1000)
     for _ in range(8):
         asked.ask_all(big)
     transport.sent.clear()
     asked.ask_all(big)
     assert len(transport.sent) == 1  # 0.4 s is usual: hedged after 0.8 s
     transport.sent.clear()
-    asked.ask_all(Question("search", (), 1))
+    asked.ask_all(ShardRequest("search", (), 1))
     assert len(transport.sent) == 2  # nothing is known of small ones: hedged after 0.15 s
 
 
@@ -178,4 +178,4 @@ def test_all_replicas_cooling_off_are_asked_all_the_same():
 )
 def test_patience_refuses(values: dict[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
-        Patience(**values)
+        HedgePolicy(**values)
