@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,21 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metah_export import truth
+from metah_export import reference_set
 from metah_export.config import MIN_IMAGES, BuildConfig
 from metah_export.engine import make_engine
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import CALIBRATED, gate, lower, ort_version
 from metah_export.quantize import Calibration
+from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
-from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
 from metah_runtime import schema
-from metah_runtime.cli import console
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
 from metah_runtime.errors import DataError, require
 from metah_runtime.model.bundle import Bundle, check_new, write_bundle
+from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import split_of
 from metah_train.evaluation.evaluate import encode, stored_evaluation
 from metah_train.training.checkpoint import Run
@@ -31,8 +32,8 @@ from metah_train.training.checkpoint import Run
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
 
-TRUTH_BYTES = 96 * 2**20
-"""The pixels kept in truth.npz, before compression, unless MIN_IMAGES need more."""
+REFERENCE_BYTES = 96 * 2**20
+"""Bytes of pixels kept in truth.npz, before compression, unless MIN_IMAGES need more."""
 
 
 def build(
@@ -42,6 +43,8 @@ def build(
     *,
     split: "Split | None" = None,
     engine: EngineConfig | None = None,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
 ) -> tuple[Bundle, Parity]:
     """Export a run to a new bundle if its codes are those of the trained model.
 
@@ -57,20 +60,23 @@ def build(
         run = Run.open(run)
     evaluation = stored_evaluation(run)
     if split is None:
-        with console.step("loading the data"):
+        with progress("loading the data"):
             split = split_of(run.config)
     if split.preprocess != run.preprocess:
         raise DataError(f"the data's preprocessing {split.preprocess} is not the run's")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    known = collect_truth(run, split, images=config.images, seed=config.seed)
+    reference = collect_reference_set(
+        run, split, images=config.images, seed=config.seed, progress=progress, warn=warn
+    )
+    check = partial(gate, reference=reference, threads=config.threads, progress=progress)
     bits, shape = run.config.bits, run.preprocess.shape
-    with console.step("exporting to ONNX"):
+    with progress("exporting to ONNX"):
         model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
     if config.precision == "fp32":
-        result = gate(model, "fp32", known, limits=config.allowed, threads=config.threads)
+        result = check(model, "fp32", limits=config.allowed)
     else:
-        gate(model, "fp32", known, limits=LIMITS["fp32"], threads=config.threads)
+        check(model, "fp32", limits=LIMITS["fp32"])
         model = lower(
             model,
             config.precision,
@@ -78,8 +84,9 @@ def build(
             image_shape=shape,
             images=calibration_images(split, config.calibration),
             calibration=config.calibration,
+            progress=progress,
         )
-        result = gate(model, config.precision, known, limits=config.allowed, threads=config.threads)
+        result = check(model, config.precision, limits=config.allowed)
     engines = []
     if engine is not None:
         entry, plan, reason = make_engine(
@@ -87,12 +94,14 @@ def build(
             preprocess=run.preprocess,
             precision=config.precision,
             config=engine,
-            known=known,
+            reference=reference,
             limits=config.allowed,
+            progress=progress,
+            warn=warn,
         )
         engines.append((entry, plan))
         if reason:
-            console.warn(f"parity of engine {entry.file} is not measured: {reason}")
+            warn(f"parity of engine {entry.file} is not measured: {reason}")
     bundle = write_bundle(
         out,
         model=model,
@@ -103,20 +112,28 @@ def build(
         versions=versions(),
         training=_training(run, config, evaluation),
         parity=result.to_dict(),
-        extra={truth.FILE: known.to_bytes()},
+        extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
     )
     return bundle, result
 
 
-def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
+def collect_reference_set(
+    run: Run,
+    split: "Split",
+    *,
+    images: int,
+    seed: int,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
+) -> ReferenceSet:
     """Choose images of both domains by seed and encode them with the trained model in PyTorch.
 
     A quarter comes from the source domain, up to a quarter are queries, the rest database. Fewer
-    are taken where the pixels would pass TRUTH_BYTES or the sets are small.
+    are taken where the pixels would pass REFERENCE_BYTES or the sets are small.
     """
     pixels = int(np.prod(run.preprocess.shape))
-    images = min(images, max(MIN_IMAGES, TRUTH_BYTES // pixels))
+    images = min(images, max(MIN_IMAGES, REFERENCE_BYTES // pixels))
     rng = np.random.default_rng(seed)
     source = _choose(rng, split.source_train, images // 4)
     query = _choose(rng, split.query, min(images // 4, len(split.query)))
@@ -128,12 +145,12 @@ def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
     ]
     total = sum(len(part) for _, part in parts)
     if total < MIN_IMAGES:
-        console.warn(f"parity is measured on all {total} images; {MIN_IMAGES} would be the rule")
-    with console.progress_bar("encoding with PyTorch", total, "images") as advance:
+        warn(f"parity is measured on all {total} images; {MIN_IMAGES} would be the rule")
+    with progress("encoding with PyTorch", total, "images") as advance:
         logits = [encode(run.model, part, done=advance)[1] for _, part in parts]
     labels = [part.labels for _, part in parts]
     known = [label for label in labels if label is not None]
-    return Truth(
+    return ReferenceSet(
         images=np.concatenate([part.load(np.arange(len(part))) for _, part in parts]),
         logits=np.concatenate(logits),
         roles=np.repeat(
@@ -145,7 +162,7 @@ def collect_truth(run: Run, split: "Split", *, images: int, seed: int) -> Truth:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all that took part in an export."""
+    """Return the versions of the packages that an export uses."""
     names = ("metah", "torch", "onnx", "onnxscript", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
     return found | {"onnxruntime": ort_version(), "python": platform.python_version()}
@@ -157,7 +174,7 @@ def _choose(rng: np.random.Generator, images: "ImageSet", count: int) -> NDArray
 
 
 def _metadata(run: Run) -> dict[str, str]:
-    """Return what the ONNX file says of itself; nothing that changes with the place or the time."""
+    """Return the metadata of the ONNX file; it depends on the run alone, not on place or time."""
     return {
         "metah.bit_order": BIT_ORDER,
         "metah.bit_rule": BIT_RULE,

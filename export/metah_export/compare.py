@@ -5,23 +5,23 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_export import parity
 from metah_export.parity import Parity
-from metah_export.precision import forms
-from metah_export.truth import Truth
-from metah_export.verify import check_rules, limits_of, load_truth
+from metah_export.reference_set import ReferenceSet
+from metah_export.verify import check_rules, limits_of, load_reference_set, onnx_runners
 from metah_runtime.checks import usable_cores
-from metah_runtime.cli.console import progress_bar
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import MODEL, Bundle, Engine
 from metah_runtime.model.runners import Runner
+from metah_runtime.reporting import Progress, no_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Artefact:
     """One artefact of one bundle.
 
     artefact: 'onnx' or the engine's kind and targets; runs_on: what ran it, None if nothing here
-    can; note: why not, or what is special; parity: against the stored truth, on this machine;
+    can; note: why not, or what is special; parity: with the reference set, on this machine;
     problem: the limit that is broken, None if none is; timings: by batch size.
     """
 
@@ -62,11 +62,15 @@ class Row:
 class Comparison:
     """All rows, and the machine that they were measured on. runs: distinct training runs."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Artefact, ...]
     machine: str
     versions: dict[str, str]
     threads: int
     runs: int
+
+
+_TimeIt: TypeAlias = Callable[[Runner], tuple[Timing, ...]]
+_Check: TypeAlias = Callable[[Sequence[tuple[str, Runner]]], tuple[Parity | None, str | None]]
 
 
 def compare(
@@ -77,6 +81,7 @@ def compare(
     seconds: float = 1.0,
     threads: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measure every artefact of the bundles at ``paths`` on this machine.
 
@@ -94,24 +99,25 @@ def compare(
     for bundle in bundles:
         check_rules(bundle)
     names = _names(bundles)
-    rows: list[Row] = []
+    rows: list[Artefact] = []
     for bundle, name in zip(bundles, names, strict=True):
-        known = load_truth(bundle)
-        images = _images(bundle, known, max(batches))
+        reference = load_reference_set(bundle)
+        images = _images(bundle, reference, max(batches))
+        check = partial(_compare_codes, bundle, reference, progress)
 
         def time_it(
             runner: Runner, images: NDArray[np.uint8] = images, name: str = name
         ) -> tuple[Timing, ...]:
             found = []
-            with progress_bar(f"timing {name}", len(batches), redraw="advance") as advance:
+            with progress(f"timing {name}", len(batches), "sizes", redraw="advance") as advance:
                 for n in batches:
                     advance(0, note=f"batches of {n}")
                     found.append(measure(runner, images, n, seconds, clock))
                     advance()
             return tuple(found)
 
-        rows.append(_onnx_row(bundle, name, known, device, threads, time_it))
-        rows.extend(_engine_row(bundle, name, e, known, time_it) for e in bundle.manifest.engines)
+        rows.append(_onnx(bundle, name, device, threads, check, time_it))
+        rows.extend(_engine(bundle, name, e, check, time_it) for e in bundle.manifest.engines)
     runs = {str(bundle.manifest.training.get("run")) for bundle in bundles}
     return Comparison(
         rows=tuple(rows),
@@ -162,16 +168,16 @@ def machine() -> str:
     return f"{name}, {usable_cores()} cores, {platform.system()}"
 
 
-def _onnx_row(
+def _onnx(
     bundle: Bundle,
     name: str,
-    known: Truth | None,
     device: str,
     threads: int | None,
-    time_it: Callable[[Runner], tuple[Timing, ...]],
-) -> Row:
+    check: _Check,
+    time_it: _TimeIt,
+) -> Artefact:
     """Measure the ONNX file; where the CPU lacks kernels its rounding is emulated, not timed."""
-    precision, note = bundle.manifest.precision, None
+    note, runs_on = None, None
     timings: tuple[Timing, ...] = ()
     try:
         runner = runners.open(bundle, device, threads=threads)
@@ -179,25 +185,13 @@ def _onnx_row(
     except BackendUnavailable as error:
         if device != "cpu":
             raise
-        runs_on, note = None, str(error)
-    found: list[tuple[str, Runner]]
-    if device == "cpu":
-        found = list(
-            forms(
-                bundle.read(),
-                precision,
-                bits=bundle.bits,
-                image_shape=bundle.preprocess.shape,
-                threads=threads,
-            )
-        )
-    else:
-        found = [(device, runner)]
-    report, problem = _parity(bundle, known, found)
-    return Row(
+        note = str(error)
+    found = onnx_runners(bundle, device, threads) if device == "cpu" else [(device, runner)]
+    report, problem = check(found)
+    return Artefact(
         bundle=name,
         artefact="onnx",
-        precision=precision,
+        precision=bundle.manifest.precision,
         megabytes=bundle.manifest.files[MODEL].size / 1e6,
         runs_on=runs_on,
         note=note,
@@ -207,13 +201,7 @@ def _onnx_row(
     )
 
 
-def _engine_row(
-    bundle: Bundle,
-    name: str,
-    engine: Engine,
-    known: Truth | None,
-    time_it: Callable[[Runner], tuple[Timing, ...]],
-) -> Row:
+def _engine(bundle: Bundle, name: str, engine: Engine, check: _Check, time_it: _TimeIt) -> Artefact:
     from metah_runtime.model.runners.tensorrt_runner import open_trt
 
     note, runs_on, report, problem = None, None, None, None
@@ -226,9 +214,9 @@ def _engine_row(
             report = Parity.from_dict(engine.parity)
     else:
         timings, runs_on = time_it(runner), "tensorrt"
-        report, problem = _parity(bundle, known, [(f"{engine.kind} {engine.builder}", runner)])
+        report, problem = check([(f"{engine.kind} {engine.builder}", runner)])
         runner.close()
-    return Row(
+    return Artefact(
         bundle=name,
         artefact=f"{engine.kind} {', '.join(engine.targets)}",
         precision=bundle.manifest.precision,
@@ -241,29 +229,37 @@ def _engine_row(
     )
 
 
-def _parity(
-    bundle: Bundle, known: Truth | None, found: Sequence[tuple[str, Runner]]
+def _compare_codes(
+    bundle: Bundle,
+    reference: ReferenceSet | None,
+    progress: Progress,
+    found: Sequence[tuple[str, Runner]],
 ) -> tuple[Parity | None, str | None]:
     """Return the report with the most flips, and the first broken rule in words."""
-    if known is None:
+    if reference is None:
         return None, None
-    precision, limits = bundle.manifest.precision, limits_of(bundle)
     reports: list[Parity] = []
     for label, runner in found:
         try:
-            reports.append(
-                parity.measure(runner, known, precision=precision, limits=limits, label=label)
+            report = parity.measure(
+                runner,
+                reference,
+                precision=bundle.manifest.precision,
+                limits=limits_of(bundle),
+                label=label,
+                progress=progress,
             )
         except ParityError as error:
             return None, str(error)
+        reports.append(report)
     worst = max(reports, key=lambda report: report.flips)
     broken = [text for report in reports for text in report.violations]
     return worst, "; ".join(broken) or None
 
 
-def _images(bundle: Bundle, known: Truth | None, count: int) -> NDArray[np.uint8]:
-    if known is not None:
-        return known.images
+def _images(bundle: Bundle, reference: ReferenceSet | None, count: int) -> NDArray[np.uint8]:
+    if reference is not None:
+        return reference.images
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (count, *bundle.preprocess.shape), dtype=np.uint8)
 
@@ -297,7 +293,7 @@ def table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[Any, ...]
     return columns, [_cells(row) for row in comparison.rows]
 
 
-def _cells(row: Row) -> tuple[Any, ...]:
+def _cells(row: Artefact) -> tuple[Any, ...]:
     report = row.parity
     bits: tuple[str, ...] = ("-",) * 5
     if report is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from metah_export import svg
-from metah_export.compare import Comparison, Row, table
+from metah_export.compare import Artefact, Comparison, table
 from metah_export.parity import Parity
 from metah_runtime.html.page import Html, document, text
 from metah_runtime.html.page import table as html_table
@@ -37,7 +37,7 @@ def _verdict(word: str) -> Html:
     return Html(f'<span class="{kind}">{text(word)}</span>')
 
 
-def _overview(rows: Sequence[Row]) -> str:
+def _overview(rows: Sequence[Artefact]) -> str:
     labels = [_label(row) for row in rows]
     flips = [None if row.parity is None else 100 * row.parity.flip_rate for row in rows]
     rates = [max((t.rate for t in row.timings), default=None) for row in rows]
@@ -63,7 +63,7 @@ def _overview(rows: Sequence[Row]) -> str:
     return f'<h2>Overview</h2><div class="charts">{"".join(cards)}</div>'
 
 
-def _details(row: Row) -> str:
+def _details(row: Artefact) -> str:
     parts = [f"<h2>{text(_label(row))}</h2>"]
     if row.note:
         parts.append(f"<p>Not run here: {text(row.note)}</p>")
@@ -122,5 +122,5 @@ def _summary(report: Parity) -> str:
     )
 
 
-def _label(row: Row) -> str:
+def _label(row: Artefact) -> str:
     return row.bundle if row.artefact == "onnx" else f"{row.bundle} {row.artefact}"

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from metah_export import parity
 from metah_export.parity import Limits, Parity
+from metah_export.reference_set import ReferenceSet
 from metah_export.to_engine import EngineConfig, build_engine
-from metah_export.truth import Truth
-from metah_export.verify import check_rules, limits_of, load_truth
+from metah_export.verify import check_rules, limits_of, load_reference_set
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.model.bundle import Bundle, Engine, add_engine
 from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt
+from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 
 
 def make_engine(
@@ -21,29 +22,39 @@ def make_engine(
     preprocess: Preprocess,
     precision: str,
     config: EngineConfig,
-    known: Truth | None,
+    reference: ReferenceSet | None,
     limits: Limits,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
 ) -> tuple[Engine, bytes, str | None]:
-    """Build an engine and, if this machine can run it, hold its codes against the truth.
+    """Build an engine and, if this machine can run it, compare its codes with the reference set.
 
     Returns (manifest entry, plan, why parity was not measured or None). Raises ParityError if the
     engine breaks a limit.
     """
-    entry, plan = build_engine(model, image_shape=preprocess.shape, config=config)
-    if known is None:
+    entry, plan = build_engine(
+        model, image_shape=preprocess.shape, config=config, progress=progress, warn=warn
+    )
+    if reference is None:
         return entry, plan, "the bundle holds no truth.npz"
     try:
-        found = _run_here(entry, plan, preprocess, precision, known, limits)
+        found = _run_here(entry, plan, preprocess, precision, reference, limits, progress)
     except BackendUnavailable as error:
         return entry, plan, str(error)
     return dataclasses.replace(entry, parity=found.check().to_dict()), plan, None
 
 
-def engine(path: str | Path, config: EngineConfig) -> tuple[Bundle, Engine, str | None]:
+def engine(
+    path: str | Path,
+    config: EngineConfig,
+    *,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
+) -> tuple[Bundle, Engine, str | None]:
     """Add an engine to the bundle at ``path``; see ``make_engine``.
 
     Raises BundleError for a damaged bundle, EngineError, ParityError or BackendUnavailable; the
-    bundle is then what it was.
+    bundle is then unchanged.
     """
     bundle = Bundle.open(path)
     check_rules(bundle)
@@ -52,8 +63,10 @@ def engine(path: str | Path, config: EngineConfig) -> tuple[Bundle, Engine, str 
         preprocess=bundle.preprocess,
         precision=bundle.manifest.precision,
         config=config,
-        known=load_truth(bundle),
+        reference=load_reference_set(bundle),
         limits=limits_of(bundle),
+        progress=progress,
+        warn=warn,
     )
     return add_engine(bundle, entry, plan), entry, reason
 
@@ -63,8 +76,9 @@ def _run_here(
     plan: bytes,
     preprocess: Preprocess,
     precision: str,
-    known: Truth,
+    reference: ReferenceSet,
     limits: Limits,
+    progress: Progress,
 ) -> Parity:
     """Run the engine on this machine's GPU; raise BackendUnavailable if there is none."""
     gpu = driver.open_devices()[0]
@@ -75,6 +89,10 @@ def _run_here(
     check_engine(entry, builder=str(trt.__version__), arch=arch)
     from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 
-    runner = TrtRunner(plan, entry, bits=known.bits, image_shape=preprocess.shape, trt=trt, gpu=gpu)
+    runner = TrtRunner(
+        plan, entry, bits=reference.bits, image_shape=preprocess.shape, trt=trt, gpu=gpu
+    )
     label = f"{entry.kind} {entry.builder}, {gpu.name}"
-    return parity.measure(runner, known, precision=precision, limits=limits, label=label)
+    return parity.measure(
+        runner, reference, precision=precision, limits=limits, label=label, progress=progress
+    )

@@ -64,7 +64,7 @@ def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return an fp32 model that rounds every fp16 or bf16 tensor as the given one does.
 
     Each operator takes rounded inputs, computes in fp32 and rounds its result, as tensor cores do.
-    It runs where there are no kernels for the type; run it without graph optimisation, which would
+    It runs where there are no kernels for the type; run it without graph optimization, which would
     drop the rounding.
     """
     types = element_types(model)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
+from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_runtime import codes, metrics, schema
-from metah_runtime.cli.console import progress_bar
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, ParityError
 from metah_runtime.model.runners import Runner
+from metah_runtime.reporting import Progress, no_progress
 from metah_runtime.search import CodeIndex
 
 TOP = 10
@@ -56,15 +56,16 @@ LIMITS: Mapping[str, Limits] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How the codes of an artefact compare with the truth.
+    """How the codes of an artefact compare with those of the trained model.
 
     images, source_images, target_images: counts; runner: what produced the codes; flips: differing
-    bits; far_flips: those with truth |logit| > limits.margin; worst_flip: largest truth |logit| at
-    a flip, 0 if none; max_error: largest |logit - truth|; worst_image, worst_image_flips: the image
-    with most flips; flips_per_bit: (bits,); hamming: images by flipped bits, 0, 1, ...;
-    margin_edges, margin_counts, margin_flips: truth |logit| histogram, and flips in each bin;
-    map_h2_truth, map_h2: MAP@H<=2 of the truth's codes and of these, None without labels;
-    top10_overlap: mean part of the ten nearest that stay, None without queries.
+    bits; worst_image, worst_image_flips: the image with most flips; flips_per_bit: (bits,);
+    hamming: images by flipped bits, 0, 1, ...; top10_overlap: mean part of the ten nearest that
+    stay, None without queries. |logit| is that of the trained model in far_flips (flips with
+    |logit| > limits.margin), worst_flip (the largest at a flip, 0 if none) and margin_edges,
+    margin_counts, margin_flips (its histogram, and the flips in each bin); max_error: largest
+    difference of a logit. map_h2_truth, map_h2: MAP@H<=2 of the trained model's codes and of these,
+    None without labels.
     """
 
     precision: str
@@ -92,7 +93,7 @@ class Parity:
 
     @property
     def map_delta(self) -> float | None:
-        """MAP@H<=2 minus that of the truth."""
+        """MAP@H<=2 minus that of the trained model's codes."""
         if self.map_h2 is None or self.map_h2_truth is None:
             return None
         return self.map_h2 - self.map_h2_truth
@@ -134,11 +135,13 @@ class Parity:
         return schema.from_json(cls, value)
 
 
-def run_all(runner: Runner, images: Any, *, batch: int = 256) -> tuple[Codes, NDArray[np.float32]]:
+def run_all(
+    runner: Runner, images: Any, *, batch: int = 256, progress: Progress = no_progress
+) -> tuple[Codes, NDArray[np.float32]]:
     """Run many images through a runner in batches: codes (n, bits/8), logits (n, bits)."""
     packed = np.empty((len(images), runner.bits // 8), np.uint8)
     logits = np.empty((len(images), runner.bits), np.float32)
-    with progress_bar("parity", len(images), "images") as advance:
+    with progress("parity", len(images), "images") as advance:
         for start in range(0, len(images), batch):
             part = slice(start, min(start + batch, len(images)))
             packed[part], logits[part] = runner.run(images[part])
@@ -148,19 +151,18 @@ def run_all(runner: Runner, images: Any, *, batch: int = 256) -> tuple[Codes, ND
 
 def measure(
     runner: Runner,
-    truth: Truth,
+    reference: ReferenceSet,
     *,
     precision: str,
     limits: Limits | None = None,
     batch: int = 256,
     label: str | None = None,
+    progress: Progress = no_progress,
 ) -> Parity:
-    """Run the truth's images and compare; raise ParityError if logits are not finite or codes are
-    not their packed signs, whatever the limits say.
-    """
-    packed, logits = run_all(runner, truth.images, batch=batch)
+    """Run the images of the reference set and compare codes; see ``compare``."""
+    packed, logits = run_all(runner, reference.images, batch=batch, progress=progress)
     return compare(
-        truth,
+        reference,
         packed,
         logits,
         precision=precision,
@@ -170,7 +172,7 @@ def measure(
 
 
 def compare(
-    truth: Truth,
+    reference: ReferenceSet,
     packed: Codes,
     logits: NDArray[np.float32],
     *,
@@ -178,40 +180,44 @@ def compare(
     runner: str,
     limits: Limits,
 ) -> Parity:
-    """Compare codes (n, bits/8) and logits (n, bits) with the truth; see Parity and ``measure``."""
+    """Compare codes (n, bits/8) and logits (n, bits) with the reference set.
+
+    Raises ParityError, whatever the limits, if logits are not finite or codes are not their packed
+    signs.
+    """
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if bad.size:
         raise ParityError(
             f"{precision} on {runner}: logits of {bad.size} images are not finite, first "
-            f"{truth.names[bad[0]]}"
+            f"{reference.names[bad[0]]}"
         )
     wrong = np.flatnonzero((codes.pack(logits) != packed).any(axis=1))
     if wrong.size:
         raise ParityError(
             f"{precision} on {runner}: codes of {wrong.size} images are not the packed signs of "
-            f"their logits, first {truth.names[wrong[0]]}"
+            f"their logits, first {reference.names[wrong[0]]}"
         )
-    flipped = (logits > 0) != (truth.logits > 0)
-    margin = np.abs(truth.logits)
+    flipped = (logits > 0) != (reference.logits > 0)
+    margin = np.abs(reference.logits)
     per_image = flipped.sum(axis=1)
     worst = int(per_image.argmax())
     edges = MARGIN_EDGES
     bins = np.searchsorted(edges, margin, side="right") - 1
-    map_truth, map_here, overlap = _retrieval(truth, packed)
-    source = int((truth.roles == SOURCE).sum())
+    map_truth, map_here, overlap = _retrieval(reference, packed)
+    source = int((reference.roles == SOURCE).sum())
     return Parity(
         precision=precision,
         runner=runner,
-        images=len(truth),
+        images=len(reference),
         source_images=source,
-        target_images=len(truth) - source,
-        bits=truth.bits,
+        target_images=len(reference) - source,
+        bits=reference.bits,
         flips=int(flipped.sum()),
         flip_rate=float(flipped.mean()),
         far_flips=int((flipped & (margin > limits.margin)).sum()),
         worst_flip=float(margin[flipped].max(initial=0.0)),
-        max_error=float(np.abs(logits.astype(np.float64) - truth.logits).max()),
-        worst_image=str(truth.names[worst]),
+        max_error=float(np.abs(logits.astype(np.float64) - reference.logits).max()),
+        worst_image=str(reference.names[worst]),
         worst_image_flips=int(per_image[worst]),
         flips_per_bit=_ints(flipped.sum(axis=0)),
         hamming=_ints(np.bincount(per_image)),
@@ -225,20 +231,24 @@ def compare(
     )
 
 
-def _retrieval(truth: Truth, packed: Codes) -> tuple[float | None, float | None, float | None]:
-    """Return MAP@H<=2 of the truth, that of the codes, and the overlap of the ten nearest."""
-    query, database = truth.roles == QUERY, truth.roles == DATABASE
+def _retrieval(
+    reference: ReferenceSet, packed: Codes
+) -> tuple[float | None, float | None, float | None]:
+    """Return MAP@H<=2 of the reference codes and of these, and the overlap of the ten nearest."""
+    query, database = reference.roles == QUERY, reference.roles == DATABASE
     if not query.any() or not database.any():
         return None, None, None
-    old, new = truth.codes, packed
+    old, new = reference.codes, packed
     near_old = CodeIndex(old[database]).search(old[query], TOP).ids
     near_new = CodeIndex(new[database]).search(new[query], TOP).ids
     shared = [len(set(a) & set(b)) / len(a) for a, b in zip(near_old, near_new, strict=True)]
     overlap = float(np.mean(shared))
-    if truth.labels is None:
+    if reference.labels is None:
         return None, None, overlap
     scores = [
-        metrics.evaluate(c[query], truth.labels[query], c[database], truth.labels[database]).map_h2
+        metrics.evaluate(
+            c[query], reference.labels[query], c[database], reference.labels[database]
+        ).map_h2
         for c in (old, new)
     ]
     return scores[0], scores[1], overlap

@@ -15,11 +15,11 @@ from metah_export.half import HALF, emulate, to_half
 from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
 from metah_export.quantize import Calibration, quantize
-from metah_export.truth import Truth
-from metah_runtime.cli import console
+from metah_export.reference_set import ReferenceSet
 from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.model.runners import Runner
 from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
+from metah_runtime.reporting import Progress, no_progress
 
 CALIBRATED = ("int8", "fp8")
 
@@ -32,6 +32,7 @@ def lower(
     image_shape: tuple[int, int, int],
     images: NDArray[np.uint8] | None = None,
     calibration: Calibration | None = None,
+    progress: Progress = no_progress,
 ) -> bytes:
     """Return an fp32 ONNX model in another precision; fp32 returns it as it is.
 
@@ -42,12 +43,12 @@ def lower(
         return model
     proto = load_model(model)
     if precision in HALF:
-        with console.step(f"rewriting to {precision}"):
+        with progress(f"rewriting to {precision}"):
             result = to_half(proto, precision)
     elif precision in CALIBRATED:
         if images is None:
             raise ConfigError(f"{precision} needs images to calibrate on")
-        result = quantize(proto, precision, images, calibration or Calibration())
+        result = quantize(proto, precision, images, calibration or Calibration(), progress=progress)
     else:
         raise ConfigError(f"no rewrite for precision {precision!r}")
     del result.metadata_props[:]
@@ -79,7 +80,7 @@ def forms(
     threads: int | None,
     name: str = "model.onnx",
 ) -> Iterator[tuple[str, Runner]]:
-    """Yield (label, runner) for each way in which this machine's CPU can tell the model's codes.
+    """Yield (label, runner) for each way in which this machine's CPU can compute the model's codes.
 
     ONNX Runtime itself, where it has kernels for the precision; for fp16 and bf16 also a twin that
     rounds every tensor as the hardware does, for ONNX Runtime's CPU kernels round less.
@@ -102,27 +103,28 @@ def forms(
 def gate(
     model: bytes,
     precision: str,
-    known: Truth,
+    reference: ReferenceSet,
     *,
     limits: Limits,
     threads: int | None,
-    name: str = "model.onnx",
+    progress: Progress = no_progress,
 ) -> Parity:
-    """Compare every form of a model with the truth; return the report with the most flips.
+    """Compare every form of a model with the reference set; return the report with the most flips.
 
     Raises ParityError for the first that breaks a limit.
     """
-    shape = known.images.shape[1:]
+    shape = reference.images.shape[1:]
     found = forms(
         model,
         precision,
-        bits=known.bits,
+        bits=reference.bits,
         image_shape=(shape[0], shape[1], shape[2]),
         threads=threads,
-        name=name,
     )
     reports = [
-        parity.measure(runner, known, precision=precision, limits=limits, label=label).check()
+        parity.measure(
+            runner, reference, precision=precision, limits=limits, label=label, progress=progress
+        ).check()
         for label, runner in found
     ]
     return max(reports, key=lambda report: report.flips)

@@ -1,6 +1,6 @@
 """int8 and fp8 as QuantizeLinear/DequantizeLinear pairs, calibrated on images of both domains.
 
-Symmetric, without quantised biases and per output channel: the only form that TensorRT's parser
+Symmetric, without quantized biases and per output channel: the only form that TensorRT's parser
 takes. The hash head, pixels and packing stay fp32.
 """
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from metah_export.graph import find_body, name_nodes
 from metah_export.onnx_rules import INPUT
-from metah_runtime.cli.console import Advance, progress_bar
 from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.reporting import Advance, Progress, no_progress
 
 METHODS = ("minmax", "entropy", "percentile")
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
@@ -72,6 +72,8 @@ def quantize(
     precision: str,
     images: NDArray[np.uint8],
     calibration: Calibration,
+    *,
+    progress: Progress = no_progress,
 ) -> onnx.ModelProto:
     """Return a copy of an fp32 model with Q/DQ pairs around the layers of its body.
 
@@ -90,12 +92,11 @@ def quantize(
     if precision == "fp8":
         kind, method = QuantType.QFLOAT8E4M3FN, CalibrationMethod.Distribution
         options["scenario"] = "same"
-    progress = io.StringIO()  # the quantiser prints what it does
     with (
-        progress_bar(f"calibrating {precision}", len(images), "images") as advance,
+        progress(f"calibrating {precision}", len(images), "images") as advance,
         tempfile.TemporaryDirectory(prefix="metah-") as folder,
-        contextlib.redirect_stdout(progress),
-        _quiet(),
+        contextlib.redirect_stdout(io.StringIO()),  # the quantizer prints what it does
+        _suppress_log(),
     ):
         target = Path(folder, "quantized.onnx")
         quantize_static(
@@ -130,8 +131,8 @@ def _method(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice about its own options away from the user."""
+def _suppress_log() -> Iterator[None]:
+    """Keep the quantizer's advice about its own options away from the user."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from metah_runtime import files
-from metah_runtime.cli import console
 from metah_runtime.cuda import driver
 from metah_runtime.cuda.fatbin import cache_folder
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
@@ -26,6 +25,7 @@ from metah_runtime.model.runners.tensorrt_library import (
     make_logger,
     this_platform,
 )
+from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """min, opt and max shape of one input."""
@@ -72,8 +72,8 @@ class EngineConfig:
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """Parse MIN:OPT:MAX (or one number for all three); raise ConfigError."""
-    parts = text.split(":")
+    """Parse MIN:OPT:MAX or MIN,OPT,MAX (or one number for all three); raise ConfigError."""
+    parts = text.replace(",", ":").split(":")
     if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(f"batch must be MIN:OPT:MAX, three whole numbers, got {text!r}")
     low, best, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
@@ -103,6 +103,8 @@ def build_engine(
     image_shape: tuple[int, int, int],
     config: EngineConfig,
     cache: bool = True,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
 ) -> tuple[Engine, bytes]:
     """Build an engine of a checked ONNX model, or take it from the cache.
 
@@ -125,11 +127,11 @@ def build_engine(
     }
     key = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "engines" if cache else None
-    plan = None if folder is None else _cached(folder, key)
+    plan = None if folder is None else _cached(folder, key, warn)
     if plan is None:
         low, best, high = config.batch
         shapes: Shapes = ((low, *image_shape), (best, *image_shape), (high, *image_shape))
-        with console.step(f"building the {config.kind} engine"):
+        with progress(f"building the {config.kind} engine"):
             plan = _build(trt, model, {"images": shapes}, config)
         if folder is not None:
             _keep(folder, key, plan)
@@ -194,10 +196,10 @@ def _build(trt: Any, model: bytes, profile: Mapping[str, Shapes], config: Engine
     else:
         settings.clear_flag(trt.BuilderFlag.TF32)
     _set_targets(trt, settings, config.targets)
-    optimisation = builder.create_optimization_profile()
+    optimization = builder.create_optimization_profile()
     for name, (low, best, high) in profile.items():
-        optimisation.set_shape(name, low, best, high)
-    if settings.add_optimization_profile(optimisation) < 0:
+        optimization.set_shape(name, low, best, high)
+    if settings.add_optimization_profile(optimization) < 0:
         raise EngineError(f"{config.kind} refuses the profile {dict(profile)}")
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
@@ -257,8 +259,8 @@ def _require_gpu(kind: str) -> None:
         )
 
 
-def _cached(folder: Path, key: str) -> bytes | None:
-    """Return a plan that was built before; one that is damaged is built again, and said so."""
+def _cached(folder: Path, key: str, warn: Warn) -> bytes | None:
+    """Return a plan from the cache; warn of a damaged one and return None."""
     path = folder / f"{key}.plan"
     if not path.exists():
         return None
@@ -269,7 +271,7 @@ def _cached(folder: Path, key: str) -> bytes | None:
     except (OSError, UnicodeDecodeError):
         wanted, data = "", b""
     if hashlib.sha256(data).hexdigest() != wanted:
-        console.warn(f"{path} is damaged; the engine is built again")
+        warn(f"{path} is damaged; the engine is built again")
         return None
     return data
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from metah_export import parity, truth
+from metah_export import parity, reference_set
 from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import forms
-from metah_export.truth import Truth
-from metah_runtime.cli.console import step
+from metah_export.reference_set import ReferenceSet
 from metah_runtime.errors import BundleError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
+from metah_runtime.reporting import Progress, no_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,18 @@ class Verified:
     parity: Parity | None
 
 
-def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> Verified:
-    """Check digests, the ONNX rules, one batch, and parity with the truth stored in the bundle.
+def verify(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> Verified:
+    """Check digests, the ONNX rules, one batch, and parity with the reference set of the bundle.
 
     Raises BundleError, ParityError or BackendUnavailable.
     """
-    with step("checking digests and ONNX rules"):
+    with progress("checking digests and ONNX rules"):
         bundle = Bundle.open(path)
         opset = check_rules(bundle)
     if opset != bundle.manifest.opset:
@@ -39,29 +45,42 @@ def verify(path: str | Path, *, device: str = "cpu", threads: int | None = None)
             f"{bundle.model_path} has operator set {opset}, the manifest says "
             f"{bundle.manifest.opset}"
         )
-    name, shape, bits = str(bundle.model_path), bundle.preprocess.shape, bundle.bits
-    precision, known = bundle.manifest.precision, load_truth(bundle)
-    if device == "cpu":
-        found = list(
-            forms(
-                bundle.read(), precision, bits=bits, image_shape=shape, threads=threads, name=name
-            )
-        )
-    else:
-        runner = runners.open(bundle, device, threads=threads)
-        found = [(runner.device, runner)]
+    reference = load_reference_set(bundle)
+    found = onnx_runners(bundle, device, threads)
     reports = []
     for label, runner in found:
-        _check_batch(runner, name)
-        if known is not None:
-            limits = limits_of(bundle)
-            reports.append(
-                parity.measure(
-                    runner, known, precision=precision, limits=limits, label=label
-                ).check()
+        _check_batch(runner, str(bundle.model_path))
+        if reference is not None:
+            report = parity.measure(
+                runner,
+                reference,
+                precision=bundle.manifest.precision,
+                limits=limits_of(bundle),
+                label=label,
+                progress=progress,
             )
+            reports.append(report.check())
     worst = max(reports, key=lambda report: report.flips) if reports else None
     return Verified(bundle=bundle, opset=opset, device=found[0][1].device, parity=worst)
+
+
+def onnx_runners(
+    bundle: Bundle, device: str, threads: int | None
+) -> list[tuple[str, runners.Runner]]:
+    """Return (label, runner) of each way to run a bundle's ONNX file on a device; see ``forms``."""
+    if device != "cpu":
+        runner = runners.open(bundle, device, threads=threads)
+        return [(runner.device, runner)]
+    return list(
+        forms(
+            bundle.read(),
+            bundle.manifest.precision,
+            bits=bundle.bits,
+            image_shape=bundle.preprocess.shape,
+            threads=threads,
+            name=str(bundle.model_path),
+        )
+    )
 
 
 def check_rules(bundle: Bundle) -> int:
@@ -71,12 +90,12 @@ def check_rules(bundle: Bundle) -> int:
     return check_model(model, bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name)
 
 
-def load_truth(bundle: Bundle) -> Truth | None:
-    """Return the truth stored in a bundle, None if it has none."""
-    if truth.FILE not in bundle.manifest.files:
+def load_reference_set(bundle: Bundle) -> ReferenceSet | None:
+    """Return the reference set of a bundle, None if it has none."""
+    if reference_set.FILE not in bundle.manifest.files:
         return None
-    return Truth.from_bytes(
-        bundle.read(truth.FILE), bits=bundle.bits, image_shape=bundle.preprocess.shape
+    return ReferenceSet.from_bytes(
+        bundle.read(reference_set.FILE), bits=bundle.bits, image_shape=bundle.preprocess.shape
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metah_export.truth import Truth
+from metah_export.reference_set import ReferenceSet
 from metah_train import config as configs
 from metah_train.data import Split, load_split
 from metah_train.training import loop
@@ -54,8 +54,8 @@ def fp32_model(run: Run) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def known(run: Run, split: Split) -> Truth:
+def reference(run: Run, split: Split) -> ReferenceSet:
     """Return 600 images of both domains and the run's logits for them."""
-    from metah_export.build import collect_truth
+    from metah_export.build import collect_reference_set
 
-    return collect_truth(run, split, images=600, seed=0)
+    return collect_reference_set(run, split, images=600, seed=0)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from metah_export import build as stage
-from metah_export import parity, truth
-from metah_export.build import build, collect_truth
+from metah_export import parity, reference_set
+from metah_export.build import build, collect_reference_set
 from metah_export.cli import main as cli
 from metah_export.config import BuildConfig
 from metah_export.parity import Limits, Parity
-from metah_export.verify import load_truth, verify
+from metah_export.verify import load_reference_set, verify
 from metah_runtime.cli import console
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, DataError, ParityError
@@ -86,12 +86,12 @@ def test_the_same_run_gives_the_same_bundle(
         assert (again.path / name).read_bytes() == (built.path / name).read_bytes()
 
 
-def test_truth_has_both_domains_and_no_image_twice(run: Run, split: Split) -> None:
-    known = collect_truth(run, split, images=600, seed=0)
+def test_reference_set_has_both_domains_and_no_image_twice(run: Run, split: Split) -> None:
+    known = collect_reference_set(run, split, images=600, seed=0)
     assert np.bincount(known.roles).tolist() == [150, 100, 350]
     assert len(set(known.names)) == len(known)
-    assert not set(known.names[known.roles == truth.QUERY]) - set(split.query.names)
-    other = collect_truth(run, split, images=600, seed=1)
+    assert not set(known.names[known.roles == reference_set.QUERY]) - set(split.query.names)
+    other = collect_reference_set(run, split, images=600, seed=1)
     assert set(other.names) != set(known.names)
     assert known.labels is not None
     np.testing.assert_array_equal(known.codes, pack(known.logits))
@@ -104,16 +104,16 @@ def test_parity_failure_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = stage.collect_truth
+    real = stage.collect_reference_set
     monkeypatch.setattr(stage, "to_onnx", lambda *args, **kwargs: built.read())
 
-    def shifted(*args: Any, **kwargs: Any) -> truth.Truth:
+    def shifted(*args: Any, **kwargs: Any) -> reference_set.ReferenceSet:
         known = real(*args, **kwargs)
         logits = known.logits.copy()
         logits[5, 7] *= -1
         return dataclasses.replace(known, logits=logits)
 
-    monkeypatch.setattr(stage, "collect_truth", shifted)
+    monkeypatch.setattr(stage, "collect_reference_set", shifted)
     with pytest.raises(ParityError, match=r"1 flipped bits with \|logit\| > 0.001"):
         build(run, tmp_path / "bundle", CONFIG, split=split)
     assert list(tmp_path.iterdir()) == []
@@ -227,13 +227,13 @@ def test_verify_repeats_the_parity(bundle: Bundle) -> None:
 
 
 def test_verify_finds_a_truth_that_the_model_contradicts(bundle: Bundle) -> None:
-    known = load_truth(bundle)
+    known = load_reference_set(bundle)
     assert known is not None
     wrong = dataclasses.replace(known, logits=-known.logits).to_bytes()
-    (bundle.path / truth.FILE).write_bytes(wrong)
+    (bundle.path / reference_set.FILE).write_bytes(wrong)
     with pytest.raises(BundleError, match=r"truth.npz is damaged"):
         verify(bundle.path)
-    _relist(bundle, truth.FILE, wrong)
+    _relist(bundle, reference_set.FILE, wrong)
     with pytest.raises(ParityError, match="does not give the trained model's codes"):
         verify(bundle.path)
 
@@ -262,7 +262,7 @@ def test_the_data_of_the_run_are_compared(tmp_path: Path, monkeypatch: pytest.Mo
         seen.append(split)
         raise DataError("seen")
 
-    monkeypatch.setattr("metah_export.build.collect_truth", stop)
+    monkeypatch.setattr("metah_export.build.collect_reference_set", stop)
     with pytest.raises(DataError, match="seen"):
         build(run.path, tmp_path / "bundle")
     (split,) = seen

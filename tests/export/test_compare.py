@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metah_export import truth
+from metah_export import reference_set
 from metah_export.cli import main as cli
 from metah_export.compare import Comparison, compare, measure, table
 from metah_export.compare_page import page
+from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_export.svg import Line, columns, lines, rows
-from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
 from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError
 from metah_runtime.model import runners
@@ -31,21 +31,21 @@ Make = Callable[..., Bundle]
 
 @pytest.fixture
 def make(make_bundle: Make) -> Make:
-    """Write a toy bundle with a truth of 80 images that it gives itself; sign -1 turns its bits."""
+    """Write a toy bundle with 80 reference images; sign -1 turns the bits of their logits."""
 
     def build(name: str = "bundle", *, sign: int = 1, **options: Any) -> Bundle:
         plain = make_bundle(f"{name}-plain", **options)
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (80, *plain.preprocess.shape), dtype=np.uint8)
         logits = runners.open(plain, threads=1).run(images)[1]
-        known = Truth(
+        reference = ReferenceSet(
             images=images,
             logits=sign * logits,
             roles=np.repeat(np.array([SOURCE, QUERY, DATABASE], np.uint8), [20, 20, 40]),
             names=np.array([f"<b>{i}</b>.png" for i in range(80)]),
             labels=rng.integers(0, 3, 80),
         )
-        return make_bundle(name, **options, extra={truth.FILE: known.to_bytes()})
+        return make_bundle(name, **options, extra={reference_set.FILE: reference.to_bytes()})
 
     return build
 
@@ -129,14 +129,14 @@ def test_engines_that_cannot_run_here_have_a_row_that_says_why(make: Make) -> No
 
 
 def test_bf16_is_emulated_for_its_bits_and_not_timed(
-    fp32_model: bytes, known: Truth, make_bundle: Make
+    fp32_model: bytes, reference: ReferenceSet, make_bundle: Make
 ) -> None:
     from metah_export.precision import lower
     from metah_runtime.images.preprocess import Preprocess
 
     model = lower(fp32_model, "bf16", bits=48, image_shape=(32, 32, 1))
     spec = Preprocess(height=32, width=32, channels=1)
-    extra = {truth.FILE: known.to_bytes()}
+    extra = {reference_set.FILE: reference.to_bytes()}
     bundle = make_bundle(
         model=model, bits=48, preprocess=spec, precision="bf16", opset=22, extra=extra
     )

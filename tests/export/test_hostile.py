@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from metah_export import truth
+from metah_export import reference_set
 from metah_export.cli import main as cli
-from metah_export.truth import SOURCE, Truth
+from metah_export.reference_set import SOURCE, ReferenceSet
 from metah_runtime.cli import console
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle, fingerprint, seal
@@ -27,17 +27,17 @@ COMMANDS = ("verify", "engine", "compare", "triton")
 
 @pytest.fixture
 def bundle(make_bundle: Make) -> Bundle:
-    """Write a toy bundle with a truth that it keeps."""
+    """Write a toy bundle with a reference set of its own logits."""
     plain = make_bundle("plain")
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), dtype=np.uint8)
-    known = Truth(
+    reference = ReferenceSet(
         images=images,
         logits=runners.open(plain, threads=1).run(images)[1],
         roles=np.full(20, SOURCE, np.uint8),
         names=np.array([str(i) for i in range(20)]),
         labels=None,
     )
-    return make_bundle("bundle", extra={truth.FILE: known.to_bytes()})
+    return make_bundle("bundle", extra={reference_set.FILE: reference.to_bytes()})
 
 
 def command(capsys: pytest.CaptureFixture[str], name: str, bundle: Bundle) -> tuple[Any, str]:

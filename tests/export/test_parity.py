@@ -8,7 +8,7 @@ import pytest
 
 from metah_export import parity
 from metah_export.parity import LIMITS, Limits, Parity, compare
-from metah_export.truth import DATABASE, QUERY, SOURCE, Truth
+from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, ParityError
 from metah_runtime.model.bundle import PRECISIONS
@@ -16,7 +16,7 @@ from metah_runtime.model.bundle import PRECISIONS
 SHAPE = (2, 3, 1)
 
 
-def make_truth(n: int = 60, bits: int = 16, seed: int = 0, **changes: Any) -> Truth:
+def make_reference(n: int = 60, bits: int = 16, seed: int = 0, **changes: Any) -> ReferenceSet:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
     centres = rng.standard_normal((3, bits))
@@ -27,17 +27,17 @@ def make_truth(n: int = 60, bits: int = 16, seed: int = 0, **changes: Any) -> Tr
         "names": np.array([f"{i}.png" for i in range(n)]),
         "labels": labels,
     }
-    return Truth(**(values | changes))
+    return ReferenceSet(**(values | changes))
 
 
-def against(truth: Truth, logits: np.ndarray, limits: Limits | None = None) -> Parity:
+def against(reference: ReferenceSet, logits: np.ndarray, limits: Limits | None = None) -> Parity:
     limits = Limits() if limits is None else limits
-    return compare(truth, pack(logits), logits, precision="fp32", runner="test", limits=limits)
+    return compare(reference, pack(logits), logits, precision="fp32", runner="test", limits=limits)
 
 
 def test_equal_codes_have_no_flips() -> None:
-    truth = make_truth()
-    found = against(truth, truth.logits, LIMITS["fp32"]).check()
+    reference = make_reference()
+    found = against(reference, reference.logits, LIMITS["fp32"]).check()
     assert (found.flips, found.far_flips, found.worst_flip, found.max_error) == (0, 0, 0.0, 0.0)
     assert found.hamming == (60,)
     assert found.flips_per_bit == (0,) * 16
@@ -47,15 +47,15 @@ def test_equal_codes_have_no_flips() -> None:
 
 
 def test_every_number_equals_a_plain_count() -> None:
-    truth = make_truth()
-    noise = np.random.default_rng(1).standard_normal(truth.logits.shape)
-    logits = (truth.logits + 0.4 * noise).astype(np.float32)
-    found = against(truth, logits, Limits(margin=0.1))
+    reference = make_reference()
+    noise = np.random.default_rng(1).standard_normal(reference.logits.shape)
+    logits = (reference.logits + 0.4 * noise).astype(np.float32)
+    found = against(reference, logits, Limits(margin=0.1))
     flips = far = 0
     worst = 0.0
     per_bit, hamming = [0] * 16, []
     in_bin, flipped_in_bin = [0] * 30, [0] * 30
-    for old, new in zip(truth.logits, logits, strict=True):
+    for old, new in zip(reference.logits, logits, strict=True):
         count = 0
         for bit in range(16):
             margin = abs(float(old[bit]))
@@ -81,29 +81,29 @@ def test_every_number_equals_a_plain_count() -> None:
         f"{hamming.index(max(hamming))}.png",
         max(hamming),
     )
-    assert found.max_error == pytest.approx(np.abs(logits - truth.logits).max(), rel=1e-6)
+    assert found.max_error == pytest.approx(np.abs(logits - reference.logits).max(), rel=1e-6)
 
 
 def test_retrieval_is_scored_on_the_target_domain() -> None:
-    truth = make_truth()
-    logits = truth.logits.copy()
+    reference = make_reference()
+    logits = reference.logits.copy()
     logits[:20] *= -1  # source images play no part in the ranking
-    found = against(truth, logits)
+    found = against(reference, logits)
     assert found.map_delta == 0
     assert found.top10_overlap == 1
-    logits = truth.logits.copy()
+    logits = reference.logits.copy()
     logits[20:30] *= -1  # every query is turned to its complement
-    found = against(truth, logits)
+    found = against(reference, logits)
     assert found.map_h2 == 0
     assert found.map_h2_truth > 0.5
     assert found.top10_overlap < 0.5
 
 
 def test_without_labels_or_queries_there_is_no_map() -> None:
-    unlabelled = make_truth(labels=None)
+    unlabelled = make_reference(labels=None)
     found = against(unlabelled, unlabelled.logits)
     assert (found.map_h2, found.map_delta, found.top10_overlap) == (None, None, 1.0)
-    source = make_truth(roles=np.zeros(60, np.uint8))
+    source = make_reference(roles=np.zeros(60, np.uint8))
     found = against(source, source.logits, Limits(map_delta=0.0)).check()
     assert (found.map_h2, found.top10_overlap) == (None, None)
 
@@ -111,17 +111,17 @@ def test_without_labels_or_queries_there_is_no_map() -> None:
 def test_a_flip_near_zero_is_allowed_and_one_far_from_it_is_not() -> None:
     logits = np.ones((60, 16), np.float32)
     logits[3, 5] = 5e-4
-    truth = make_truth(logits=logits)
+    reference = make_reference(logits=logits)
     near = logits.copy()
     near[3, 5] = -5e-4
-    found = against(truth, near, LIMITS["fp32"]).check()
+    found = against(reference, near, LIMITS["fp32"]).check()
     assert (found.flips, found.far_flips) == (1, 0)
     logits[3, 5] = 2e-3
     with pytest.raises(
         ParityError,
         match=r"1 flipped bits with \|logit\| > 0.001 \(worst 0.002\), limit 0 \(worst image 3.png",
     ):
-        against(truth, near, LIMITS["fp32"]).check()
+        against(reference, near, LIMITS["fp32"]).check()
 
 
 @pytest.mark.parametrize(
@@ -133,28 +133,30 @@ def test_a_flip_near_zero_is_allowed_and_one_far_from_it_is_not() -> None:
     ],
 )
 def test_each_limit_stops(limits: Limits, match: str) -> None:
-    truth = make_truth()
-    noise = np.random.default_rng(1).standard_normal(truth.logits.shape)
-    found = against(truth, (truth.logits + 0.8 * noise).astype(np.float32), limits)
+    reference = make_reference()
+    noise = np.random.default_rng(1).standard_normal(reference.logits.shape)
+    found = against(reference, (reference.logits + 0.8 * noise).astype(np.float32), limits)
     with pytest.raises(ParityError, match=match):
         found.check()
 
 
 def test_codes_that_are_not_the_signs_of_the_logits_are_refused() -> None:
-    truth = make_truth()
-    packed = truth.codes
+    reference = make_reference()
+    packed = reference.codes
     packed[7, 1] ^= 4
     with pytest.raises(ParityError, match=r"codes of 1 images are not the packed signs .* 7\.png"):
-        compare(truth, packed, truth.logits, precision="fp32", runner="test", limits=Limits())
+        compare(
+            reference, packed, reference.logits, precision="fp32", runner="test", limits=Limits()
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
-    truth = make_truth()
-    logits = truth.logits.copy()
+    reference = make_reference()
+    logits = reference.logits.copy()
     logits[4, 2] = bad
     with pytest.raises(ParityError, match=r"logits of 1 images are not finite, first 4\.png"):
-        compare(truth, truth.codes, logits, precision="fp16", runner="t", limits=Limits())
+        compare(reference, reference.codes, logits, precision="fp16", runner="t", limits=Limits())
 
 
 def test_limits_are_stated_for_every_precision() -> None:
@@ -169,42 +171,44 @@ def test_limits_are_stated_for_every_precision() -> None:
 def test_a_report_survives_json() -> None:
     import json
 
-    truth = make_truth()
-    found = against(truth, -truth.logits, LIMITS["int8"])
+    reference = make_reference()
+    found = against(reference, -reference.logits, LIMITS["int8"])
     assert Parity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     with pytest.raises(ValueError, match="key flips is missing"):
         Parity.from_dict({k: v for k, v in found.to_dict().items() if k != "flips"})
 
 
 @pytest.mark.parametrize("labels", ["single", "multi", None])
-def test_truth_survives_its_file(labels: str | None) -> None:
-    truth = make_truth()
+def test_reference_set_survives_its_file(labels: str | None) -> None:
+    reference = make_reference()
     if labels == "multi":
-        truth = dataclasses.replace(truth, labels=np.eye(3, dtype=np.uint8)[truth.labels])
+        reference = dataclasses.replace(
+            reference, labels=np.eye(3, dtype=np.uint8)[reference.labels]
+        )
     elif labels is None:
-        truth = dataclasses.replace(truth, labels=None)
-    data = truth.to_bytes()
-    assert data == truth.to_bytes()
-    read = Truth.from_bytes(data, bits=16, image_shape=SHAPE)
-    for field in dataclasses.fields(Truth):
-        np.testing.assert_array_equal(getattr(read, field.name), getattr(truth, field.name))
+        reference = dataclasses.replace(reference, labels=None)
+    data = reference.to_bytes()
+    assert data == reference.to_bytes()
+    read = ReferenceSet.from_bytes(data, bits=16, image_shape=SHAPE)
+    for field in dataclasses.fields(ReferenceSet):
+        np.testing.assert_array_equal(getattr(read, field.name), getattr(reference, field.name))
 
 
-def test_truth_of_another_model_or_damaged_is_refused() -> None:
-    data = make_truth().to_bytes()
+def test_reference_set_of_another_model_or_damaged_is_refused() -> None:
+    data = make_reference().to_bytes()
     with pytest.raises(BundleError, match="does not belong to this model: logits"):
-        Truth.from_bytes(data, bits=24, image_shape=SHAPE)
+        ReferenceSet.from_bytes(data, bits=24, image_shape=SHAPE)
     with pytest.raises(BundleError, match="does not belong to this model: images"):
-        Truth.from_bytes(data, bits=16, image_shape=(3, 2, 1))
+        ReferenceSet.from_bytes(data, bits=16, image_shape=(3, 2, 1))
     for bad in (b"", b"junk", data[: len(data) // 2], data[:-30]):
         with pytest.raises(BundleError, match=r"truth.npz is damaged"):
-            Truth.from_bytes(bad, bits=16, image_shape=SHAPE)
-    short = make_truth(names=np.array(["a"]))
+            ReferenceSet.from_bytes(bad, bits=16, image_shape=SHAPE)
+    short = make_reference(names=np.array(["a"]))
     with pytest.raises(BundleError, match="does not belong to this model: names"):
-        Truth.from_bytes(short.to_bytes(), bits=16, image_shape=SHAPE)
+        ReferenceSet.from_bytes(short.to_bytes(), bits=16, image_shape=SHAPE)
 
 
-def test_truth_never_unpickles() -> None:
+def test_reference_set_never_unpickles() -> None:
     import io
 
     class Payload:
@@ -215,4 +219,4 @@ def test_truth_never_unpickles() -> None:
     evil = np.array([Payload()], dtype=object)
     np.savez(buffer, images=evil, logits=evil, roles=evil, names=evil, allow_pickle=True)
     with pytest.raises(BundleError, match=r"truth.npz is damaged"):
-        Truth.from_bytes(buffer.getvalue(), bits=16, image_shape=SHAPE)
+        ReferenceSet.from_bytes(buffer.getvalue(), bits=16, image_shape=SHAPE)

@@ -18,7 +18,7 @@ from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Limits
 from metah_export.precision import forms, gate, lower, ort_version
 from metah_export.quantize import Calibration, quantize
-from metah_export.truth import Truth
+from metah_export.reference_set import ReferenceSet
 from metah_runtime import codes
 from metah_runtime.errors import ConfigError, DataError, MissingExtra, ParityError
 from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
@@ -30,10 +30,10 @@ LOOSE = Limits(flip_rate=0.15)
 
 
 @pytest.fixture(scope="module")
-def lowered(fp32_model: bytes, known: Truth) -> dict[str, bytes]:
+def lowered(fp32_model: bytes, reference: ReferenceSet) -> dict[str, bytes]:
     return {
         precision: lower(
-            fp32_model, precision, bits=48, image_shape=SHAPE, images=known.images[:64]
+            fp32_model, precision, bits=48, image_shape=SHAPE, images=reference.images[:64]
         )
         for precision in LOWERED
     }
@@ -47,7 +47,7 @@ def weights(model: onnx.ModelProto) -> dict[str, set[int]]:
     for place, node in enumerate(model.graph.node):
         if node.op_type in ("Conv", "Gemm"):
             name = node.input[1]
-            if name not in made:  # a dequantised weight
+            if name not in made:  # a dequantized weight
                 name = before[name].input[0]
             found[f"{node.op_type}{place}"] = {made[name]}
     return found
@@ -73,32 +73,34 @@ def test_the_body_is_lowered_and_the_head_is_not(
 
 @pytest.mark.parametrize("precision", LOWERED)
 def test_flips_are_few_and_packing_is_exact(
-    lowered: dict[str, bytes], known: Truth, precision: str
+    lowered: dict[str, bytes], reference: ReferenceSet, precision: str
 ) -> None:
-    report = gate(lowered[precision], precision, known, limits=LOOSE, threads=1)
+    report = gate(lowered[precision], precision, reference, limits=LOOSE, threads=1)
     assert 0 < report.max_error < 2
     for _, runner in forms(lowered[precision], precision, bits=48, image_shape=SHAPE, threads=1):
-        packed, logits = runner.run(known.images[:97])
+        packed, logits = runner.run(reference.images[:97])
         np.testing.assert_array_equal(packed, codes.pack(logits))
         assert logits.dtype == np.float32
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_optimised_codes_are_those_of_the_graph_as_written(
-    lowered: dict[str, bytes], known: Truth, precision: str
+def test_optimized_codes_are_those_of_the_graph_as_written(
+    lowered: dict[str, bytes], reference: ReferenceSet, precision: str
 ) -> None:
     data = lowered[precision]
     fast = OrtRunner(data, bits=48, image_shape=SHAPE, precision=precision, threads=1)
     plain = OrtRunner(data, bits=48, image_shape=SHAPE, precision="emulated", threads=1)
-    left, right = fast.run(known.images)[1], plain.run(known.images)[1]
+    left, right = fast.run(reference.images)[1], plain.run(reference.images)[1]
     assert ((left > 0) != (right > 0)).mean() < 0.01
 
 
 def test_lowering_is_repeatable_and_keeps_what_the_file_says(
-    fp32_model: bytes, lowered: dict[str, bytes], known: Truth
+    fp32_model: bytes, lowered: dict[str, bytes], reference: ReferenceSet
 ) -> None:
     for precision in LOWERED:
-        again = lower(fp32_model, precision, bits=48, image_shape=SHAPE, images=known.images[:64])
+        again = lower(
+            fp32_model, precision, bits=48, image_shape=SHAPE, images=reference.images[:64]
+        )
         assert again == lowered[precision]
         model = load_model(again)
         assert {entry.key: entry.value for entry in model.metadata_props} == {
@@ -260,25 +262,25 @@ def test_calibration_needs_images(fp32_model: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_other_calibration_methods_work(
-    fp32_model: bytes, known: Truth, method: str, capsys: pytest.CaptureFixture[str]
+    fp32_model: bytes, reference: ReferenceSet, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = lower(
         fp32_model,
         "int8",
         bits=48,
         image_shape=SHAPE,
-        images=known.images[:64],
+        images=reference.images[:64],
         calibration=Calibration(method=method),
     )
-    gate(data, "int8", known, limits=LOOSE, threads=1)
+    gate(data, "int8", reference, limits=LOOSE, threads=1)
     assert capsys.readouterr().out == ""
 
 
-def test_calibration_on_black_images_is_caught(fp32_model: bytes, known: Truth) -> None:
+def test_calibration_on_black_images_is_caught(fp32_model: bytes, reference: ReferenceSet) -> None:
     black = np.zeros((8, *SHAPE), np.uint8)
     data = lower(fp32_model, "int8", bits=48, image_shape=SHAPE, images=black)
     with pytest.raises(ParityError, match="of bits flip"):
-        gate(data, "int8", known, limits=LIMITS["int8"], threads=1)
+        gate(data, "int8", reference, limits=LIMITS["int8"], threads=1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The truth that artefacts are held against: real images and the trained model's fp32 logits.
+"""The reference set: real images and the trained model's fp32 logits for them.
 
-It travels inside the bundle as truth.npz, so that any device can repeat the comparison later,
-without PyTorch and without the data set.
+The bundle holds it as truth.npz, so that any device can compare its codes with those of the trained
+model, without PyTorch and without the data set.
 """
 
 import io
@@ -21,8 +21,8 @@ _KINDS = {"images": "u1", "logits": "f4", "roles": "u1", "names": "U", "labels":
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
-    """Images of both domains and what the trained model says of them.
+class ReferenceSet:
+    """Images of both domains and the trained model's logits for them.
 
     images: (n, H, W, C) uint8; logits: (n, bits) float32 of PyTorch; roles: (n,) uint8, SOURCE
     (source domain), QUERY or DATABASE (target domain); names: (n,) text; labels: (n,) whole numbers
@@ -49,7 +49,7 @@ class Truth:
         return pack(self.logits)
 
     def to_bytes(self) -> bytes:
-        """Return a compressed .npz; the same truth gives the same bytes."""
+        """Return a compressed .npz; the same arrays give the same bytes."""
         arrays: dict[str, Any] = {"images": self.images, "logits": self.logits, "roles": self.roles}
         arrays["names"] = self.names
         if self.labels is not None:
@@ -59,7 +59,9 @@ class Truth:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, bits: int, image_shape: tuple[int, int, int]) -> "Truth":
+    def from_bytes(
+        cls, data: bytes, *, bits: int, image_shape: tuple[int, int, int]
+    ) -> "ReferenceSet":
         """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:

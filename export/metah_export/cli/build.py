@@ -1,0 +1,85 @@
+"""metah-export build: export a training run to a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metah_export.cli import options
+from metah_export.cli.parity_table import print_parity
+from metah_runtime.cli import console
+from metah_runtime.model.bundle import ENGINE_KINDS, PRECISIONS
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="TOML file: fields of the configuration, [calibration], [limits.PRECISION].",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="  [default: fp32]")
+@click.option("--images", type=int, help="Images to compare codes on  [default: 2000]")
+@click.option("--seed", type=int, help="Of the choice of these images  [default: 0]")
+@click.option(
+    "--calibration-images", type=int, help="Images to calibrate int8 and fp8 on  [default: 512]"
+)
+@click.option(
+    "--calibration-method",
+    type=click.Choice(("minmax", "entropy", "percentile")),
+    help="How int8 finds its ranges  [default: minmax]",
+)
+@click.option("--licence", metavar="TEXT", help="Licence of the model, for its model card.")
+@click.option(
+    "--engine",
+    "kind",
+    type=click.Choice(("none", *ENGINE_KINDS, "auto")),
+    default="none",
+    show_default=True,
+    help="TensorRT engine to build into the bundle.",
+)
+@options.batch
+@options.targets
+@options.tf32
+@options.threads
+@console.json_option
+def build(
+    run: Path,
+    out: Path,
+    file: Path | None,
+    kind: str,
+    batch: str,
+    targets: tuple[str, ...],
+    tf32: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Export the training run RUN to a new bundle.
+
+    The codes of the exported model are compared with those of the trained one on real images of
+    both domains. If they differ by more than the limit, nothing is written and the exit code is 1.
+
+    \b
+    Examples:
+      metah-export build runs/metah --out digits.bundle
+      metah-export build runs/metah --out small.bundle --precision int8
+    """
+    from metah_export import build as stage
+    from metah_export import config as configs
+
+    config = configs.load(file, settings)
+    engine = None if kind == "none" else options.engine_config(kind, batch, targets, tf32)
+    bundle, parity = stage.build(
+        run, out, config, engine=engine, progress=console.progress_bar, warn=console.warn
+    )
+    if as_json:
+        console.print_json(
+            {"bundle": out, "fingerprint": bundle.fingerprint, "parity": parity.to_dict()}
+        )
+        return
+    size = bundle.manifest.files["model.onnx"].size
+    console.say(f"{out}: {bundle.bits} bits, {config.precision}, model {size / 1e6:.2f} MB")
+    console.say(f"fingerprint {bundle.fingerprint}")
+    print_parity(parity)
