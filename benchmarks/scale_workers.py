@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metah_runtime.merge import merge_matches
-from metah_runtime.results import Matches
+from metah_runtime.results import Matches, merge_matches
 from metah_runtime.search import CodeIndex
 
 CHUNK = 50_000

@@ -10,8 +10,8 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
-#include "buffer.h"
-#include "index.h"
+#include "code_scan.h"
+#include "system/buffer.h"
 
 namespace nb = nanobind;
 
@@ -38,44 +38,48 @@ metah::Database database(const Codes& codes, const Ids& ids) {
     db.codes = codes.data();
     db.rows = codes.shape(0);
     db.width = codes.shape(1);
-    if (db.width < 1 || db.width > 128) throw std::invalid_argument("width must be 1..128");
-    if (db.rows >= UINT32_MAX) throw std::invalid_argument("at most 2^32 - 2 rows");
+    if (db.width < 1 || db.width > metah::kMaxWidth)
+        throw std::invalid_argument("codes: width must be 1..MAX_BITS / 8 bytes");
+    if (db.rows > metah::kMaxRows) throw std::invalid_argument("codes: more than MAX_ROWS");
     if (ids.is_valid() && ids.shape(0) != db.rows) throw std::invalid_argument("ids: one a row");
     db.ids = ids.is_valid() ? ids.data() : nullptr;
     return db;
 }
 
 // Keeps the borrowed arrays alive.
-class Index {
+class BorrowingScan {
   public:
-    Index(Codes codes, Ids ids) : codes_(codes), ids_(ids), index_(database(codes, ids)) {}
-    Index(const Index& other, Removed removed)
-        : codes_(other.codes_), ids_(other.ids_), removed_(removed),
-          index_(other.index_, reinterpret_cast<const uint8_t*>(removed.data())) {}
+    BorrowingScan(Codes codes, Ids ids) : codes_(codes), ids_(ids), scan_(database(codes, ids)) {}
+    BorrowingScan(const BorrowingScan& other, Removed removed)
+        : codes_(other.codes_),
+          ids_(other.ids_),
+          removed_(removed),
+          scan_(other.scan_, reinterpret_cast<const uint8_t*>(removed.data())) {}
 
-    Index without(Removed removed) const {
-        if (removed.shape(0) != index_.db().rows)
-            throw std::invalid_argument("removed: one a row");
+    BorrowingScan without(Removed removed) const {
+        if (removed.shape(0) != scan_.db().rows) throw std::invalid_argument("removed: one a row");
         return {*this, removed};
     }
 
-    const char* simd() const { return index_.db().kernels->name; }
-    size_t alive() const { return index_.db().alive; }
-    size_t table_bytes() const { return index_.tables().bytes(); }
+    const char* simd() const { return scan_.db().kernels->name; }
+    size_t alive() const { return scan_.db().alive; }
+    size_t table_bytes() const { return scan_.tables().bytes(); }
 
+    // radius < 0: the groups alone.
     void prepare(int radius, int threads) {
+        check(std::max(radius, 0), threads);
         nb::gil_scoped_release release;
-        index_.tables().prepare(radius, threads);
+        scan_.tables().prepare(radius, threads);
     }
 
     std::pair<Array<int64_t>, Array<int32_t>> search(Codes queries, uint64_t k, int threads) {
-        const metah::Queries q = checked(queries);
+        const metah::Queries q = checked(queries, 0, threads);
         const size_t columns = std::min<uint64_t>(k, alive());
         auto ids = empty<int64_t>({q.count, columns});
         auto distances = empty<int32_t>({q.count, columns});
         if (q.count && columns) {
             nb::gil_scoped_release release;
-            index_.search(q, columns, threads, ids.data(), distances.data());
+            scan_.search(q, columns, threads, ids.data(), distances.data());
         }
         return {ids, distances};
     }
@@ -83,11 +87,11 @@ class Index {
     std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>> range_search(Codes queries,
                                                                             int radius,
                                                                             int threads) {
-        const metah::Queries q = checked(queries);
+        const metah::Queries q = checked(queries, radius, threads);
         metah::RangeFound found;
         {
             nb::gil_scoped_release release;
-            found = index_.find(q, radius, threads);
+            found = scan_.find(q, radius, threads);
         }
         auto lims = empty<int64_t>({q.count + 1});
         std::copy(found.lims.begin(), found.lims.end(), lims.data());
@@ -96,22 +100,31 @@ class Index {
         auto distances = empty<int32_t>({hits});
         if (hits) {
             nb::gil_scoped_release release;
-            index_.write(found, threads, ids.data(), distances.data());
+            scan_.write(found, threads, ids.data(), distances.data());
         }
         return {lims, ids, distances};
     }
 
     Array<int64_t> count(Codes queries, int radius, int threads) {
-        const metah::Queries q = checked(queries);
+        const metah::Queries q = checked(queries, radius, threads);
         auto counts = empty<int64_t>({q.count});
         nb::gil_scoped_release release;
-        index_.count(q, radius, threads, counts.data());
+        scan_.count(q, radius, threads, counts.data());
         return counts;
     }
 
   private:
-    metah::Queries checked(const Codes& queries) const {
-        if (queries.shape(1) != index_.db().width)
+    // What memory safety needs; callers see the errors of metah_runtime.search.
+    void check(int radius, int threads) const {
+        if (radius < 0 || radius > scan_.db().bits())
+            throw std::invalid_argument("radius: must be 0..bits");
+        if (threads < 1 || threads > metah::kMaxThreads)
+            throw std::invalid_argument("threads: must be 1..MAX_THREADS");
+    }
+
+    metah::Queries checked(const Codes& queries, int radius, int threads) const {
+        check(radius, threads);
+        if (queries.shape(1) != scan_.db().width)
             throw std::invalid_argument("queries: other width");
         return {queries.data(), queries.shape(0)};
     }
@@ -119,21 +132,24 @@ class Index {
     Codes codes_;
     Ids ids_;
     Removed removed_;
-    metah::Index index_;
+    metah::CodeScan scan_;
 };
 
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.doc() = "Native search core of metah_runtime.";
-    nb::class_<Index>(m, "Index")
+    m.attr("MAX_ROWS") = metah::kMaxRows;
+    m.attr("MAX_BITS") = metah::kMaxWidth * 8;
+    m.attr("MAX_THREADS") = metah::kMaxThreads;
+    nb::class_<BorrowingScan>(m, "CodeScan")
         .def(nb::init<Codes, Ids>(), nb::arg("codes"), nb::arg("ids").none())
-        .def("without", &Index::without)
-        .def("prepare", &Index::prepare)
-        .def_prop_ro("table_bytes", &Index::table_bytes)
-        .def_prop_ro("simd", &Index::simd)
-        .def_prop_ro("alive", &Index::alive)
-        .def("search", &Index::search)
-        .def("range_search", &Index::range_search)
-        .def("count", &Index::count);
+        .def("without", &BorrowingScan::without)
+        .def("prepare", &BorrowingScan::prepare)
+        .def_prop_ro("table_bytes", &BorrowingScan::table_bytes)
+        .def_prop_ro("simd", &BorrowingScan::simd)
+        .def_prop_ro("alive", &BorrowingScan::alive)
+        .def("search", &BorrowingScan::search)
+        .def("range_search", &BorrowingScan::range_search)
+        .def("count", &BorrowingScan::count);
 }

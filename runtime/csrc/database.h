@@ -7,6 +7,11 @@ namespace metah {
 
 struct Kernels;
 
+// The limits of a search; metah_runtime reads them from the native module.
+constexpr size_t kMaxRows = UINT32_MAX - 1;  // a row number is an uint32, one is reserved
+constexpr size_t kMaxWidth = 128;            // bytes of a code
+constexpr int kMaxThreads = 1024;
+
 struct Database {
     const uint8_t* codes = nullptr;    // (rows, width), as on disk; never written, never copied
     const int64_t* ids = nullptr;      // (rows,) strictly ascending; null: the row number

@@ -3,20 +3,20 @@
 #include <numeric>
 #include <optional>
 
-#include "index.h"
-#include "pool.h"
+#include "code_scan.h"
+#include "system/pool.h"
 
 namespace metah {
 namespace {
 
 // Where hits go while several threads find them. A lane is written by one thread at a time; a scan
-// split by rows uses one lane a part, so that rows ascend from lane to lane.
+// split by rows uses one lane a rectangle, so that rows ascend from lane to lane.
 struct Collector {
     std::vector<std::vector<std::vector<Hit>>> lanes;  // lane, query
     Collector(size_t lanes_, size_t queries) : lanes(lanes_) {
         for (auto& lane : lanes) lane.resize(queries);
     }
-    void add(const Source& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
+    void add(const SearchedCodes& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
         auto& out = lanes[lane][query];
         for (uint32_t i = 0; i < n; ++i)
             if (source.groups ? source.weights[hits[i].row] > 0 : !source.db.gone(hits[i].row))
@@ -30,7 +30,7 @@ struct Counter {
     Counter(size_t lanes_, size_t queries) : lanes(lanes_) {
         for (auto& lane : lanes) lane.resize(queries);
     }
-    void add(const Source& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
+    void add(const SearchedCodes& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
         int64_t sum = 0;
         for (uint32_t i = 0; i < n; ++i)
             sum += source.groups ? source.weights[hits[i].row]
@@ -42,23 +42,21 @@ struct Counter {
 
 // Scans some queries; `names[i]` is the sink's number of query i.
 template <class Sink>
-void scan_into(const Source& source, const uint8_t* codes, const std::vector<size_t>& names,
+void scan_into(const SearchedCodes& source, const uint8_t* codes, const std::vector<size_t>& names,
                int radius, int threads, Sink& sink) {
-    const std::vector<Part> parts = split(source.db.rows, names.size(), threads);
-    const bool by_rows = parts.size() > 1 && parts[0].last_query == names.size();
-    parallel(parts.size(), [&](size_t p) {
-        const Part& part = parts[p];
-        for (size_t q = part.first_query; q < part.last_query; q += kMaxQueries) {
+    const WorkSplit work = split(source.db.rows, names.size(), threads);
+    parallel(work.rectangles.size(), [&](size_t r) {
+        const WorkRectangle& some = work.rectangles[r];
+        for (size_t q = some.first_query; q < some.last_query; q += kMaxQueries) {
             Scan scan = make_scan(source.db);
-            scan.first = part.first_row;
-            scan.last = part.last_row;
+            scan.first = some.first_row;
+            scan.last = some.last_row;
             scan.queries = codes + q * source.db.width;
-            scan.count = static_cast<uint32_t>(
-                std::min<size_t>(kMaxQueries, part.last_query - q));
+            scan.count = static_cast<uint32_t>(std::min<size_t>(kMaxQueries, some.last_query - q));
             const std::vector<int32_t> bounds(scan.count, radius);
             scan.bounds = bounds.data();
             auto consume = [&](uint32_t i, const Hit* hits, uint32_t n) {
-                sink.add(source, by_rows ? p : 0, names[q + i], hits, n);
+                sink.add(source, work.by_rows ? r : 0, names[q + i], hits, n);
             };
             scan.context = &consume;
             scan.consume = [](void* f, uint32_t i, const Hit* hits, uint32_t n) {
@@ -71,8 +69,8 @@ void scan_into(const Source& source, const uint8_t* codes, const std::vector<siz
 
 // Probes the tables for all queries; returns those that were given up.
 template <class Sink>
-std::vector<size_t> probe_into(const Source& source, const Mih& mih, Queries queries, int radius,
-                               int threads, Sink& sink) {
+std::vector<size_t> probe_into(const SearchedCodes& source, const Mih& mih, Queries queries,
+                               int radius, int threads, Sink& sink) {
     const size_t tasks = std::clamp<size_t>(queries.count / 64, 1, static_cast<size_t>(threads));
     std::vector<std::vector<size_t>> given_up(tasks);
     parallel(tasks, [&](size_t t) {
@@ -101,14 +99,14 @@ std::vector<size_t> probe_into(const Source& source, const Mih& mih, Queries que
         source.db.kernels->probe(probe);
     });
     std::vector<size_t> all;
-    for (const auto& part : given_up) all.insert(all.end(), part.begin(), part.end());
+    for (const auto& some : given_up) all.insert(all.end(), some.begin(), some.end());
     return all;
 }
 
 // Writes the hits of one query after the other in the order (distance, id).
 class Writer {
   public:
-    Writer(const Source& source, const Database& rows, bool ascending, int64_t* ids,
+    Writer(const SearchedCodes& source, const Database& rows, bool ascending, int64_t* ids,
            int32_t* distances)
         : source_(source), rows_(rows), ascending_(ascending), ids_(ids), distances_(distances) {}
 
@@ -149,8 +147,8 @@ class Writer {
             while (end < hits.size() && hits[end].distance == hits[i].distance) ++end;
             const int64_t* first = ids_;
             merge(hits.data() + i, end - i);
-            distances_ = std::fill_n(distances_, ids_ - first,
-                                     static_cast<int32_t>(hits[i].distance));
+            distances_ =
+                std::fill_n(distances_, ids_ - first, static_cast<int32_t>(hits[i].distance));
             i = end;
         }
     }
@@ -184,14 +182,14 @@ class Writer {
             for (size_t i = 0; i < n; ++i)
                 rows_of(hits[i],
                         [bits](uint32_t row) { bits[row / 64] |= uint64_t{1} << row % 64; });
-            out = source_.db.kernels->drain(bits, bitmap_.size(), out, out + total);
+            out = source_.db.kernels->extract_set_bits(bits, bitmap_.size(), out, out + total);
         }
         if (rows_.ids)
             for (int64_t* id = ids_; id < out; ++id) *id = rows_.ids[*id];
         ids_ = out;
     }
 
-    const Source& source_;
+    const SearchedCodes& source_;
     const Database& rows_;
     const bool ascending_;
     int64_t* ids_;
@@ -204,8 +202,8 @@ class Writer {
 }  // namespace
 
 template <class Sink>
-bool Index::find_hits(const Source& from, Queries queries, int radius, int threads,
-                      Sink& sink) const {
+bool CodeScan::find_hits(const SearchedCodes& from, Queries queries, int radius, int threads,
+                         Sink& sink) const {
     const double cost = scan_cost(from.db.rows, db_.bits(), queries.count);
     const Mih* mih = tables_->mih(from.groups, radius, cost, queries.count, threads);
     std::vector<size_t> names(mih ? 0 : queries.count);
@@ -224,7 +222,7 @@ bool Index::find_hits(const Source& from, Queries queries, int radius, int threa
     return false;
 }
 
-RangeFound Index::find(Queries queries, int radius, int threads) const {
+RangeFound CodeScan::find(Queries queries, int radius, int threads) const {
     RangeFound found;
     found.source = source(queries.count);
     const size_t lanes = std::max(threads, 1);
@@ -247,11 +245,10 @@ RangeFound Index::find(Queries queries, int radius, int threads) const {
     return found;
 }
 
-void Index::write(const RangeFound& found, int threads, int64_t* ids, int32_t* distances) const {
+void CodeScan::write(const RangeFound& found, int threads, int64_t* ids, int32_t* distances) const {
     const size_t n = found.hits.size();
-    const size_t tasks =
-        std::clamp<size_t>(static_cast<size_t>(found.lims.back()) / 4096, 1,
-                           std::min(n, static_cast<size_t>(std::max(threads, 1))));
+    const size_t tasks = std::clamp<size_t>(static_cast<size_t>(found.lims.back()) / 4096, 1,
+                                            std::min(n, static_cast<size_t>(std::max(threads, 1))));
     parallel(tasks, [&](size_t t) {
         const size_t first = n * t / tasks, last = n * (t + 1) / tasks;
         Writer writer(found.source, db_, found.ascending, ids + found.lims[first],
@@ -260,8 +257,8 @@ void Index::write(const RangeFound& found, int threads, int64_t* ids, int32_t* d
     });
 }
 
-void Index::count(Queries queries, int radius, int threads, int64_t* counts) const {
-    const Source from = source(queries.count);
+void CodeScan::count(Queries queries, int radius, int threads, int64_t* counts) const {
+    const SearchedCodes from = source(queries.count);
     Counter counter(static_cast<size_t>(std::max(threads, 1)), queries.count);
     find_hits(from, queries, radius, threads, counter);
     std::fill(counts, counts + queries.count, 0);

@@ -4,9 +4,9 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "index.h"
-#include "pool.h"
-#include "select.h"
+#include "code_scan.h"
+#include "scan/k_nearest.h"
+#include "system/pool.h"
 
 namespace metah {
 namespace {
@@ -15,9 +15,16 @@ namespace {
 // leave the batch between two scans.
 class TopKBatch {
   public:
-    TopKBatch(const Source& source, HitKind kind, const uint8_t* queries, size_t count, uint64_t k)
-        : source_(source), kind_(kind), k_(k), width_(source.db.width), all_(queries),
-          queries_(queries, queries + count * width_), active_(count), bounds_(count) {
+    TopKBatch(const SearchedCodes& source, HitKind kind, const uint8_t* queries, size_t count,
+              uint64_t k)
+        : source_(source),
+          kind_(kind),
+          k_(k),
+          width_(source.db.width),
+          all_(queries),
+          queries_(queries, queries + count * width_),
+          active_(count),
+          bounds_(count) {
         std::iota(active_.begin(), active_.end(), 0u);
     }
 
@@ -50,8 +57,7 @@ class TopKBatch {
         const size_t rows = last - first;
         std::fill(bounds_.begin(), bounds_.end(), bits);
         if (rows < 16 * kSample || kind_ != HitKind::row || source_.db.removed) return;
-        const double wanted =
-            static_cast<double>(k_) * kSample / static_cast<double>(rows);
+        const double wanted = static_cast<double>(k_) * kSample / static_cast<double>(rows);
         const double least = std::max(8.0, 2 * wanted + 3 * std::sqrt(wanted));
         if (least > kSample / 4) return;
         std::vector<uint8_t> sample(kSample * width_);
@@ -65,9 +71,9 @@ class TopKBatch {
         scan.last = kSample;
         scan.queries = queries_.data();
         scan.count = static_cast<uint32_t>(active_.size());
-        std::vector<uint32_t> histogram(active_.size() * (static_cast<size_t>(bits) + 1));
-        source_.db.kernels->tally(scan, histogram.data());
-        const uint32_t* at = histogram.data();
+        std::vector<uint32_t> histograms(active_.size() * (static_cast<size_t>(bits) + 1));
+        source_.db.kernels->distance_histograms(scan, histograms.data());
+        const uint32_t* at = histograms.data();
         for (size_t q = 0; q < active_.size(); ++q, at += bits + 1) {
             double sum = at[0];
             int bound = 0;
@@ -121,7 +127,7 @@ class TopKBatch {
         finished_ = false;
     }
 
-    const Source& source_;
+    const SearchedCodes& source_;
     const HitKind kind_;
     const uint64_t k_;
     const size_t width_;
@@ -134,7 +140,7 @@ class TopKBatch {
 };
 
 // Writes the first k rows of the hits, which ascend by (distance, row or group).
-void write_first(const Source& source, const Database& rows, const std::vector<Hit>& hits,
+void write_first(const SearchedCodes& source, const Database& rows, const std::vector<Hit>& hits,
                  size_t k, int64_t* ids, int32_t* distances) {
     const auto need = [&](size_t hit) {
         if (hit >= hits.size())
@@ -173,24 +179,24 @@ void write_first(const Source& source, const Database& rows, const std::vector<H
 
 }  // namespace
 
-void Index::search(Queries queries, uint64_t k, int threads, int64_t* ids,
-                   int32_t* distances) const {
-    const Source from = source(queries.count);
+void CodeScan::search(Queries queries, uint64_t k, int threads, int64_t* ids,
+                      int32_t* distances) const {
+    const SearchedCodes from = source(queries.count);
     const HitKind kind = !from.groups  ? HitKind::row
                          : db_.removed ? HitKind::pruned_group
                                        : HitKind::group;
-    const std::vector<Part> parts = split(from.db.rows, queries.count, threads);
-    const bool by_rows = parts.size() > 1 && parts[0].last_query == queries.count;
-    std::vector<std::vector<std::vector<Hit>>> found(by_rows ? parts.size() : 0);
-    parallel(parts.size(), [&](size_t p) {
-        const Part& part = parts[p];
-        for (size_t q = part.first_query; q < part.last_query; q += kMaxQueries) {
-            const size_t n = std::min<size_t>(kMaxQueries, part.last_query - q);
+    const WorkSplit work = split(from.db.rows, queries.count, threads);
+    const bool by_rows = work.by_rows;
+    std::vector<std::vector<std::vector<Hit>>> found(by_rows ? work.rectangles.size() : 0);
+    parallel(work.rectangles.size(), [&](size_t r) {
+        const WorkRectangle& some = work.rectangles[r];
+        for (size_t q = some.first_query; q < some.last_query; q += kMaxQueries) {
+            const size_t n = std::min<size_t>(kMaxQueries, some.last_query - q);
             TopKBatch batch(from, kind, queries.codes + q * db_.width, n, k);
-            batch.run(part.first_row, part.last_row);
+            batch.run(some.first_row, some.last_row);
             for (size_t i = 0; i < n; ++i)
                 if (by_rows)
-                    found[p].push_back(batch.best(i).sorted());
+                    found[r].push_back(batch.best(i).sorted());
                 else
                     write_first(from, db_, batch.best(i).sorted(), k, ids + (q + i) * k,
                                 distances + (q + i) * k);
@@ -198,7 +204,7 @@ void Index::search(Queries queries, uint64_t k, int threads, int64_t* ids,
     });
     for (size_t q = 0; by_rows && q < queries.count; ++q) {
         std::vector<Hit> all;
-        for (const auto& part : found) all.insert(all.end(), part[q].begin(), part[q].end());
+        for (const auto& rows : found) all.insert(all.end(), rows[q].begin(), rows[q].end());
         std::sort(all.begin(), all.end(), [](Hit a, Hit b) {
             return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
         });

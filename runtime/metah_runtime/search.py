@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from metah_runtime.cuda.index import CudaIndex
 
 
-MAX_ROWS = 2**32 - 2
+MAX_ROWS: int = getattr(_native, "MAX_ROWS", 2**32 - 2)
+CodeScan: type[_native.CodeScan] = getattr(_native, "CodeScan", None) or _native.Index  # type: ignore[attr-defined]
 
 
 def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
@@ -47,15 +48,15 @@ def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
     return array.copy(order="C")  # the native index borrows it
 
 
-def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.Index:
+def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan:
     """Return the native index.
 
     Raises BackendUnavailable if METAH_SIMD names what the CPU lacks, DataError for too many rows.
     """
     if len(codes) > MAX_ROWS:
-        raise DataError(f"an index in memory holds at most 2^32 - 2 codes, got {len(codes)}")
+        raise DataError(f"an index in memory holds at most {MAX_ROWS} codes, got {len(codes)}")
     try:
-        return _native.Index(codes, ids)
+        return CodeScan(codes, ids)
     except RuntimeError as error:
         raise BackendUnavailable(str(error)) from None
 

@@ -1,5 +1,5 @@
 // Runs the checksum under the sanitizers over buffers that end exactly where the memory does.
-#include "crc32c.h"
+#include "system/crc32c.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metah_runtime import reference
+from metah_runtime import _native, reference
+from metah_runtime.checks import MAX_THREADS
+from metah_runtime.codes import MAX_BITS
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
-from metah_runtime.search import CodeIndex
+from metah_runtime.search import MAX_ROWS, CodeIndex
 
 SIZES = [0, 1, 3, 97, 257, 1025]
 
@@ -259,3 +261,31 @@ def test_bad_arrays():
         CodeIndex(codes, removed=[0, 1, 0])
     with pytest.raises(DataError, match="queries have 48 bits, expected 64"):
         CodeIndex(codes).search(np.zeros((1, 6), np.uint8), 1)
+
+
+def test_python_and_the_native_core_have_the_same_limits():
+    assert _native.MAX_BITS == MAX_BITS
+    assert _native.MAX_THREADS == MAX_THREADS
+    assert _native.MAX_ROWS == MAX_ROWS == 2**32 - 2
+
+
+@pytest.mark.parametrize("call", ["search", "range_search", "count"])
+@pytest.mark.parametrize(
+    ("width", "number", "threads", "rule"),
+    [
+        (7, 1, 1, "width"),
+        (9, 1, 1, "width"),
+        (8, 1, 0, "threads"),
+        (8, 1, MAX_THREADS + 1, "threads"),
+        (8, -1, 1, "radius"),
+        (8, 65, 1, "radius"),
+    ],
+)
+def test_the_native_core_refuses_what_it_could_not_read_safely(call, width, number, threads, rule):
+    scan = _native.CodeScan(np.zeros((10, 8), np.uint8), None)
+    if call == "search" and rule == "radius":
+        with pytest.raises(ValueError, match="radius"):
+            scan.prepare(number if number > 0 else 65, threads)
+        return
+    with pytest.raises(ValueError, match=rule):
+        getattr(scan, call)(np.zeros((1, width), np.uint8), number, threads)

@@ -63,3 +63,24 @@ def test_many_callers_at_once():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_a_preparation_waits_for_what_another_thread_builds():
+    codes = np.random.default_rng(1).integers(0, 256, (300_000, 8), dtype=np.uint8)
+    alone = CodeIndex(codes, threads=1)
+    alone.prepare(2)
+    index = CodeIndex(codes, threads=1)
+    together = threading.Barrier(2)
+    seen = []
+
+    def prepare():
+        together.wait()
+        index.prepare(2)
+        seen.append(index.table_bytes)
+
+    workers = [threading.Thread(target=prepare) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert seen == [alone.table_bytes] * 2

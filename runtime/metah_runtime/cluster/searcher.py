@@ -13,8 +13,7 @@ from metah_runtime.cluster.routing import Router, ShardRequest
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.index.reader import id_array
-from metah_runtime.merge import merge_matches, merge_ranges
-from metah_runtime.results import Matches, RangeMatches
+from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
 T = TypeVar("T")
 

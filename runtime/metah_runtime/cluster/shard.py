@@ -13,8 +13,7 @@ from metah_runtime.errors import IndexCorrupt, IndexMismatch
 from metah_runtime.index.manifest import Manifest
 from metah_runtime.index.segment import Ids
 from metah_runtime.index.snapshot import Part, Snapshot
-from metah_runtime.merge import merge_matches, merge_ranges
-from metah_runtime.results import Matches, RangeMatches
+from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 from metah_runtime.search import CodeIndex
 
 

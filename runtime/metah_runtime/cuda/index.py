@@ -12,8 +12,7 @@ from metah_runtime.codes import Codes
 from metah_runtime.cuda.driver import Device, open_devices, shared_devices
 from metah_runtime.cuda.queries import DeviceCodes, Queries, take_queries
 from metah_runtime.cuda.shard import Shard, Store
-from metah_runtime.merge import merge_matches, merge_ranges
-from metah_runtime.results import Matches, RangeMatches
+from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
 SHARD_ROWS = 1 << 20  # fewer rows a GPU are not worth another GPU
 

@@ -16,8 +16,7 @@ from metah_runtime.cuda.place import acquire, release
 from metah_runtime.cuda.queries import Queries
 from metah_runtime.cuda.topk import FixedSearch, nearest
 from metah_runtime.errors import BackendUnavailable
-from metah_runtime.merge import merge_matches, merge_ranges
-from metah_runtime.results import Matches, RangeMatches
+from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
 _ROW_BITS = np.uint64(32)
 _NONE = np.iinfo(np.int64).max

@@ -13,8 +13,7 @@ from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry
 from metah_runtime.index.segment import Ids, Mapped, RemovedRows, Segment, fingerprint_digest
-from metah_runtime.merge import merge_matches, merge_ranges
-from metah_runtime.results import Matches, RangeMatches
+from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 from metah_runtime.search import CodeIndex
 
 Check: TypeAlias = Literal["first-use", "open", "never"]
