@@ -116,7 +116,7 @@ def main() -> None:
     print("\nInstructions of one pass of the inner loop (a warp, one query or one group of 8):\n")
     print("| arch | kernel | all | POPC | LOP3 | BMMA | LDS |")
     print("|---|---|---|---|---|---|---|")
-    for arch in fatbin.ARCHS:
+    for arch in fatbin.read_settings(fatbin.source_folder()).archs:
         kernels = sass.disassemble(image, arch)
         for words in planner.WIDTHS:
             for name in (f"scan_w{words}", f"mma_w{words}"):

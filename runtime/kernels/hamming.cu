@@ -4,25 +4,35 @@
 // changes no distance. Layout of the database: W = 1, 2: codes one after the other; else W/4 planes of uint4, plane p
 // holding words 4p..4p+3 of every code, `stride` codes apart. stride is a multiple of 4096, so loads need no guard.
 // A key is distance << 32 | row: keys are unique, and their order is the order (distance, row).
-// A scan appends every key <= bound to its query's segment keys[begin[q] .. begin[q + 1]) and counts all of them, those
-// that found no room too: a count above the room tells of an overflow, and nothing is lost in silence.
-// removed: a bit a row, word row / 32, bit row % 32; a row whose bit is set is nowhere found. Null: none is removed.
+// A scan appends every key <= bound to its query's segment keys[begin[q] .. begin[q + 1]). It counts the keys that
+// found no room as well, so a count above the room reports an overflow.
+// removed: a bit a row, word row / 32, bit row % 32; no search finds a row whose bit is set. Null: no row is removed.
+// The parameters of each kernel are one struct: interface.h.
 //
-// The same file compiles as C++ with -DMETAH_SHIM: shim/cuda_shim.h runs it on the CPU, one fiber a CUDA thread.
+// With -DMETAH_SHIM this file compiles as C++ and runs on the CPU: tests/runtime/cuda/simulator.
 #ifdef METAH_SHIM
 #include "cuda_shim.h"
-#else
-#include <cstdint>
 #endif
+#include "interface.h"
 
-#define THREADS 256      // of every kernel
-#define WARPS 8
-#define QUERY_TILE 64    // queries in shared memory at a time
-#define MMA_TILE 16      // groups of 8 queries in shared memory at a time
-#define MAX_BINS 1025    // distances 0..1024
-#define SORT_SIZE 2048   // keys that a block sorts in shared memory
-#define RUN 32           // neighbouring codes taken together by the sample
+#define WARPS (THREADS / 32)
+#define MMA_GROUPS (MMA_QUERY_TILE / 8)  // groups of 8 queries in shared memory at a time
+#define MAX_BINS 1025                    // distances 0..1024
+#define SORT_SIZE 2048                   // keys that a block sorts in shared memory
 #define FULL 0xffffffffu
+
+// The second column of POPC_WIDTHS and MMA_WIDTHS for W words; 0 if there is no such kernel.
+#define METAH_CASE(WORDS, COUNT) \
+  if (words == WORDS) return COUNT;
+constexpr int popc_codes(int words) {
+  POPC_WIDTHS(METAH_CASE)
+  return 0;
+}
+constexpr int mma_tiles(int words) {
+  MMA_WIDTHS(METAH_CASE)
+  return 0;
+}
+#undef METAH_CASE
 
 // ---- distance ------------------------------------------------------------------------------------------------------
 
@@ -70,7 +80,8 @@ __device__ __forceinline__ bool is_removed(const uint32_t* __restrict__ removed,
 // Codes that one thread of the scan keeps in registers, loaded as uint4: 16 words or more.
 template <int W>
 struct Tile {
-  static constexpr int codes = W == 1 ? 16 : W == 2 || W == 4 ? 8 : W == 8 ? 4 : 2;
+  static constexpr int codes = popc_codes(W);
+  static_assert(codes && ROW_STEP % (THREADS * codes) == 0, "a block must not read beyond the padded rows");
   static constexpr int packed = W < 4 ? 4 / W : 1;  // codes in a uint4
   uint32_t words[codes][W];
 
@@ -131,36 +142,31 @@ __device__ __forceinline__ uint32_t hits_of(bool hit, uint32_t row, const uint32
 }
 
 // Append the keys of the lanes in `hits`, one atomic for the warp. Every lane of the warp calls.
-__device__ __forceinline__ void append(uint32_t hits, uint64_t key, uint32_t query, const uint64_t* __restrict__ begin,
-                                       uint32_t* __restrict__ counts, uint64_t* __restrict__ keys) {
+__device__ __forceinline__ void append(const ScanParams& p, uint32_t hits, uint64_t key, uint32_t query) {
   uint32_t lane = threadIdx.x & 31, first = 0;
   if (!hits) return;
-  if (lane == 0) first = atomicAdd(counts + query, (uint32_t)__popc(hits));
+  if (lane == 0) first = atomicAdd(p.counts + query, (uint32_t)__popc(hits));
   first = __shfl_sync(FULL, first, 0);
-  uint64_t place = begin[query] + first + __popc(hits & ((1u << lane) - 1));
-  if ((hits >> lane & 1) && place < begin[query + 1]) keys[place] = key;
+  uint64_t place = p.begin[query] + first + __popc(hits & ((1u << lane) - 1));
+  if ((hits >> lane & 1) && place < p.begin[query + 1]) p.keys[place] = key;
 }
 
 // ---- the popcount scan: top-k candidates, radius fill (COUNT false), radius count (COUNT true) ---------------------
 
 // Grid: x over the codes, y over groups of `group` queries. Each thread keeps its codes and meets all queries.
 template <int W, bool COUNT>
-__device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t stride, uint32_t rows,
-                                     const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
-                                     const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
-                                     uint32_t* __restrict__ counts, uint64_t* __restrict__ keys,
-                                     const uint32_t* __restrict__ removed) {
+__device__ __forceinline__ void scan(const ScanParams& p) {
   __shared__ __align__(16) uint32_t words[QUERY_TILE * W];
   __shared__ uint64_t limits[QUERY_TILE];
   __shared__ uint32_t found[QUERY_TILE];
   Tile<W> tile;
-  tile.load(codes, stride, blockIdx.x);
-  uint32_t end = min(n_queries, (blockIdx.y + 1) * group);
-  for (uint32_t first = blockIdx.y * group; first < end; first += QUERY_TILE) {
+  tile.load((const uint4*)p.codes, p.stride, blockIdx.x);
+  uint32_t end = min(p.n_queries, (blockIdx.y + 1) * p.group);
+  for (uint32_t first = blockIdx.y * p.group; first < end; first += QUERY_TILE) {
     uint32_t n = min((uint32_t)QUERY_TILE, end - first);
     __syncthreads();  // the tile before is no longer read
-    for (uint32_t i = threadIdx.x; i < n * W; i += THREADS) words[i] = queries[(uint64_t)first * W + i];
-    if (threadIdx.x < n) limits[threadIdx.x] = bounds[first + threadIdx.x], found[threadIdx.x] = 0;
+    for (uint32_t i = threadIdx.x; i < n * W; i += THREADS) words[i] = p.queries[(uint64_t)first * W + i];
+    if (threadIdx.x < n) limits[threadIdx.x] = p.bounds[first + threadIdx.x], found[threadIdx.x] = 0;
     __syncthreads();  // the tile is complete
     for (uint32_t j = 0; j < n; j++) {
       uint32_t query[W], distances[Tile<W>::codes];
@@ -178,11 +184,11 @@ __device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t s
       for (int c = 0; c < Tile<W>::codes; c++) {
         uint32_t row = tile.row(blockIdx.x, c);
         uint64_t key = key_of(distances[c], row);
-        uint32_t hits = hits_of(key <= bound && row < rows, row, removed);
+        uint32_t hits = hits_of(key <= bound && row < p.rows, row, p.removed);
         if constexpr (COUNT) {
           total += __popc(hits);
         } else {
-          append(hits, key, first + j, begin, counts, keys);
+          append(p, hits, key, first + j);
         }
       }
       if constexpr (COUNT) {
@@ -191,7 +197,7 @@ __device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t s
     }
     if constexpr (COUNT) {
       __syncthreads();  // all warps have counted
-      if (threadIdx.x < n && found[threadIdx.x]) atomicAdd(counts + first + threadIdx.x, found[threadIdx.x]);
+      if (threadIdx.x < n && found[threadIdx.x]) atomicAdd(p.counts + first + threadIdx.x, found[threadIdx.x]);
     }
   }
 }
@@ -199,7 +205,7 @@ __device__ __forceinline__ void scan(const uint4* __restrict__ codes, uint64_t s
 // ---- the tensor-core scan, sm_80..sm_90 ----------------------------------------------------------------------------
 
 #ifndef METAH_SHIM
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * MMA_ARCH_FIRST && __CUDA_ARCH__ < 10 * MMA_ARCH_END
 #define METAH_B1 1
 #endif
 // d += ones(a & b), a: 16 x 128 bits, b: 128 x 8 (PTX ISA, mma.m16n8k128 and mma.m16n8k256, .b1, .and.popc).
@@ -222,7 +228,8 @@ __device__ __forceinline__ void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[4],
 // of 16 codes, word t: for W = 2 words (x0, x1, ~x0, ~x1)[t], else x[4 p + t] and its complement for each plane p.
 template <int W>
 struct Fragments {
-  static constexpr int tiles = W == 2 ? 8 : W == 4 ? 8 : W == 8 ? 4 : W <= 16 ? 2 : 1;  // of 16 codes, a warp
+  static constexpr int tiles = mma_tiles(W);  // of 16 codes, a warp
+  static_assert(tiles && ROW_STEP % (WARPS * MMA_TILE_CODES * tiles) == 0, "a block must not read beyond the padded rows");
   static constexpr int planes = W == 2 ? 1 : W / 4;
   static constexpr int half = W == 2 ? 1 : 2;  // registers a row and plane
   uint32_t a[tiles][planes][2 * half];
@@ -262,42 +269,38 @@ struct Fragments {
 
 // Grid as for scan; x over warps of 16 * tiles codes, 8 warps a block; `group` is a multiple of 8.
 template <int W>
-__device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
-                                         const uint32_t* __restrict__ queries, uint32_t n_queries, uint32_t group,
-                                         const uint64_t* __restrict__ bounds, const uint64_t* __restrict__ begin,
-                                         uint32_t* __restrict__ counts, uint64_t* __restrict__ keys,
-                                         const uint32_t* __restrict__ removed) {
+__device__ __forceinline__ void scan_mma(const ScanParams& p) {
   using F = Fragments<W>;
-  __shared__ uint32_t words[MMA_TILE][F::planes][32];
-  __shared__ uint64_t limits[MMA_TILE * 8];
-  __shared__ int nearest[MMA_TILE * 8];  // a query that is not there: -1, which no distance meets
+  __shared__ uint32_t words[MMA_GROUPS][F::planes][32];
+  __shared__ uint64_t limits[MMA_QUERY_TILE];
+  __shared__ int distances[MMA_QUERY_TILE];  // of the limits; -1, which no distance is, past the last query
   uint32_t lane = threadIdx.x & 31, t = lane & 3, warp = blockIdx.x * WARPS + (threadIdx.x >> 5);
   F fragments;
-  fragments.load(codes, stride, warp);
-  uint32_t end = min(n_queries, (blockIdx.y + 1) * group);
-  for (uint32_t first = blockIdx.y * group; first < end; first += MMA_TILE * 8) {
-    uint32_t n = min((uint32_t)MMA_TILE * 8, end - first);
+  fragments.load(p.codes, p.stride, warp);
+  uint32_t end = min(p.n_queries, (blockIdx.y + 1) * p.group);
+  for (uint32_t first = blockIdx.y * p.group; first < end; first += MMA_QUERY_TILE) {
+    uint32_t n = min((uint32_t)MMA_QUERY_TILE, end - first);
     __syncthreads();  // the tile before is no longer read
-    for (uint32_t i = threadIdx.x; i < MMA_TILE * F::planes * 32; i += THREADS) {
-      uint32_t l = i & 31, p = (i >> 5) % F::planes, j = (i >> 5) / F::planes, query = j * 8 + (l >> 2);
-      uint32_t w = W == 2 ? l & 1 : 4 * p + (l & 3);
-      uint32_t x = query < n ? queries[(uint64_t)(first + query) * W + w] : 0;
-      words[j][p][l] = W == 2 && (l & 3) >= 2 ? x : ~x;
+    for (uint32_t i = threadIdx.x; i < MMA_GROUPS * F::planes * 32; i += THREADS) {
+      uint32_t l = i & 31, plane = (i >> 5) % F::planes, j = (i >> 5) / F::planes, query = j * 8 + (l >> 2);
+      uint32_t w = W == 2 ? l & 1 : 4 * plane + (l & 3);
+      uint32_t x = query < n ? p.queries[(uint64_t)(first + query) * W + w] : 0;
+      words[j][plane][l] = W == 2 && (l & 3) >= 2 ? x : ~x;
     }
-    if (threadIdx.x < MMA_TILE * 8) {
-      uint64_t bound = threadIdx.x < n ? bounds[first + threadIdx.x] : 0;
+    if (threadIdx.x < MMA_QUERY_TILE) {
+      uint64_t bound = threadIdx.x < n ? p.bounds[first + threadIdx.x] : 0;
       limits[threadIdx.x] = bound;
-      nearest[threadIdx.x] = threadIdx.x < n ? (int)min((uint32_t)(bound >> 32), (uint32_t)MAX_BINS) : -1;
+      distances[threadIdx.x] = threadIdx.x < n ? (int)min((uint32_t)(bound >> 32), (uint32_t)MAX_BINS) : -1;
     }
     __syncthreads();  // the tile is complete
     for (uint32_t j = 0; j * 8 < n; j++) {
       uint32_t b[F::planes][F::half];
 #pragma unroll
-      for (int p = 0; p < F::planes; p++) {
-        b[p][0] = words[j][p][lane];
-        if constexpr (W != 2) b[p][1] = ~b[p][0];
+      for (int plane = 0; plane < F::planes; plane++) {
+        b[plane][0] = words[j][plane][lane];
+        if constexpr (W != 2) b[plane][1] = ~b[plane][0];
       }
-      int even = MAX_BINS, odd = MAX_BINS, limit_even = nearest[j * 8 + 2 * t], limit_odd = nearest[j * 8 + 2 * t + 1];
+      int even = MAX_BINS, odd = MAX_BINS, limit_even = distances[j * 8 + 2 * t], limit_odd = distances[j * 8 + 2 * t + 1];
 #pragma unroll
       for (int r = 0; r < F::tiles; r++) {
         uint32_t d[4];
@@ -317,9 +320,9 @@ __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uin
           for (int i = 0; i < 4; i++) {
             uint32_t query = j * 8 + 2 * t + (i & 1), row = F::row(warp * F::tiles + r, i >> 1);
             uint64_t key = key_of(d[i], row);
-            if (query >= n || key > limits[query] || row >= rows || is_removed(removed, row)) continue;
-            uint64_t place = begin[first + query] + atomicAdd(counts + first + query, 1u);
-            if (place < begin[first + query + 1]) keys[place] = key;
+            if (query >= n || key > limits[query] || row >= p.rows || is_removed(p.removed, row)) continue;
+            uint64_t place = p.begin[first + query] + atomicAdd(p.counts + first + query, 1u);
+            if (place < p.begin[first + query + 1]) p.keys[place] = key;
           }
         }
         __syncwarp();
@@ -333,74 +336,40 @@ __device__ __forceinline__ void scan_mma(const uint32_t* __restrict__ codes, uin
 // Histogram of the distances between each query and `runs` runs of 32 neighbouring codes, `step` codes apart.
 // Grid: x over parts of the sample, y over queries. histogram: (queries, bins), zero before.
 template <int W>
-__device__ __forceinline__ void sample(const uint32_t* __restrict__ codes, uint64_t stride, uint32_t rows,
-                                       uint32_t runs, uint32_t step, const uint32_t* __restrict__ queries,
-                                       uint32_t* __restrict__ histogram, const uint32_t* __restrict__ removed) {
+__device__ __forceinline__ void sample(const SampleParams& p) {
+  const uint32_t* __restrict__ codes = p.codes;
   constexpr uint32_t bins = 32 * W + 1;
   __shared__ uint32_t local[bins];
   for (uint32_t i = threadIdx.x; i < bins; i += THREADS) local[i] = 0;
   uint32_t query[W], x[W];
 #pragma unroll
-  for (int w = 0; w < W; w++) query[w] = queries[(uint64_t)blockIdx.y * W + w];
+  for (int w = 0; w < W; w++) query[w] = p.queries[(uint64_t)blockIdx.y * W + w];
   __syncthreads();  // the bins are zero
-  for (uint32_t run = blockIdx.x * WARPS + threadIdx.x / RUN; run < runs; run += gridDim.x * WARPS) {
-    uint64_t row = (uint64_t)run * step + threadIdx.x % RUN;
-    if (row >= rows || is_removed(removed, (uint32_t)row)) continue;
+  for (uint32_t run = blockIdx.x * WARPS + threadIdx.x / RUN; run < p.runs; run += gridDim.x * WARPS) {
+    uint64_t row = (uint64_t)run * p.step + threadIdx.x % RUN;
+    if (row >= p.rows || is_removed(p.removed, (uint32_t)row)) continue;
 #pragma unroll
     for (int w = 0; w < W; w++)
-      x[w] = query[w] ^ codes[W < 4 ? row * W + w : ((w / 4) * stride + row) * 4 + w % 4];
+      x[w] = query[w] ^ codes[W < 4 ? row * W + w : ((w / 4) * p.stride + row) * 4 + w % 4];
     atomicAdd(local + ones<W>(x), 1u);
   }
   __syncthreads();  // all warps have counted
   for (uint32_t i = threadIdx.x; i < bins; i += THREADS)
-    if (local[i]) atomicAdd(histogram + (uint64_t)blockIdx.y * bins + i, local[i]);
+    if (local[i]) atomicAdd(p.histogram + (uint64_t)blockIdx.y * bins + i, local[i]);
 }
 
 // ---- one entry a width ---------------------------------------------------------------------------------------------
 
-#define POPC_KERNELS(W)                                                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_w##W(                                                  \
-      const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
-      const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys, const uint32_t* removed) {      \
-    scan<W, false>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys, removed);              \
-  }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) count_w##W(                                                 \
-      const uint4* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries, uint32_t group, \
-      const uint64_t* bounds, uint32_t* counts, const uint32_t* removed) {                                             \
-    scan<W, true>(codes, stride, rows, queries, n_queries, group, bounds, nullptr, counts, nullptr, removed);          \
-  }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(THREADS) sample_w##W(                                                   \
-      const uint32_t* codes, uint64_t stride, uint32_t rows, uint32_t runs, uint32_t step, const uint32_t* queries,    \
-      uint32_t* histogram, const uint32_t* removed) {                                                                  \
-    sample<W>(codes, stride, rows, runs, step, queries, histogram, removed);                                           \
-  }
-#define MMA_KERNELS(W)                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) mma_w##W(                                                   \
-      const uint32_t* codes, uint64_t stride, uint32_t rows, const uint32_t* queries, uint32_t n_queries,              \
-      uint32_t group, const uint64_t* bounds, const uint64_t* begin, uint32_t* counts, uint64_t* keys,                 \
-      const uint32_t* removed) {                                                                                       \
-    scan_mma<W>(codes, stride, rows, queries, n_queries, group, bounds, begin, counts, keys, removed);                 \
-  }
-POPC_KERNELS(1)
-POPC_KERNELS(2)
-POPC_KERNELS(4)
-POPC_KERNELS(8)
-POPC_KERNELS(12)
-POPC_KERNELS(16)
-POPC_KERNELS(20)
-POPC_KERNELS(24)
-POPC_KERNELS(28)
-POPC_KERNELS(32)
+#define POPC_KERNELS(W, CODES)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_w##W(const ScanParams p) { scan<W, false>(p); }        \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) count_w##W(const ScanParams p) { scan<W, true>(p); }        \
+  extern "C" __global__ void __launch_bounds__(THREADS) sample_w##W(const SampleParams p) { sample<W>(p); }
+POPC_WIDTHS(POPC_KERNELS)
+
+#define MMA_KERNELS(W, TILES) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) mma_w##W(const ScanParams p) { scan_mma<W>(p); }
 #if defined(METAH_SHIM) || !defined(__CUDA_ARCH__) || defined(METAH_B1)
-MMA_KERNELS(2)
-MMA_KERNELS(4)
-MMA_KERNELS(8)
-MMA_KERNELS(12)
-MMA_KERNELS(16)
-MMA_KERNELS(20)
-MMA_KERNELS(24)
-MMA_KERNELS(28)
-MMA_KERNELS(32)
+MMA_WIDTHS(MMA_KERNELS)
 #endif
 
 #include "select.cuh"

@@ -27,14 +27,13 @@ __device__ __forceinline__ uint32_t find_bin(const uint32_t* histogram, uint32_t
 // The last distance is cut by row, in proportion: codes of one distance are taken to lie evenly among the rows.
 // Grid: a warp (a block of 32 threads) a query.
 extern "C" __global__ void __launch_bounds__(32)
-first_bound(const uint32_t* __restrict__ histogram, uint32_t bins, uint32_t rank, uint32_t rows,
-            const uint64_t* __restrict__ ceilings, uint64_t* __restrict__ bounds) {
-  const uint32_t* own = histogram + (uint64_t)blockIdx.x * bins;
-  uint32_t below, bin = find_bin(own, bins, rank, below);
+first_bound(const FirstBoundParams p) {
+  const uint32_t* own = p.histogram + (uint64_t)blockIdx.x * p.bins;
+  uint32_t below, bin = find_bin(own, p.bins, p.rank, below);
   if (threadIdx.x) return;
-  uint64_t bound = ~0ull, ceiling = ceilings[blockIdx.x];
-  if (bin < bins) bound = key_of(bin, (uint32_t)((uint64_t)rows * (rank - below) / own[bin]));
-  bounds[blockIdx.x] = bound < ceiling ? bound : ceiling;
+  uint64_t bound = ~0ull, ceiling = p.ceilings[blockIdx.x];
+  if (bin < p.bins) bound = key_of(bin, (uint32_t)((uint64_t)p.rows * (p.rank - below) / own[bin]));
+  p.bounds[blockIdx.x] = bound < ceiling ? bound : ceiling;
 }
 
 // Sort `size` keys, a power of two, in shared memory (bitonic network). All threads of the block call.
@@ -98,27 +97,25 @@ __device__ __forceinline__ void sort_pass(const uint64_t* source, uint64_t* targ
 // for another scan if this one overflowed, since the k-th key of some codes is never below the k-th key of all.
 // Grid: a block a query.
 extern "C" __global__ void __launch_bounds__(THREADS)
-first_keys(uint64_t* keys, uint64_t* scratch, const uint64_t* __restrict__ begin, const uint32_t* __restrict__ counts,
-           uint32_t k, uint32_t bins, uint32_t row_bytes, const uint64_t* __restrict__ out_begin, uint64_t* out,
-           uint64_t* __restrict__ kth) {
+first_keys(const FirstKeysParams p) {
   __shared__ uint32_t histogram[MAX_BINS], base[256], tallies[WARPS][256], farthest, kept;
   __shared__ uint64_t sorted[SORT_SIZE];
   uint32_t query = blockIdx.x;
-  uint64_t start = begin[query], room = begin[query + 1] - start;
-  uint32_t n = counts[query] < room ? counts[query] : (uint32_t)room;
-  uint64_t *source = keys + start, *other = scratch + start;
+  uint64_t start = p.begin[query], room = p.begin[query + 1] - start;
+  uint32_t n = p.counts[query] < room ? p.counts[query] : (uint32_t)room;
+  uint64_t *source = p.keys + start, *other = p.scratch + start;
   if (n == 0) return;
-  for (uint32_t i = threadIdx.x; i < bins; i += THREADS) histogram[i] = 0;
+  for (uint32_t i = threadIdx.x; i < p.bins; i += THREADS) histogram[i] = 0;
   if (threadIdx.x == 0) kept = 0;
   __syncthreads();  // the bins are zero
   for (uint32_t i = threadIdx.x; i < n; i += THREADS) atomicAdd(histogram + (uint32_t)(source[i] >> 32), 1u);
   __syncthreads();  // the distances are counted
   if (threadIdx.x < 32) {
-    uint32_t below, bin = find_bin(histogram, bins, min(k, n), below);
+    uint32_t below, bin = find_bin(histogram, p.bins, min(p.k, n), below);
     if (threadIdx.x == 0) farthest = bin, base[0] = below + histogram[bin];
   }
   __syncthreads();  // the farthest distance is known
-  uint32_t near = base[0], wanted = min(k, near), last = farthest;
+  uint32_t near = base[0], wanted = min(p.k, near), last = farthest;
   bool small = near <= SORT_SIZE;
   for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
     uint64_t key = source[i];
@@ -133,14 +130,14 @@ first_keys(uint64_t* keys, uint64_t* scratch, const uint64_t* __restrict__ begin
   } else {
     uint32_t distance_bytes = last > 255 ? 2 : 1;
     uint64_t *from = other, *to = source;
-    for (uint32_t pass = 0; pass < row_bytes + distance_bytes; pass++) {
-      uint32_t shift = pass < row_bytes ? 8 * pass : 32 + 8 * (pass - row_bytes);
+    for (uint32_t pass = 0; pass < p.row_bytes + distance_bytes; pass++) {
+      uint32_t shift = pass < p.row_bytes ? 8 * pass : 32 + 8 * (pass - p.row_bytes);
       sort_pass(from, to, near, shift, tallies, base);
       uint64_t* swap = from;
       from = to, to = swap;
     }
     result = from;
   }
-  for (uint32_t i = threadIdx.x; i < wanted; i += THREADS) out[out_begin[query] + i] = result[i];
-  if (threadIdx.x == 0 && near >= k) kth[query] = result[k - 1];
+  for (uint32_t i = threadIdx.x; i < wanted; i += THREADS) p.out[p.out_begin[query] + i] = result[i];
+  if (threadIdx.x == 0 && near >= p.k) p.kth[query] = result[p.k - 1];
 }

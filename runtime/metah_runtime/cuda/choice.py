@@ -50,9 +50,9 @@ def open_cuda(
     """
     if _check(device) == "cpu":
         return None
-    from metah_runtime.cuda.index import CudaIndex
-
     try:
+        from metah_runtime.cuda.index import CudaIndex
+
         return CudaIndex(codes, ids, removed=removed)
     except BackendUnavailable as error:
         _explain(error, device)

@@ -4,7 +4,7 @@ Nothing here is imported before a GPU is asked for. The primary context of each 
 PyTorch, ONNX Runtime and TensorRT use too, so all can work in one process on one memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -77,10 +77,8 @@ class Device(Protocol):
     def read(self, address: int, array: NDArray[Any]) -> None:
         """Copy from the GPU into a C-contiguous array, complete when this returns."""
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
-    ) -> None:
-        """Start a kernel; args: np.uint32 and np.uint64 (addresses too), as its parameters."""
+    def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
+        """Start a kernel; params: its struct, from ``interface.parameters``."""
 
     def synchronise(self) -> None:
         """Wait for all work of the stream."""

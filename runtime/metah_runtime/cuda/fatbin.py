@@ -1,20 +1,19 @@
 """The compiled kernels: shipped as a fatbin, or compiled once by nvcc and kept by hash."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable
 
-SOURCES = ("hamming.cu", "select.cuh", "encoded.cuh")
-ARCHS = (80, 90, 100, 120)
-OPTIONS = ("-std=c++17", "-O3")
-PTX = "-gencode=arch=compute_80,code=compute_80"  # for cards of other architectures
+SETTINGS = "build.json"  # CMakeLists.txt reads it as well
 _TREE = Path(__file__).resolve().parents[2] / "kernels"
 
 
@@ -31,7 +30,7 @@ _INSTALLED = _installed_folder()
 def source_folder() -> Path:
     """Return the folder of the kernel sources: the source tree's, else the installed one."""
     for folder in (_TREE, _INSTALLED / "kernels"):
-        if (folder / SOURCES[0]).is_file():
+        if (folder / SETTINGS).is_file():
             return folder
     raise BackendUnavailable(
         f"the CUDA kernels' sources are neither in {_TREE} nor in {_INSTALLED / 'kernels'}: "
@@ -39,9 +38,30 @@ def source_folder() -> Path:
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How nvcc builds the kernels: files, the first of which it compiles; options; architectures.
+
+    ptx: architecture of the intermediate code, for cards of all other architectures.
+    """
+
+    sources: tuple[str, ...]
+    options: tuple[str, ...]
+    archs: tuple[int, ...]
+    ptx: int
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return the settings in build.json."""
+    values = json.loads((folder / SETTINGS).read_text())
+    lists = {name: tuple(values[name]) for name in ("sources", "options", "archs")}
+    return Settings(**lists, ptx=values["ptx"])
+
+
 def source_hash(folder: Path) -> str:
-    """Return the SHA-256 over the digests of the kernel sources, as CMake computes it too."""
-    digests = "".join(files.sha256(folder / name) for name in SOURCES)
+    """Return the SHA-256 over the digests of settings and sources, as CMake computes it too."""
+    names = (SETTINGS, *read_settings(folder).sources)
+    digests = "".join(files.sha256(folder / name) for name in names)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -55,14 +75,15 @@ def load_image() -> bytes:
     shipped, stamp = _INSTALLED / "hamming.fatbin", _INSTALLED / "hamming.sha256"
     if shipped.is_file() and stamp.is_file() and stamp.read_text().strip() == wanted:
         return shipped.read_bytes()
-    return compile_image(folder, fatbin_flags())
+    return compile_image(folder, fatbin_flags(read_settings(folder)))
 
 
-def fatbin_flags() -> tuple[str, ...]:
-    """Options of the fatbin: code for those of ARCHS that nvcc knows, and PTX for all others."""
+def fatbin_flags(settings: Settings) -> tuple[str, ...]:
+    """Options of nvcc: code for the architectures that it knows, and PTX for all others."""
     known = _run([_nvcc(), "--list-gpu-code"]).split()
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS if f"sm_{a}" in known]
-    return (*OPTIONS, *codes, PTX)
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in settings.archs if f"sm_{a}" in known]
+    ptx = f"-gencode=arch=compute_{settings.ptx},code=compute_{settings.ptx}"
+    return (*settings.options, *codes, ptx)
 
 
 def compile_image(folder: Path, flags: tuple[str, ...]) -> bytes:
@@ -78,8 +99,9 @@ def compile_image(folder: Path, flags: tuple[str, ...]) -> bytes:
         return path.read_bytes()
     with tempfile.TemporaryDirectory(prefix="metah-") as temporary:
         target = Path(temporary) / "hamming.fatbin"
+        source = folder / read_settings(folder).sources[0]
         parallel = ("--threads", "0")  # the architectures at the same time
-        _run([nvcc, "-fatbin", *parallel, *flags, "-o", str(target), str(folder / SOURCES[0])])
+        _run([nvcc, "-fatbin", *parallel, *flags, "-o", str(target), str(source)])
         image = target.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, image)

@@ -1,13 +1,13 @@
 """The codes of consecutive rows that lie on one GPU, and the launches that read them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import Device
+from metah_runtime.cuda.interface import parameters
 from metah_runtime.cuda.queries import DeviceCodes, Queries
 from metah_runtime.cuda.workspace import Workspace
 
@@ -33,11 +33,11 @@ def pack(
     plane_step: int,
 ) -> None:
     """Spread ``count`` rows of ``width`` bytes over padded words; steps: in words."""
-    device.launch(
-        "pack", (-(-count // planner.THREADS), 1), planner.THREADS,
-        [np.uint64(source), np.uint32(width), np.uint32(count), np.uint32(words),
-         np.uint64(target), np.uint32(row_step), np.uint64(plane_step)],
+    given = parameters(
+        "PackParams", source=source, width=width, rows=count, words=words, target=target,
+        row_step=row_step, plane_step=plane_step,
     )  # fmt: skip
+    device.launch("pack", (-(-count // planner.THREADS), 1), planner.THREADS, given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,6 @@ class Piece:
         """Bytes of the largest row number."""
         return max(1, -(-(self.rows - 1).bit_length() // 8))
 
-    def launch(self, kernel: str, grid: tuple[int, int], *args: Any, threads: int = 256) -> None:
-        """Start a kernel."""
-        self.device.launch(kernel, grid, threads, args)
-
     def put_queries(self, queries: Queries, target: int) -> None:
         """Bring queries to ``target``, as padded words."""
         if isinstance(queries, DeviceCodes):
@@ -94,53 +90,41 @@ class Piece:
     def sample(self, plan: planner.Sample, packed: int, n: int, histogram: int) -> None:
         """Count the distances between n queries and a sample of the rows."""
         self.device.fill(histogram, 0, 4 * n * self.bins)
-        self.launch(
-            f"sample_w{self.words}", (plan.blocks, n),
-            np.uint64(self.codes), np.uint64(self._stride), np.uint32(self.rows),
-            np.uint32(plan.runs), np.uint32(plan.step), np.uint64(packed),
-            np.uint64(histogram), np.uint64(self.removed),
+        given = parameters(
+            "SampleParams", codes=self.codes, stride=planner.padded_rows(self.rows),
+            queries=packed, histogram=histogram, removed=self.removed, rows=self.rows,
+            runs=plan.runs, step=plan.step,
         )  # fmt: skip
+        self.device.launch(f"sample_w{self.words}", (plan.blocks, n), planner.THREADS, given)
 
     def scan(self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int) -> None:
         """Append every key up to its query's bound to its query's buffer; count them all."""
-        plan = self._plan(n)
-        self.device.fill(counts, 0, 4 * n)
-        self.launch(
-            plan.kernel, plan.grid,
-            np.uint64(self.codes), np.uint64(self._stride), np.uint32(self.rows),
-            np.uint64(packed), np.uint32(n), np.uint32(plan.group), np.uint64(bounds),
-            np.uint64(begin), np.uint64(counts), np.uint64(keys), np.uint64(self.removed),
-        )  # fmt: skip
+        self._scan(packed, n, bounds, begin, counts, keys)
 
     def count(self, packed: int, n: int, bounds: int, counts: int) -> None:
         """Count the keys up to each query's bound."""
-        plan = self._plan(n, count=True)
-        self.device.fill(counts, 0, 4 * n)
-        self.launch(
-            plan.kernel, plan.grid,
-            np.uint64(self.codes), np.uint64(self._stride), np.uint32(self.rows),
-            np.uint64(packed), np.uint32(n), np.uint32(plan.group), np.uint64(bounds),
-            np.uint64(counts), np.uint64(self.removed),
-        )  # fmt: skip
+        self._scan(packed, n, bounds, 0, counts, 0)
 
     def first_keys(
         self, n: int, keys: int, scratch: int, begin: int, counts: int, k: int,
         out_begin: int, out: int, kth: int,
     ) -> None:  # fmt: skip
         """Sort the first k keys of each query's buffer to ``out``."""
-        self.launch(
-            "first_keys", (n, 1),
-            np.uint64(keys), np.uint64(scratch), np.uint64(begin), np.uint64(counts), np.uint32(k),
-            np.uint32(self.bins), np.uint32(self.row_bytes), np.uint64(out_begin),
-            np.uint64(out), np.uint64(kth),
+        given = parameters(
+            "FirstKeysParams", keys=keys, scratch=scratch, begin=begin, counts=counts,
+            out_begin=out_begin, out=out, kth=kth, k=k, bins=self.bins, row_bytes=self.row_bytes,
         )  # fmt: skip
+        self.device.launch("first_keys", (n, 1), planner.THREADS, given)
 
-    @property
-    def _stride(self) -> int:
-        return planner.padded_rows(self.rows)
-
-    def _plan(self, n: int, count: bool = False) -> planner.Scan:
-        return planner.plan_scan(
+    def _scan(self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int) -> None:
+        plan = planner.plan_scan(
             bits=self.bits, rows=self.rows, queries=n, arch=self.device.arch,
-            processors=self.device.processors, count=count,
+            processors=self.device.processors, count=not keys,
         )  # fmt: skip
+        self.device.fill(counts, 0, 4 * n)
+        given = parameters(
+            "ScanParams", codes=self.codes, stride=planner.padded_rows(self.rows), queries=packed,
+            bounds=bounds, begin=begin, counts=counts, keys=keys, removed=self.removed,
+            rows=self.rows, n_queries=n, group=plan.group,
+        )  # fmt: skip
+        self.device.launch(plan.kernel, plan.grid, planner.THREADS, given)

@@ -6,11 +6,21 @@ A plan changes the time only: every plan gives the same answer.
 import math
 from dataclasses import dataclass
 
-WIDTHS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
+from metah_runtime.cuda import interface
+
+_KERNELS = interface.load()
+
+WIDTHS = tuple(_KERNELS.popc_codes)
 """Words of 32 bits for which there are kernels; other widths are padded to the next."""
 
-ROW_STEP = 4096
+ROW_STEP = _KERNELS.numbers["ROW_STEP"]
 """Rows are stored in multiples of this many, so that no load of a scan needs a guard."""
+
+THREADS = _KERNELS.numbers["THREADS"]
+"""Threads of a block."""
+
+RUN = _KERNELS.numbers["RUN"]
+"""Neighbouring rows that a sample takes together."""
 
 MAX_ROWS = 1 << 31
 """Rows of one piece, so that a row and its grid fit 32 bits."""
@@ -18,10 +28,7 @@ MAX_ROWS = 1 << 31
 MAX_QUERIES = 16384
 """Queries of one launch; the y axis of a grid ends at 65535."""
 
-THREADS = 256
-_POPC_CODES = {1: 16, 2: 8, 4: 8, 8: 4}  # codes a thread, as Tile in hamming.cu; else 2
-_MMA_TILES = {2: 8, 4: 8, 8: 4, 12: 2, 16: 2}  # tiles a warp, as Fragments in hamming.cu; else 1
-_MMA_QUERIES = 48  # from here the tensor cores are the faster way
+_MMA_QUERIES = 48  # from here on the tensor cores are faster
 _KEY = 8  # bytes
 
 
@@ -51,7 +58,7 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The sample of a first bound: runs of 32 rows, ``step`` apart; grid of its launch's x axis."""
+    """The sample of a first bound: runs of RUN rows, ``step`` apart; blocks on the x axis."""
 
     runs: int
     step: int
@@ -64,16 +71,16 @@ def plan_scan(
 ) -> Scan:
     """Plan a scan of ``rows`` codes for ``queries`` queries; count: only count, by popcount.
 
-    Tensor cores have the binary AND-popcount product from sm_80 to sm_90 only.
+    Tensor cores have a native binary AND-popcount product on some architectures only.
     """
-    words = padded_words(bits)
-    tensor = not count and words >= 2 and 80 <= arch < 100 and queries >= _MMA_QUERIES
-    if tensor:
-        name, unit = "mma", 128
-        codes = 8 * 16 * _MMA_TILES.get(words, 1)
+    words, numbers = padded_words(bits), _KERNELS.numbers
+    native = numbers["MMA_ARCH_FIRST"] <= arch < numbers["MMA_ARCH_END"]
+    if native and not count and words in _KERNELS.mma_tiles and queries >= _MMA_QUERIES:
+        name, unit = "mma", numbers["MMA_QUERY_TILE"]
+        codes = THREADS // 32 * numbers["MMA_TILE_CODES"] * _KERNELS.mma_tiles[words]
     else:
-        name, unit = "count" if count else "scan", 64
-        codes = THREADS * _POPC_CODES.get(words, 2)
+        name, unit = "count" if count else "scan", numbers["QUERY_TILE"]
+        codes = THREADS * _KERNELS.popc_codes[words]
     across = -(-rows // codes)
     groups = -(-queries // unit)
     wanted = -(-8 * processors // across)  # blocks enough for every multiprocessor
@@ -88,8 +95,8 @@ def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> 
     With e = k size / rows sampled codes expected among the k nearest, rank = e + 4 sqrt(e) + 4.
     """
     size = min(rows, max(4096, min(65536, rows // 8)))
-    runs = max(1, size // 32)
-    expected = k * 32 * runs / rows
+    runs = max(1, size // RUN)
+    expected = k * RUN * runs / rows
     if rank is None:
         rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
     blocks = max(1, min(-(-runs // 8), 1024 // queries))
@@ -98,7 +105,7 @@ def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> 
 
 def plan_room(*, rows: int, k: int, sample: Sample | None) -> int:
     """Keys that the buffer of one query holds: three times what the bound lets through, >= k."""
-    through = rows if sample is None else sample.rank * rows // (32 * sample.runs)
+    through = rows if sample is None else sample.rank * rows // (RUN * sample.runs)
     return min(rows, max(2048, k + 3 * through))
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device
 from metah_runtime.cuda.fatbin import load_image
+from metah_runtime.cuda.interface import parameters
 from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.results import Matches
 
@@ -37,10 +38,10 @@ class ResidentSearch:
             if codes.stream not in (None, device.stream):
                 device.follow(codes.stream)
             self._make_room(n)
-            device.launch(
-                "not_finite", (n, 1), 32,
-                [np.uint64(codes.logits), np.uint32(8 * codes.width), np.uint64(self._buffer[0])],
-            )  # fmt: skip
+            given = parameters(
+                "NotFiniteParams", logits=codes.logits, bad=self._buffer[0], bits=8 * codes.width
+            )
+            device.launch("not_finite", (n, 1), 32, given)
         found = index.search(codes, k)
         bad = np.empty(n, np.uint32)
         with device:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
+from metah_runtime.cuda.interface import parameters
 from metah_runtime.cuda.piece import KEY_BYTES, NO_KEY, Keys, Piece
 from metah_runtime.cuda.queries import DeviceCodes, Queries, part_of
 from metah_runtime.cuda.workspace import Workspace
@@ -135,11 +136,11 @@ class Attempt:
             rows=piece.rows, queries=min(n, 1024), k=plan.k, rank=plan.rank
         )
         piece.sample(sample, self.packed, n, self._histogram)
-        piece.launch(
-            "first_bound", (n, 1),
-            np.uint64(self._histogram), np.uint32(piece.bins), np.uint32(sample.rank),
-            np.uint32(piece.rows), np.uint64(self._limits), np.uint64(self._bounds), threads=32,
+        given = parameters(
+            "FirstBoundParams", histogram=self._histogram, ceilings=self._limits,
+            bounds=self._bounds, bins=piece.bins, rank=sample.rank, rows=piece.rows,
         )  # fmt: skip
+        piece.device.launch("first_bound", (n, 1), 32, given)
 
     def read(self) -> Outcome:
         """Wait, and copy the result to the CPU."""

@@ -2,17 +2,14 @@
 
 import copy
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 from cuda.bindings import driver as cuda
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device, DeviceError, DeviceMemoryError
 from metah_runtime.cuda.libcuda import NON_BLOCKING, Native
-
-_TYPES = {"uint32": ctypes.c_uint32, "uint64": ctypes.c_uint64}
 
 
 def check(answer: tuple[Any, ...]) -> Any:
@@ -107,21 +104,20 @@ class BindingsDevice(Native):
         check(cuda.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, self._stream))
         self.synchronise()
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
-    ) -> None:
+    def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
         """Start a kernel."""
         if kernel not in self._kernels:
             self._kernels[kernel] = check(
                 cuda.cuModuleGetFunction(self._modules[-1], kernel.encode())
             )
-        values = tuple(int(a) for a in args)
-        types = tuple(_TYPES[a.dtype.name] for a in args)
+        struct = ctypes.create_string_buffer(params, len(params))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))  # one parameter
         check(
             cuda.cuLaunchKernel(
-                self._kernels[kernel], *grid, 1, threads, 1, 1, 0, self._stream, (values, types), 0
+                self._kernels[kernel], *grid, 1, threads, 1, 1, 0, self._stream,
+                ctypes.addressof(pointers), 0,
             )
-        )
+        )  # fmt: skip
 
     def synchronise(self) -> None:
         """Wait for the stream."""

@@ -1,7 +1,7 @@
 """The driver through pycuda, on the primary context (never pycuda.autoinit)."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -112,15 +112,14 @@ class PycudaDevice(Native):
             cuda.memcpy_dtoh_async(array, address, self._stream)
         self.synchronise()
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
-    ) -> None:
+    def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
         """Start a kernel."""
         with checked():
             if kernel not in self._kernels:
                 self._kernels[kernel] = self._modules[-1].get_function(kernel)
+            struct = np.void(params)  # which pycuda passes by value
             self._kernels[kernel](
-                *args, grid=(*grid, 1), block=(threads, 1, 1), stream=self._stream
+                struct, grid=(*grid, 1), block=(threads, 1, 1), stream=self._stream
             )
 
     def synchronise(self) -> None:

@@ -37,7 +37,7 @@ int send(void* stream, const Work& work) {
   s->graph.push_back(work);
   return ok;
 }
-using Launch = int (*)(unsigned, unsigned, unsigned, uint64_t, unsigned, void**, char*, size_t);
+using Launch = int (*)(unsigned, unsigned, unsigned, uint64_t, unsigned, const void*, char*, size_t);
 
 void* simulator() {
   static void* library = dlopen(std::getenv("METAH_SIMULATOR"), RTLD_NOW);
@@ -107,23 +107,15 @@ int cuLaunchKernel(void* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned
                    unsigned shared, void* stream, void** params, void** extra) {
   if (gz != 1 || by != 1 || bz != 1 || shared) return invalid_value;
   const std::string name = ((Kernel*)kernel)->name;
-  auto sizes = (const unsigned char* (*)())dlsym(simulator(), ("shim_sizes_" + name).c_str());
-  // The arguments are copied now, as the driver does. pycuda gives all in one buffer: (1, buffer, 2, its size, 0).
-  std::vector<uint64_t> values;
-  uint64_t at = 0;
-  for (const unsigned char* size = sizes(); *size; size++) {
-    at = (at + *size - 1) / *size * *size;
-    values.push_back(0);
-    std::memcpy(&values.back(), params ? params[values.size() - 1] : (char*)extra[1] + at, *size);
-    at += *size;
-  }
-  if (!params && at != *(size_t*)extra[3]) return invalid_value;
+  auto size = (unsigned (*)())dlsym(simulator(), ("shim_size_" + name).c_str());
+  // The one parameter is copied now, as the driver does. pycuda gives a buffer: (1, buffer, 2, its size, 0).
+  if (!params && size() != *(size_t*)extra[3]) return invalid_value;
+  const char* given = (const char*)(params ? params[0] : extra[1]);
+  std::vector<char> own(given, given + size());
   return send(stream, [=]() mutable {
-    std::vector<void*> pointers;
-    for (uint64_t& value : values) pointers.push_back(&value);
     char error[256] = "";
     auto launch = (Launch)dlsym(simulator(), ("shim_launch_" + name).c_str());
-    if (!launch(gx, gy, bx, 1, 1, pointers.data(), error, sizeof error)) return (int)ok;
+    if (!launch(gx, gy, bx, 1, 1, own.data(), error, sizeof error)) return (int)ok;
     return std::fprintf(stderr, "%s\n", error), (int)launch_failed;
   });
 }

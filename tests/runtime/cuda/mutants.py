@@ -9,30 +9,27 @@ import re
 
 import numpy as np
 from tests.runtime.cuda import pieces
-from tests.runtime.cuda.simulator import SimulatedDevice, build
+from tests.runtime.cuda.simulator import SimulatedDevice, build, kernel_sources
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
-from metah_runtime.cuda.fatbin import SOURCES, source_folder
 from metah_runtime.cuda.index import CudaIndex
 
 BARRIER = "__syncthreads();"
-ROOM = "place < begin[query + 1]"
+ROOM = "place < p.begin[query + 1]"
 NO_ROOM_CHECK = 999
 POPC, TENSOR = 120, 90
 
 
 def sources():
     """Texts of the kernels, less all widths but 64 bits, with switches for ``remove``."""
-    texts = {name: (source_folder() / name).read_text() for name in SOURCES}
-    keep = ("POPC_KERNELS(2)", "MMA_KERNELS(2)")
-    main = re.sub(
-        r"^(POPC|MMA)_KERNELS\(\d+\)$",
-        lambda found: found[0] if found[0] in keep else "",
-        texts["hamming.cu"],
-        flags=re.MULTILINE,
-    )
+    texts = kernel_sources()
+    for kind in ("POPC", "MMA"):
+        texts["interface.h"] = re.sub(
+            rf"(#define {kind}_WIDTHS\(X\)).*", r"\1 X(2, 8)", texts["interface.h"]
+        )
+    main = texts["hamming.cu"]
     assert main.count(f"if ((hits >> lane & 1) && {ROOM})") == 1
     main = main.replace(f"&& {ROOM})", f"&& (metah_removed == {NO_ROOM_CHECK} || {ROOM}))")
     texts["hamming.cu"] = f'extern "C" int metah_removed; int metah_removed = -1;\n{main}'
@@ -44,12 +41,9 @@ def sources():
 
 def barriers():
     """Return (number, file) of each barrier, in the order of the files."""
-    files = [name for name in SOURCES for _ in re.findall(re.escape(f" {BARRIER}"), text_of(name))]
+    texts = kernel_sources().items()
+    files = [name for name, text in texts for _ in re.findall(re.escape(f" {BARRIER}"), text)]
     return list(enumerate(files))
-
-
-def text_of(name):
-    return (source_folder() / name).read_text()
 
 
 def remove(library, number):

@@ -193,7 +193,7 @@ with device:
     assert device.elapsed(device.mark(), device.mark()) == 1.5
     for size, wanted in ((1 << 29, DeviceMemoryError), (0, DeviceError)):
         try:
-            device.alloc(size) if size else device.launch("missing", (1, 1), 32, [])
+            device.alloc(size) if size else device.launch("missing", (1, 1), 32, bytes(8))
             raise AssertionError("no error")
         except wanted:
             pass

@@ -1,7 +1,9 @@
 """The compiled kernels: where they come from, and what their machine code must look like."""
 
-import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tests.runtime.cuda import sass
@@ -14,6 +16,7 @@ from metah_runtime.errors import BackendUnavailable
 POPC = {1: 16, 2: 16, 4: 24, 8: 16, 12: 14, 16: 16, 20: 22, 24: 24, 28: 30, 32: 32}
 LOADS = {1: 4, 2: 4, 4: 8, 8: 8}  # uint4 loads of a thread; 2 W / 4 for the other widths
 TENSOR = (80, 90)
+SETTINGS = fatbin.read_settings(fatbin.source_folder())
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def kernel_image(cache):
         pytest.skip(f"nvcc is not installed: {error}")
 
 
-@pytest.fixture(scope="module", params=fatbin.ARCHS)
+@pytest.fixture(scope="module", params=SETTINGS.archs)
 def code(request, kernel_image):
     """Architecture and {kernel: instructions}."""
     return request.param, sass.disassemble(kernel_image, request.param)
@@ -106,7 +109,7 @@ def test_hot_loop_leaves_out_the_rare_path():
 
 def test_the_shipped_image_is_used_only_for_its_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(fatbin, "_INSTALLED", tmp_path)
-    monkeypatch.setattr(fatbin, "fatbin_flags", tuple)
+    monkeypatch.setattr(fatbin, "fatbin_flags", lambda settings: ())
     monkeypatch.setattr(fatbin, "compile_image", lambda folder, flags: b"compiled")
     assert fatbin.load_image() == b"compiled", "nothing is shipped"
     (tmp_path / "hamming.fatbin").write_bytes(b"shipped")
@@ -117,21 +120,37 @@ def test_the_shipped_image_is_used_only_for_its_sources(tmp_path, monkeypatch):
     assert fatbin.load_image() == b"shipped"
 
 
-def test_cmake_builds_the_same_image():
-    """The shipped fatbin and the one compiled at first use have the same options."""
-    text = (fatbin.source_folder().parent / "CMakeLists.txt").read_text()
-    archs = re.search(r"set\(METAH_CUDA_ARCHS ([\d ]+)\)", text)[1]
-    assert tuple(map(int, archs.split())) == fatbin.ARCHS
-    for option in (*fatbin.OPTIONS, fatbin.PTX):
-        assert option in text
-    for name in fatbin.SOURCES:
-        assert f"kernels/{name}" in text
+def test_cmake_builds_the_same_image(tmp_path):
+    """Flags and hash of the shipped fatbin are those of the one that is compiled at first use."""
+    cmake, python = shutil.which("cmake"), sys.executable
+    if cmake is None:
+        cmake = shutil.which("cmake", path=Path(python).parent)
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    fake_nvcc(tmp_path, "echo sm_80; echo sm_90; echo sm_90a")
+    kernels = fatbin.source_folder()
+    script = tmp_path / "CMakeLists.txt"
+    script.write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(kernels LANGUAGES NONE)\n"
+        f"set(METAH_NVCC {tmp_path}/nvcc)\nset(METAH_KERNELS {kernels})\n"
+        f"include({kernels}/build.cmake)\n"
+        'file(WRITE flags "${METAH_CUDA_FLAGS}")\nfile(WRITE sources "${METAH_CUDA_SOURCES}")\n'
+        'file(WRITE hash "${METAH_CUDA_HASH}")\n'
+    )
+    subprocess.run([cmake, "-S", tmp_path, "-B", tmp_path], check=True, capture_output=True)
+    known = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
+    ptx = f"-gencode=arch=compute_{SETTINGS.ptx},code=compute_{SETTINGS.ptx}"
+    flags = (tmp_path / "flags").read_text().split(";")
+    assert flags == [*SETTINGS.options, *known, ptx]
+    sources = [Path(name).name for name in (tmp_path / "sources").read_text().split(";")]
+    assert sources == ["build.json", *SETTINGS.sources]
+    assert (tmp_path / "hash").read_text() == fatbin.source_hash(kernels)
 
 
 def test_code_for_the_architectures_that_nvcc_knows(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     fake_nvcc(tmp_path, "echo sm_80; echo sm_90; echo sm_90a")
-    assert fatbin.fatbin_flags() == (
+    assert fatbin.fatbin_flags(SETTINGS) == (
         "-std=c++17", "-O3", "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90", "-gencode=arch=compute_80,code=compute_80",
     )  # fmt: skip

@@ -6,6 +6,7 @@ from tests.runtime.cuda import pieces
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
+from metah_runtime.cuda.interface import parameters
 from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY
 
 POPC, TENSOR = 120, 90
@@ -66,8 +67,8 @@ def test_first_bound(simulate, rank, bound):
         limits = put(device, np.array([NO_KEY, 77], np.uint64))
         device.launch(
             "first_bound", (2, 1), 32,
-            [put(device, histogram), np.uint32(65), np.uint32(rank), np.uint32(1000), limits,
-             bounds],
+            parameters("FirstBoundParams", histogram=put(device, histogram), ceilings=limits,
+                       bounds=bounds, bins=65, rank=rank, rows=1000),
         )  # fmt: skip
         found = get(device, bounds, 2, np.uint64)
     assert found[0] == (NO_KEY if bound is None else bound[0] << 32 | bound[1])
@@ -89,10 +90,12 @@ def test_first_keys(simulate, n, k, seed):
         kth = put(device, np.zeros(1, np.uint64))
         device.launch(
             "first_keys", (1, 1), 256,
-            [buffer, put(device, np.zeros(room, np.uint64)),
-             put(device, np.array([0, room], np.uint64)), put(device, np.array([n], np.uint32)),
-             np.uint32(k), np.uint32(1025), np.uint32(3), put(device, np.zeros(1, np.uint64)),
-             out, kth],
+            parameters("FirstKeysParams", keys=buffer,
+                       scratch=put(device, np.zeros(room, np.uint64)),
+                       begin=put(device, np.array([0, room], np.uint64)),
+                       counts=put(device, np.array([n], np.uint32)),
+                       out_begin=put(device, np.zeros(1, np.uint64)), out=out, kth=kth,
+                       k=k, bins=1025, row_bytes=3),
         )  # fmt: skip
         found, bound = get(device, out, k, np.uint64), get(device, kth, 1, np.uint64)
     m = min(n, k)
@@ -107,10 +110,13 @@ def test_a_full_buffer_still_gives_a_bound(simulate):
         kth = put(device, np.zeros(1, np.uint64))
         device.launch(
             "first_keys", (1, 1), 256,
-            [put(device, np.array([9, 7, 8, 6], np.uint64)), put(device, np.zeros(4, np.uint64)),
-             put(device, np.array([0, 4], np.uint64)), put(device, np.array([10], np.uint32)),
-             np.uint32(2), np.uint32(65), np.uint32(1), put(device, np.zeros(1, np.uint64)),
-             put(device, np.zeros(2, np.uint64)), kth],
+            parameters("FirstKeysParams", keys=put(device, np.array([9, 7, 8, 6], np.uint64)),
+                       scratch=put(device, np.zeros(4, np.uint64)),
+                       begin=put(device, np.array([0, 4], np.uint64)),
+                       counts=put(device, np.array([10], np.uint32)),
+                       out_begin=put(device, np.zeros(1, np.uint64)),
+                       out=put(device, np.zeros(2, np.uint64)), kth=kth,
+                       k=2, bins=65, row_bytes=1),
         )  # fmt: skip
         assert get(device, kth, 1, np.uint64)[0] == 7
 
@@ -150,5 +156,6 @@ def test_not_finite(simulate, bits):
     logits[3] = np.finfo(np.float32).max
     with simulate(seed=4) as device:
         bad = put(device, np.full(5, 7, np.uint32))
-        device.launch("not_finite", (5, 1), 32, [put(device, logits), np.uint32(bits), bad])
+        given = parameters("NotFiniteParams", logits=put(device, logits), bad=bad, bits=bits)
+        device.launch("not_finite", (5, 1), 32, given)
         assert get(device, bad, 5, np.uint32).tolist() == [1, 1, 1, 0, 0]

@@ -4,7 +4,7 @@ Needs g++ and the source tree, so it is not part of the package: tests and ``mak
 GPU_CHECK=--simulate`` use it.
 """
 
-from .build import build, kernel_names
+from .build import build, kernel_names, kernel_sources
 from .device import SimulatedDevice
 
-__all__ = ["SimulatedDevice", "build", "kernel_names"]
+__all__ = ["SimulatedDevice", "build", "kernel_names", "kernel_sources"]

@@ -15,7 +15,7 @@
 #include <source_location>
 #include <string>
 #include <thread>
-#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 #if defined(__SANITIZE_ADDRESS__)
@@ -272,16 +272,13 @@ std::string launch(Index grid, unsigned threads_of_block, uint64_t seed, unsigne
   return error;
 }
 
-// Call a kernel with the arguments that a driver's launch takes: one pointer an argument.
-template <class... A, size_t... I>
-void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
-  kernel(*(std::remove_reference_t<A>*)arguments[I]...);
-}
-template <class... A>
-std::string launch_kernel(void (*kernel)(A...), unsigned x, unsigned y, unsigned threads, uint64_t seed,
-                          unsigned os_threads, void** arguments) {
-  return launch({x, y, 1}, threads, seed, os_threads,
-                [=] { call(kernel, arguments, std::index_sequence_for<A...>()); });
+// Call a kernel with its one parameter, as a driver's launch does.
+template <class P>
+std::string launch_kernel(void (*kernel)(P), unsigned x, unsigned y, unsigned threads, uint64_t seed,
+                          unsigned os_threads, const void* params) {
+  std::remove_const_t<P> own;
+  std::memcpy(&own, params, sizeof own);
+  return launch({x, y, 1}, threads, seed, os_threads, [&] { kernel(own); });
 }
 
 // ---- collectives ---------------------------------------------------------------------------------------------------

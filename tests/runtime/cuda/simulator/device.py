@@ -9,7 +9,7 @@ import copy
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -237,30 +237,24 @@ class SimulatedDevice:
 
     # ---- launches ------------------------------------------------------------------------------
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[np.generic]
-    ) -> None:
-        """Run a kernel to its end; DeviceError for wrong arguments or what the shim reports."""
+    def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
+        """Run a kernel to its end; DeviceError for wrong parameters or what the shim reports."""
         self._check_active()
-        sizes = getattr(self._library, f"shim_sizes_{kernel}")
-        sizes.restype = ctypes.c_char_p
-        given = bytes(a.dtype.itemsize for a in args)
-        if given != sizes():
-            raise DeviceError(
-                f"kernel {kernel} has parameters of {list(sizes())} bytes, got {list(given)}"
-            )
-        values = [np.array(a) for a in args]
-        self._send(lambda: self._run(kernel, grid, threads, values))
+        size = self.params_size(kernel)
+        if len(params) != size:
+            raise DeviceError(f"kernel {kernel} has parameters of {size} bytes, got {len(params)}")
+        self._send(lambda: self._run(kernel, grid, threads, params))
 
-    def _run(
-        self, kernel: str, grid: tuple[int, int], threads: int, values: list[NDArray[Any]]
-    ) -> None:
+    def params_size(self, kernel: str) -> int:
+        """Return the bytes of a kernel's parameters."""
+        return int(getattr(self._library, f"shim_size_{kernel}")())
+
+    def _run(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
         self.launches.append(kernel)
-        pointers = (ctypes.c_void_p * len(values))(*[v.ctypes.data for v in values])
         error = ctypes.create_string_buffer(256)
         failed = getattr(self._library, f"shim_launch_{kernel}")(
             ctypes.c_uint(grid[0]), ctypes.c_uint(grid[1]), ctypes.c_uint(threads),
-            ctypes.c_uint64(self.seed), ctypes.c_uint(self.cores), pointers, error,
+            ctypes.c_uint64(self.seed), ctypes.c_uint(self.cores), params, error,
             ctypes.c_size_t(len(error)),
         )  # fmt: skip
         if failed:
