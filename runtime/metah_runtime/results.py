@@ -108,7 +108,7 @@ class Searcher(Protocol):
         """Return the number of codes with distance <= radius, (q,) int64."""
 
 
-class Store(Searcher, Protocol):
+class IndexLike(Searcher, Protocol):
     """A Searcher that also knows its model and the paths of its codes: Index, ClusterIndex."""
 
     @property

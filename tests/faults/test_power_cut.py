@@ -18,7 +18,10 @@ from tests.faults import disk_model
 
 from metah_runtime import files
 from metah_runtime.errors import IndexCorrupt
-from metah_runtime.index import Index, writing
+from metah_runtime.index import Index
+from metah_runtime.index.commit import Committer
+from metah_runtime.index.manifest import Manifest
+from metah_runtime.index.transaction import leftovers
 
 Step = Callable[[Path], object]
 
@@ -250,10 +253,10 @@ def test_old_files_stay_until_the_manifest_without_them_is_durable(
     """The next writer syncs the folder before it clears leftovers: without that, files that the
     durable manifest needs are gone."""
 
-    def careless(self: Index) -> None:
-        for path in writing.leftovers(self.path, self._snapshot.manifest):
+    def careless(self: Committer, manifest: Manifest) -> None:
+        for path in leftovers(self._path, manifest):
             files.unlink(path)
 
-    monkeypatch.setattr(Index, "_clear", careless)
+    monkeypatch.setattr(Committer, "_clear", careless)
     with pytest.raises(AssertionError, match=r"the file is missing"):
         test_a_killed_writer_then_another_one_then_a_power_cut(ram, record, monkeypatch, False)

@@ -7,19 +7,18 @@ import click
 from metah_runtime.cli import console
 
 _HERE = "metah_runtime.cli"
-_INDEX = "metah_runtime.cli.index_commands"
 
 COMMANDS = {
     "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
     "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
     "serve": (f"{_HERE}.serve:serve", "Answer searches over HTTP, with a page to search on."),
     "card": (f"{_HERE}.card:card", "Show the model card of a bundle."),
-    "info": (f"{_INDEX}:info", "Show what an index holds."),
-    "verify": (f"{_INDEX}:verify", "Read every byte of an index and compare all checksums."),
-    "compact": (f"{_INDEX}:compact", "Merge segments and free the space of removed codes."),
-    "remove": (f"{_INDEX}:remove", "Remove codes by id."),
-    "export": (f"{_INDEX}:export", "Write all codes to a file or a database."),
-    "import": (f"{_INDEX}:import_", "Add the codes in a file or a database."),
+    "info": (f"{_HERE}.info:info", "Show what an index holds."),
+    "verify": (f"{_HERE}.verify:verify", "Read every byte of an index and compare all checksums."),
+    "compact": (f"{_HERE}.compact:compact", "Merge segments and free the space of removed codes."),
+    "remove": (f"{_HERE}.remove:remove", "Remove codes by id."),
+    "export": (f"{_HERE}.export:export", "Write all codes to a file or a database."),
+    "import": (f"{_HERE}.import_:import_", "Add the codes in a file or a database."),
     "cluster": (
         f"{_HERE}.cluster:cluster",
         "Serve an index from many machines, and encode on all.",

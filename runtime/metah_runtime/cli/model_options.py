@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from metah_runtime.errors import BundleError, ConfigError, IndexMismatch
-from metah_runtime.results import Store
+from metah_runtime.results import IndexLike
 
 if TYPE_CHECKING:
     from metah_runtime.model.encoder import Encoder
@@ -38,7 +38,7 @@ def model_options(command: F) -> F:
     return command
 
 
-def remembered(store: Store) -> Path | None:
+def remembered(store: IndexLike) -> Path | None:
     """Return the bundle that an index was last added to with, None if it states none."""
     where = store.metadata.get(BUNDLE)
     return Path(where) if isinstance(where, str) else None
@@ -46,7 +46,7 @@ def remembered(store: Store) -> Path | None:
 
 def open_encoder(
     index: Path,
-    store: Store | None,
+    store: IndexLike | None,
     bundle: Path | None,
     device: str,
     threads: int | None,

@@ -15,7 +15,7 @@ from metah_runtime.cli.model_options import model_options, open_encoder
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError
 from metah_runtime.index import Index
-from metah_runtime.results import Store
+from metah_runtime.results import IndexLike
 
 if TYPE_CHECKING:
     from metah_runtime.html.gallery import Row
@@ -100,7 +100,7 @@ def check_html(html: Path | None) -> None:
 
 
 def find(
-    store: Store, images: Sequence[Path], packed: Codes, search: Search
+    store: IndexLike, images: Sequence[Path], packed: Codes, search: Search
 ) -> list[dict[str, Any]]:
     """Return image, code and matches of each query; those past ``images`` have no image."""
     names = [str(image) for image in images] + [None] * (len(packed) - len(images))
@@ -111,7 +111,7 @@ def find(
 
 
 def show(
-    store: Store,
+    store: IndexLike,
     index: Path,
     found: Sequence[dict[str, Any]],
     search: Search,
@@ -131,7 +131,7 @@ def show(
 
 
 def query_codes(
-    store: Store,
+    store: IndexLike,
     index: Path,
     images: Sequence[Path],
     codes: Sequence[str],
@@ -154,7 +154,7 @@ def query_codes(
     return np.concatenate(rows)
 
 
-def _matches(store: Store, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
+def _matches(store: IndexLike, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
     """Yield, for each query, its matches as dictionaries, nearest first."""
     kind, value = search
     if kind == "radius":
@@ -183,7 +183,7 @@ def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
 
 
 def _write_gallery(
-    file: Path, store: Store, index: Path, found: Sequence[dict[str, Any]], search: Search
+    file: Path, store: IndexLike, index: Path, found: Sequence[dict[str, Any]], search: Search
 ) -> None:
     from metah_runtime.files import write_bytes
     from metah_runtime.html import gallery

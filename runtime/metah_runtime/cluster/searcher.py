@@ -12,7 +12,7 @@ from metah_runtime.cluster.plan import ShardPlan
 from metah_runtime.cluster.routing import Router, ShardRequest
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import IndexMismatch
-from metah_runtime.index.reader import id_array
+from metah_runtime.index.ids import lookup_ids
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class ClusterIndex:
 
     def paths(self, ids: Any) -> list[str | None]:
         """Return the path stored with each id; raise IndexMismatch for an unknown id."""
-        wanted = id_array(ids)
+        wanted = lookup_ids(ids)
         found = self._stored_paths(wanted)
         unknown = [i for i in wanted.tolist() if i not in found]
         if unknown:
@@ -135,7 +135,7 @@ class ReachableIndex(ClusterIndex):
 
     def paths(self, ids: Any) -> list[str | None]:
         """Return the path of each id in the shards that respond, None for other ids."""
-        wanted = id_array(ids)
+        wanted = lookup_ids(ids)
         found = self._stored_paths(wanted)
         return [found.get(i) for i in wanted.tolist()]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from metah_runtime.cluster.plan import RowRange, ShardPlan
 from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt, IndexMismatch
+from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import Manifest
-from metah_runtime.index.segment import Ids
-from metah_runtime.index.snapshot import Part, Snapshot
+from metah_runtime.index.snapshot import SegmentView, Snapshot
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 from metah_runtime.search import CodeIndex
 
@@ -39,7 +39,7 @@ class IndexShard:
             snapshot = Snapshot.open(path, plan.manifest_of(shard), "never")
         except (FileNotFoundError, IndexCorrupt) as error:
             raise IndexMismatch(_refusal(path, plan, str(error))) from error
-        pairs = zip(plan.shards[shard], snapshot.parts, strict=True)
+        pairs = zip(plan.shards[shard], snapshot.views, strict=True)
         ranges = [_SegmentRows(rows, part, threads) for rows, part in pairs]
         return cls(ranges, plan.shard_digest(shard))
 
@@ -72,7 +72,7 @@ class IndexShard:
 class _SegmentRows:
     """The rows [start, stop) of one segment. Searches give row numbers, which become ids."""
 
-    def __init__(self, rows: RowRange, part: Part, threads: int | None) -> None:
+    def __init__(self, rows: RowRange, part: SegmentView, threads: int | None) -> None:
         self._rows, self._part = rows, part
         part.segment.check_rows(rows.start, rows.stop)
         first, last = np.searchsorted(part.removed, (rows.start, rows.stop))

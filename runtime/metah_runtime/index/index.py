@@ -1,14 +1,17 @@
 """Index: codes on disk that survive crashes and damage, searched where they lie."""
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from metah_runtime import files
-from metah_runtime.codes import check_bits
+from metah_runtime.checks import check_k, check_radius
+from metah_runtime.codes import Codes, check_bits, check_codes
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.errors import (
     ConfigError,
@@ -18,26 +21,22 @@ from metah_runtime.errors import (
     MetahError,
     StorageError,
 )
-from metah_runtime.index.lock import writer_lock
+from metah_runtime.index.batch import CodeBatch
+from metah_runtime.index.batch_writer import BatchWriter
+from metah_runtime.index.commit import Committer, same_index
+from metah_runtime.index.compaction import merge_tail, rebuild
+from metah_runtime.index.ids import Ids, ascending, distinct, lookup_ids, refuse_unknown
 from metah_runtime.index.manifest import Manifest, check_metadata
-from metah_runtime.index.reader import Reader, id_array, newest, refuse_unknown
-from metah_runtime.index.segment import Ids, PathName
-from metah_runtime.index.snapshot import Check, Snapshot
-from metah_runtime.index.writing import (
-    Batch,
-    Draft,
-    Stream,
-    distinct,
-    leftovers,
-    merge_tail,
-    rebuild,
-)
+from metah_runtime.index.segment import PathName
+from metah_runtime.index.snapshot import Check, SegmentView, Snapshot, newest
+from metah_runtime.index.transaction import Transaction
+from metah_runtime.results import Matches, RangeMatches
 
 OnDuplicate = Literal["error", "upsert"]
 BUFFER = 256 << 20
 
 
-class Index(Reader):
+class Index:
     """Exact search over packed codes in a folder on disk.
 
     The folder holds immutable segments and one manifest that is replaced atomically: after a
@@ -48,9 +47,10 @@ class Index(Reader):
     """
 
     def __init__(self, path: Path, snapshot: Snapshot, check: Check) -> None:
-        super().__init__(path, snapshot, check)
-        self._failed: StorageError | None = None
-        self._writer = threading.RLock()
+        self.path = path
+        self._check: Check = check
+        self._state: Snapshot | None = snapshot
+        self._committer = Committer(path, check)
 
     @classmethod
     def create(
@@ -115,10 +115,130 @@ class Index(Reader):
             index.verify()
         return index
 
-    def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check, str]]:
-        snapshot = self._snapshot
-        path = str(self.path.absolute())
-        return _reopen, (path, snapshot.manifest.index_id, self._check, snapshot.device)
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._state is None:
+            return f"<Index {str(self.path)!r}, closed>"
+        return f"<Index {str(self.path)!r}: {len(self)} codes of {self.bits} bits>"
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+        return self._snapshot.manifest.bits
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model that made the codes."""
+        return self._snapshot.manifest.fingerprint
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that made the codes."""
+        return self._snapshot.manifest.model
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The small JSON object that is kept with the index (a copy)."""
+        return dict(self._snapshot.manifest.metadata)
+
+    @property
+    def generation(self) -> int:
+        """Number of the state that is read: +1 a commit."""
+        return self._snapshot.manifest.generation
+
+    @property
+    def device(self) -> str:
+        """Where the codes are searched: 'cpu' or 'cuda'."""
+        return self._snapshot.device
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    def search(self, queries: Codes, k: int) -> Matches:
+        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        return self._snapshot.search(self._queries(queries), check_k(k))
+
+    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+        """Return all codes with distance <= radius (in bits) of each query."""
+        return self._snapshot.range_search(self._queries(queries), check_radius(radius))
+
+    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+        """Return the number of codes with distance <= radius of each query, (q,) int64."""
+        return self._snapshot.count(self._queries(queries), check_radius(radius))
+
+    def ids(self) -> Ids:
+        """Return all ids, ascending."""
+        found = [view.ids() for view in self._snapshot.views]
+        ids = np.concatenate([np.empty(0, np.int64), *found])
+        return ids if ascending(ids) else np.sort(ids)
+
+    def codes(self, ids: Any) -> Codes:
+        """Return the codes of ids, (n, bits / 8); raise IndexMismatch for an unknown id."""
+        ids = lookup_ids(ids)
+        out = np.empty((len(ids), self.bits // 8), np.uint8)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            view.ensure_checked()
+            out[at] = view.segment.codes[rows]
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def paths(self, ids: Any) -> list[str | None]:
+        """Return the path that was stored with each id, None where there is none.
+
+        Paths come back as given (bytes that are no text as surrogate escapes). Raises
+        IndexMismatch for an unknown id.
+        """
+        ids = lookup_ids(ids)
+        out: list[str | None] = [None] * len(ids)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            for position, path in zip(at.tolist(), view.segment.path_bytes(rows), strict=True):
+                out[position] = None if path is None else os.fsdecode(path)
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def refresh(self) -> bool:
+        """Move to the newest state on disk; return whether it is another one."""
+        old = self._snapshot
+        self._state = new = same_index(self.path, self._check, old)
+        return new.manifest.generation != old.manifest.generation
+
+    def verify(self, done: Callable[[int], None] | None = None) -> int:
+        """Read everything and compare all checksums and rules; return the number of blocks.
+
+        done: called with the bytes of each segment that was read. Raises IndexCorrupt naming the
+        file and the block.
+        """
+        return self._snapshot.verify(done)
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index is, as plain JSON."""
+        return {"path": str(self.path), **self._snapshot.describe()}
+
+    def capture(self, batch: int, k: int) -> None:
+        """Record the search of ``batch`` queries as CUDA graphs, as ``CodeIndex.capture`` does.
+
+        For the state that is read now: after a refresh or an addition, capture again.
+        """
+        if self.device == "cpu":
+            raise ConfigError(
+                f"capture needs a GPU, {self.path} is searched on the CPU; "
+                "fix: Index.open(..., device='cuda')"
+            )
+        for view in self._snapshot.views:
+            view.searcher.capture(batch, k)
 
     def add(
         self,
@@ -131,16 +251,16 @@ class Index(Reader):
         """Add codes in one durable commit and return their ids, (n,) int64.
 
         codes: (n, bits / 8) uint8. ids: (n,) unique whole numbers >= 0, default the next ones
-        that were never used. paths: one a code, or None. on_duplicate: what to do with an id that
-        is in the index already: ``error`` (IndexMismatch, nothing is added) or ``upsert`` (the
-        new code replaces the old). Raises DataError, IndexMismatch, IndexLocked, StorageError.
+        that were never used. paths: one for each code, or None. on_duplicate: what to do with an
+        id that is in the index already: ``error`` (IndexMismatch, nothing is added) or ``upsert``
+        (the new code replaces the old). Raises DataError, IndexMismatch, IndexLocked, StorageError.
         """
         _check_on_duplicate(on_duplicate)
-        batch = Batch(codes, ids, paths, bits=self.bits)
-        with self._draft() as draft:
-            added = draft.add(batch, upsert=on_duplicate == "upsert")
+        batch = CodeBatch(codes, ids, paths, bits=self.bits)
+        with self._transaction() as transaction:
+            added = transaction.add(batch, upsert=on_duplicate == "upsert")
             if len(added):
-                self._commit(draft, draft.manifest())
+                self._commit(transaction, transaction.manifest())
         self._merge_tail()
         return added
 
@@ -157,18 +277,18 @@ class Index(Reader):
         ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
         """
         _check_on_duplicate(on_duplicate)
-        with self._draft() as draft:
-            stream = Stream(draft, upsert=on_duplicate == "upsert", limit=buffer)
+        with self._transaction() as transaction:
+            writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
                 for batch in batches:
-                    stream.add(Batch(*_as_tuple(batch), bits=self.bits))
-                stream.finish()
+                    writer.add(CodeBatch(*_as_tuple(batch), bits=self.bits))
+                writer.finish()
             except BaseException:
-                stream.discard()
+                writer.discard()
                 raise
-            if stream.count:
-                self._commit(draft, draft.manifest())
-        return stream.count
+            if writer.count:
+                self._commit(transaction, transaction.manifest())
+        return writer.count
 
     def remove(self, ids: Any, *, missing: Literal["error", "ignore"] = "error") -> int:
         """Remove codes by id in one durable commit and return how many there were.
@@ -177,92 +297,71 @@ class Index(Reader):
         """
         if missing not in ("error", "ignore"):
             raise ConfigError(f"missing must be error or ignore, got {missing!r}")
-        ids = distinct(id_array(ids))
-        with self._draft() as draft:
-            unknown = draft.base.locate(ids, lambda part, _at, rows: draft.remove(part, rows))
+        ids = distinct(lookup_ids(ids))
+        with self._transaction() as transaction:
+            unknown = transaction.base.locate(
+                ids, lambda view, _at, rows: transaction.remove(view, rows)
+            )
             if missing == "error":
                 refuse_unknown(ids, unknown)
             count = len(ids) - len(unknown)
             if count:
-                self._commit(draft, draft.manifest())
+                self._commit(transaction, transaction.manifest())
         return count
 
     def compact(self, done: Callable[[int], None] | None = None) -> None:
         """Write all codes that were not removed as one segment and free the rest.
 
         Readers that have the old state open keep it until they close or refresh. done: called
-        with the number of codes of each part that was written.
+        with the number of codes of each segment that was written.
         """
-        with self._draft() as draft:
-            parts = draft.base.parts
-            if len(parts) > 1 or any(len(part.removed) for part in parts):
-                rebuild(draft, parts, done)
-                self._commit(draft, draft.replacement([]))
+        with self._transaction() as transaction:
+            views = transaction.base.views
+            if len(views) > 1 or any(len(view.removed) for view in views):
+                rebuild(transaction, views, done)
+                self._commit(transaction, transaction.replacement([]))
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the small JSON object in one durable commit."""
         value = check_metadata(metadata)
-        with self._draft() as draft:
-            self._commit(draft, draft.base.manifest.following(metadata=value))
+        with self._transaction() as transaction:
+            self._commit(transaction, transaction.base.manifest.following(metadata=value))
+
+    def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check, str]]:
+        snapshot = self._snapshot
+        path = str(self.path.absolute())
+        return _reopen, (path, snapshot.manifest.index_id, self._check, snapshot.device)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        if self._state is None:
+            raise MetahError(f"{self.path} is closed; fix: open it again")
+        return self._state
+
+    def _queries(self, queries: Any) -> Any:
+        if self.device == "cuda" and hasattr(queries, "__cuda_array_interface__"):
+            return queries
+        return check_codes(queries, bits=self.bits, name="queries")
 
     @contextmanager
-    def _draft(self) -> Iterator[Draft]:
-        """Hold the writer's lock on the newest state; on failure leave no new file."""
-        with self._writer:
-            if self._failed is not None:
-                raise StorageError(
-                    f"{self.path}: an earlier write failed ({self._failed}); "
-                    "fix: open the index again and look what it holds",
-                    final=True,
-                ) from self._failed
-            with writer_lock(self.path):
-                self.refresh()
-                draft = Draft(self.path, self._snapshot)
-                try:
-                    self._clear()
-                    yield draft
-                except BaseException as error:
-                    if isinstance(error, StorageError) and error.final:
-                        # Nobody knows what the disk holds: keep every file, write no more.
-                        self._failed = error
-                    elif not self._is_committed(draft):
-                        draft.abandon()
-                    raise
+    def _transaction(self) -> Iterator[Transaction]:
+        with self._committer.transaction(self._snapshot) as transaction:
+            self._state = transaction.base
+            yield transaction
 
-    def _commit(self, draft: Draft, manifest: Manifest) -> None:
-        following = Snapshot.open(self.path, manifest, self._check, self._snapshot)
-        files.sync_folder(self.path)
-        manifest.write(self.path)
-        self._state = following
-        with suppress(StorageError):  # the commit is done; the next writer clears what stays
-            for name in draft.base.manifest.names() - manifest.names():
-                files.unlink(self.path / name)
-
-    def _is_committed(self, draft: Draft) -> bool:
-        try:
-            return Manifest.read(self.path).generation != draft.base.manifest.generation
-        except MetahError:
-            return True
-
-    def _clear(self) -> None:
-        """Remove what an interrupted writer left, once the newest state is durable for sure."""
-        rest = leftovers(self.path, self._snapshot.manifest)
-        if rest:
-            files.sync_folder(self.path)
-            with suppress(StorageError):
-                for path in rest:
-                    files.unlink(path)
+    def _commit(self, transaction: Transaction, manifest: Manifest) -> None:
+        self._state = self._committer.commit(transaction, manifest)
 
     def _merge_tail(self) -> None:
-        """Join many small segments; not done is not a failure, for what was added is durable."""
+        """Merge many small segments; a failure is not reported, as the addition is durable."""
         with suppress(StorageError, IndexLocked, IndexCorrupt):
-            while merge_tail(self._snapshot.parts):
-                with self._draft() as draft:
-                    tail = merge_tail(draft.base.parts)
+            while merge_tail(self._snapshot.views):
+                with self._transaction() as transaction:
+                    tail = merge_tail(transaction.base.views)
                     if tail:
-                        rebuild(draft, tail)
-                        keep = draft.base.parts[: -len(tail)]
-                        self._commit(draft, draft.replacement(keep))
+                        rebuild(transaction, tail)
+                        keep = transaction.base.views[: -len(tail)]
+                        self._commit(transaction, transaction.replacement(keep))
 
 
 def _reopen(path: str, index_id: str, check: Check, device: str) -> Index:

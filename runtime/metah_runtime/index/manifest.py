@@ -1,4 +1,4 @@
-"""The manifest: one small file that says which files are the index. Replacing it is the commit."""
+"""The manifest: one small file that names the files of an index. Replacing it is the commit."""
 
 import dataclasses
 import json

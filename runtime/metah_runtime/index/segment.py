@@ -1,12 +1,10 @@
-"""Immutable index files: written once, mapped for reading, checked block by block."""
+"""Segments: codes, ids and paths in immutable files, written once."""
 
 import hashlib
-import mmap
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +12,11 @@ from numpy.typing import NDArray
 from metah_runtime import _checksum, files
 from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt, StorageError
-from metah_runtime.index.format import (
-    BLOCK,
-    HEADER,
-    REMOVED,
-    SEGMENT,
-    BlockSums,
-    FormatError,
-    Header,
-    block_sums,
-    padding,
-)
+from metah_runtime.index.format import HEADER, REMOVED, SEGMENT, BlockSums, Header, padding
+from metah_runtime.index.ids import Ids, ascending
+from metah_runtime.index.mapped_file import MappedFile
 
-Ids = NDArray[np.int64]
-PathName = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+PathName: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def fingerprint_digest(fingerprint: str | None) -> bytes:
@@ -35,83 +24,7 @@ def fingerprint_digest(fingerprint: str | None) -> bytes:
     return bytes(32) if fingerprint is None else hashlib.sha256(fingerprint.encode()).digest()
 
 
-class Mapped:
-    """One index file, mapped read-only. Nothing is copied; columns are views.
-
-    Opening checks the header, the length and the table of block checksums; ``check`` reads the
-    blocks themselves, once. The file may be unlinked while it is mapped, and must never be
-    truncated: a truncated map kills the process (SIGBUS).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        handle = files.open_regular(path)
-        try:
-            length = os.fstat(handle).st_size
-            try:
-                self.header = Header.parse(os.pread(handle, HEADER, 0), length)
-            except FormatError as error:
-                raise self.corrupt(str(error)) from None
-            self._layout = self.header.layout()
-            # The real length is what the header needs: the map cannot go past the file.
-            self._map = mmap.mmap(handle, length, mmap.MAP_SHARED, mmap.PROT_READ)
-        finally:
-            os.close(handle)
-        table = self._bytes(self._layout.table, length - self._layout.table)
-        self._sums = table.view("<u4")
-        if block_crc(table) != self.header.table_crc:
-            raise self.corrupt("the checksum of the block table does not match")
-        self._checked = np.zeros(len(self._sums), np.bool_)
-
-    @property
-    def length(self) -> int:
-        """Bytes of the file."""
-        return self._layout.length
-
-    def check(self, start: int = HEADER, stop: int | None = None) -> int:
-        """Compare the blocks under bytes [start, stop) with their checksums, each once.
-
-        Returns the number of blocks read now. Raises IndexCorrupt naming file and block.
-        """
-        stop = self._layout.table if stop is None else stop
-        first, last = (start - HEADER) // BLOCK, -(-(stop - HEADER) // BLOCK)
-        with self._lock:
-            todo = np.flatnonzero(~self._checked[first:last]) + first
-            if not len(todo):
-                return 0
-            first, last = int(todo[0]), int(todo[-1]) + 1
-            begin, end = HEADER + first * BLOCK, min(HEADER + last * BLOCK, self._layout.table)
-            wrong = np.flatnonzero(
-                block_sums(self._bytes(begin, end - begin)) != self._sums[first:last]
-            )
-            if len(wrong):
-                block = first + int(wrong[0])
-                raise self.corrupt(
-                    f"block {block} of {len(self._sums)} (bytes {HEADER + block * BLOCK} to "
-                    f"{min(HEADER + (block + 1) * BLOCK, self._layout.table)}) is damaged: "
-                    "its checksum does not match"
-                )
-            self._checked[first:last] = True
-            return last - first
-
-    def recheck(self) -> int:
-        """Read every block again and compare; return how many there are."""
-        with self._lock:
-            self._checked[:] = False
-        return self.check()
-
-    def corrupt(self, reason: str) -> IndexCorrupt:
-        """Return the error that names this file."""
-        return IndexCorrupt(
-            f"{self.path}: {reason}; fix: restore the index from a copy or build it again"
-        )
-
-    def _bytes(self, offset: int, length: int) -> NDArray[np.uint8]:
-        return np.frombuffer(self._map, np.uint8, length, offset)
-
-
-class Segment(Mapped):
+class Segment(MappedFile):
     """The codes of one segment, their ids and their paths."""
 
     def __init__(self, path: Path) -> None:
@@ -120,10 +33,10 @@ class Segment(Mapped):
         if header.kind != SEGMENT:
             raise self.corrupt("not a segment but a list of removed rows")
         width = header.bits // 8
-        self.codes: Codes = self._bytes(layout.codes, header.rows * width).reshape(-1, width)
+        self.codes: Codes = self.column(layout.codes, header.rows * width).reshape(-1, width)
         self._ids: Ids | None = None
         if header.stored_ids:
-            self._ids = self._bytes(layout.ids, 8 * header.rows).view("<i8")
+            self._ids = self.column(layout.ids, 8 * header.rows).view("<i8")
 
     def __len__(self) -> int:
         return self.header.rows
@@ -183,19 +96,32 @@ class Segment(Mapped):
 
     def path_bytes(self, rows: NDArray[np.int64]) -> list[bytes | None]:
         """Return the stored path of each row, None where there is none."""
-        header, layout = self.header, self._layout
-        if header.path_bytes is None:
+        if self.header.path_bytes is None:
             return [None] * len(rows)
+        starts, ends = self._path_spans(rows)
+        blob = self.column(self._layout.paths, self.header.path_bytes)
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [blob[start:end].tobytes() or None for start, end in spans]
+
+    def path_lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the bytes of the path of each row, 0 where there is none."""
+        if self.header.path_bytes is None:
+            return np.zeros(len(rows), np.int64)
+        starts, ends = self._path_spans(rows)
+        return ends - starts
+
+    def _path_spans(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the path of each row begins and ends in its column, both int64."""
+        header, layout = self.header, self._layout
+        assert header.path_bytes is not None
         self.check(layout.ends, layout.table)
-        ends = self._bytes(layout.ends, 8 * header.rows).view("<u8")
-        blob = self._bytes(layout.paths, header.path_bytes)
-        out: list[bytes | None] = []
-        for row in rows.tolist():
-            start, end = (int(ends[row - 1]) if row else 0), int(ends[row])
-            if not start <= end <= header.path_bytes:
-                raise self.corrupt(f"the path of row {row} lies outside its column")
-            out.append(blob[start:end].tobytes() or None)
-        return out
+        table = self.column(layout.ends, 8 * header.rows).view("<i8")
+        ends = table[rows]
+        starts = np.where(rows > 0, table[rows - 1], 0)
+        wrong = np.flatnonzero((starts < 0) | (starts > ends) | (ends > header.path_bytes))
+        if len(wrong):
+            raise self.corrupt(f"the path of row {rows[wrong[0]]} lies outside its column")
+        return starts, ends
 
     def verify(self) -> int:
         """Check every block and every rule between the columns; return the number of blocks."""
@@ -207,7 +133,7 @@ class Segment(Mapped):
             if not ascending(ids):
                 raise self.corrupt("the stored ids do not ascend")
         if header.path_bytes is not None:
-            ends = self._bytes(layout.ends, 8 * header.rows).view("<u8")
+            ends = self.column(layout.ends, 8 * header.rows).view("<u8")
             if ends[-1] != header.path_bytes or (ends[1:] < ends[:-1]).any():
                 raise self.corrupt(
                     "the ends of the paths do not ascend to the length of the column"
@@ -215,7 +141,7 @@ class Segment(Mapped):
         return blocks
 
 
-class RemovedRows(Mapped):
+class RemovedRows(MappedFile):
     """The rows of one segment that were removed."""
 
     def __init__(self, path: Path) -> None:
@@ -224,7 +150,7 @@ class RemovedRows(Mapped):
             raise self.corrupt("not a list of removed rows but a segment")
         # Small beside its segment and needed by every answer: checked at once.
         self.check()
-        self.rows: NDArray[np.int64] = self._bytes(self._layout.ids, 8 * self.header.rows).view(
+        self.rows: NDArray[np.int64] = self.column(self._layout.ids, 8 * self.header.rows).view(
             "<i8"
         )
         if (
@@ -264,7 +190,7 @@ class SegmentWriter:
             "index_id": index_id,
             "fingerprint": fingerprint,
         }
-        self._body = _Body(path)
+        self._body = _BodyWriter(path)
 
     def write(self, codes: Codes) -> None:
         """Append codes, (n, bits / 8), C-contiguous."""
@@ -275,29 +201,60 @@ class SegmentWriter:
                 self._done(len(codes))
 
     def finish(
-        self, *, first_id: int | None = None, ids: Ids | None = None, paths: Any = None
+        self,
+        *,
+        first_id: int | None = None,
+        ids: Ids | None = None,
+        paths: Sequence[bytes | None] | None = None,
     ) -> Header:
         """Add ids (``first_id`` or an ascending array) and paths, and make the file durable.
 
-        Ids without gaps are not stored. paths: one of bytes or None a row, or None for no column.
+        paths: one of bytes or None for each row, or None for no column.
         """
         if ids is not None:
             first_id, last_id = int(ids[0]), int(ids[-1])
-            stored = last_id - first_id != self.rows - 1
         else:
             assert first_id is not None
-            last_id, stored = first_id + self.rows - 1, False
+            last_id = first_id + self.rows - 1
+        texts = None if paths is None else [path or b"" for path in paths]
+        return self.finish_columns(
+            first_id=first_id,
+            last_id=last_id,
+            ids=[] if ids is None else [ids],
+            lengths=None if texts is None else [np.array([len(text) for text in texts])],
+            paths=[b"".join(texts or [])],
+        )
+
+    def finish_columns(
+        self,
+        *,
+        first_id: int,
+        last_id: int,
+        ids: Iterable[Ids],
+        lengths: Iterable[NDArray[np.int64]] | None,
+        paths: Iterable[bytes],
+    ) -> Header:
+        """Add ids and paths, given in chunks, and make the file durable.
+
+        ids: all of them, ascending; not used where ``first_id`` and ``last_id`` say that they have
+        no gaps. lengths: bytes of the path of each row, None for no column; paths: the joined
+        paths of each chunk.
+        """
+        stored = last_id - first_id != self.rows - 1
         self._body.pad()
-        if stored:
-            self._body.write(np.ascontiguousarray(ids, "<i8"))
+        for chunk in ids if stored else ():
+            self._body.write(np.ascontiguousarray(chunk, "<i8"))
         self._body.pad()
         path_bytes = None
-        if paths is not None:
-            ends, blob = encode_paths(paths)
-            path_bytes = len(blob)
-            self._body.write(ends)
+        if lengths is not None:
+            path_bytes = 0
+            for chunk in lengths:
+                ends = path_bytes + np.cumsum(chunk, dtype=np.int64)
+                path_bytes = int(ends[-1])
+                self._body.write(ends.astype("<i8"))
             self._body.pad()
-            self._body.write(blob)
+            for blob in paths:
+                self._body.write(blob)
         self._body.pad()
         return self._body.finish(
             rows=self.rows,
@@ -315,7 +272,7 @@ class SegmentWriter:
 
 def write_removed(path: Path, rows: NDArray[np.int64], segment: Header, number: int) -> Header:
     """Write the ascending numbers of the removed rows of a segment as a durable file."""
-    body = _Body(path)
+    body = _BodyWriter(path)
     try:
         body.write(np.ascontiguousarray(rows, "<i8"))
         body.pad()
@@ -336,31 +293,8 @@ def write_removed(path: Path, rows: NDArray[np.int64], segment: Header, number: 
         raise
 
 
-def encode_paths(paths: Sequence[bytes | None]) -> tuple[NDArray[np.uint64], bytes]:
-    """Return where each path ends in the joined bytes, and these bytes."""
-    parts = [path or b"" for path in paths]
-    ends = np.cumsum([len(part) for part in parts], dtype=np.uint64)
-    return ends.astype("<u8"), b"".join(parts)
-
-
-def ascending(values: NDArray[Any]) -> bool:
-    """Tell whether values ascend strictly; in pieces, so that no large array is made."""
-    step = 1 << 22
-    return all(
-        bool(
-            (values[at + 1 : at + step + 1] > values[at : at + step][: len(values) - at - 1]).all()
-        )
-        for at in range(0, len(values) - 1, step)
-    )
-
-
-def block_crc(data: Any) -> int:
-    """Return the CRC-32C of a bytes-like object."""
-    return _checksum.crc32c(data)
-
-
-class _Body:
-    """The bytes of a file being written, and the checksums of its blocks."""
+class _BodyWriter:
+    """Writes the bytes of a file and the checksums of its blocks."""
 
     def __init__(self, path: Path) -> None:
         self._file = files.NewFile(path)
@@ -386,7 +320,7 @@ class _Body:
 
     def finish(self, **fields: Any) -> Header:
         table = self._sums.table()
-        header = Header(table_crc=block_crc(table), **fields)
+        header = Header(table_crc=_checksum.crc32c(table), **fields)
         layout = header.layout()
         assert layout.table == self._file.length, (layout, self._file.length)
         self._file.write(table)
@@ -394,7 +328,7 @@ class _Body:
         self._file.commit()
         # What was just written must be readable: a disk that lost it is found before the commit.
         try:
-            kept = Mapped(self._file.path).header
+            kept = MappedFile(self._file.path).header
         except (IndexCorrupt, OSError) as error:
             raise StorageError(f"cannot write {self._file.path}: it reads back damaged") from error
         if kept != header:

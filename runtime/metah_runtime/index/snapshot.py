@@ -4,29 +4,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt
+from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry
-from metah_runtime.index.segment import Ids, Mapped, RemovedRows, Segment, fingerprint_digest
+from metah_runtime.index.mapped_file import MappedFile
+from metah_runtime.index.segment import RemovedRows, Segment, fingerprint_digest
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 from metah_runtime.search import CodeIndex
 
 Check: TypeAlias = Literal["first-use", "open", "never"]
 """When the block checksums are compared: before the first search, at opening, or on verify()."""
 
-F = TypeVar("F", bound=Mapped)
+F = TypeVar("F", bound=MappedFile)
 
 NONE_REMOVED: NDArray[np.int64] = np.empty(0, np.int64)
 
 
-class Part:
-    """A segment together with its removed rows. Rows ascend with ids, so (distance, row) is
-    the order (distance, id)."""
+class SegmentView:
+    """A segment without its removed rows.
+
+    Rows ascend with ids, so the order (distance, row) is the order (distance, id).
+    """
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class Part:
         check: Check,
         *,
         device: str = "cpu",
-        before: "Part | None" = None,
+        before: "SegmentView | None" = None,
     ) -> None:
         self.entry = entry
         self.segment = segment
@@ -68,20 +72,6 @@ class Part:
         if self._check != "never":
             self.segment.check_search()
 
-    def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes that are not removed."""
-        found = self.searcher.search(queries, k)
-        return Matches(self.segment.ids_of(found.ids), found.distances)
-
-    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return the codes within the radius that are not removed."""
-        found = self.searcher.range_search(queries, radius)
-        return RangeMatches(found.lims, self.segment.ids_of(found.ids), found.distances)
-
-    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return how many codes within the radius are not removed."""
-        return self.searcher.count(queries, radius)
-
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the row of each id, -1 where it is not here or removed."""
         if self._check != "never":
@@ -104,6 +94,18 @@ class Part:
         self.ensure_checked()
         return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
 
+    def describe(self) -> dict[str, Any]:
+        """Return the facts of this segment as plain JSON."""
+        return {
+            "file": self.entry.codes.file,
+            "codes": len(self),
+            "removed": len(self.removed),
+            "bytes": self.segment.length,
+            "ids": [self.segment.first_id, self.segment.last_id],
+            "stored_ids": self.segment.stored_ids is not None,
+            "paths": self.segment.header.path_bytes is not None,
+        }
+
     def _is_removed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not len(self.removed):
             return np.zeros(rows.shape, np.bool_)
@@ -114,13 +116,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A manifest and its open parts; files that are unlinked later stay readable through it.
+    """A manifest and its open views; files that are unlinked later stay readable through it.
 
-    device: where the parts are searched, "cpu" or "cuda".
+    device: where the views are searched, "cpu" or "cuda".
     """
 
     manifest: Manifest
-    parts: tuple[Part, ...]
+    views: tuple[SegmentView, ...]
     device: str = "cpu"
 
     @classmethod
@@ -136,13 +138,13 @@ class Snapshot:
 
         Raises IndexCorrupt; FileNotFoundError where a file is gone.
         """
-        old = {part.entry: part for part in known.parts} if known else {}
+        old = {view.entry: view for view in known.views} if known else {}
         device = known.device if known else device
-        before = {part.entry.codes: part for part in old.values()}
-        parts = []
+        before = {view.entry.codes: view for view in old.values()}
+        views = []
         for entry in manifest.segments:
             if entry in old:
-                parts.append(old[entry])
+                views.append(old[entry])
                 continue
             last = before.get(entry.codes)
             segment = last.segment if last else _open(Segment, folder, entry.codes, manifest)
@@ -150,43 +152,109 @@ class Snapshot:
             if entry.removed:
                 removed = _open(RemovedRows, folder, entry.removed, manifest)
                 _check_pair(segment, removed)
-            parts.append(Part(entry, segment, removed, check, device=device, before=last))
-        return cls(manifest, tuple(parts), device)
+            views.append(SegmentView(entry, segment, removed, check, device=device, before=last))
+        return cls(manifest, tuple(views), device)
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return sum(len(view) for view in self.views)
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query over all parts."""
-        if not self.parts:
+        """Return the min(k, n) nearest codes of each query, (q, bits / 8), over all segments."""
+        found = []
+        for view in self.views:
+            near = view.searcher.search(queries, k)
+            found.append(Matches(view.segment.ids_of(near.ids), near.distances))
+        if not found:
             shape = (len(queries), 0)
             return Matches(np.empty(shape, np.int64), np.empty(shape, np.int32))
-        return merge_matches([part.search(queries, k) for part in self.parts], k)
+        return merge_matches(found, k)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes within the radius of each query over all parts."""
-        if not self.parts:
+        """Return all codes within the radius of each query over all segments."""
+        found = []
+        for view in self.views:
+            near = view.searcher.range_search(queries, radius)
+            found.append(RangeMatches(near.lims, view.segment.ids_of(near.ids), near.distances))
+        if not found:
             lims = np.zeros(len(queries) + 1, np.int64)
             return RangeMatches(lims, np.empty(0, np.int64), np.empty(0, np.int32))
-        return merge_ranges([part.range_search(queries, radius) for part in self.parts])
+        return merge_ranges(found)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes within the radius of each query over all parts."""
+        """Return the number of codes within the radius of each query over all segments."""
         total = np.zeros(len(queries), np.int64)
-        for part in self.parts:
-            total += part.count(queries, radius)
+        for view in self.views:
+            total += view.searcher.count(queries, radius)
         return total
 
-    def locate(self, ids: Ids, visit: Callable[[Part, NDArray[np.int64], Ids], None]) -> Ids:
-        """Call ``visit(part, positions in ids, rows)`` for each part; return the rest."""
+    def locate(self, ids: Ids, visit: Callable[[SegmentView, NDArray[np.int64], Ids], None]) -> Ids:
+        """Call ``visit(view, positions in ids, rows)`` for each view; return the rest."""
         missing = np.ones(len(ids), np.bool_)
-        for part in self.parts:
-            rows = part.rows_of(ids)
+        for view in self.views:
+            rows = view.rows_of(ids)
             here = np.flatnonzero(rows >= 0)
             if len(here):
                 missing[here] = False
-                visit(part, here, rows[here])
+                visit(view, here, rows[here])
         return np.flatnonzero(missing)
+
+    def verify(self, done: Callable[[int], None] | None = None) -> int:
+        """Compare all checksums and rules; return the number of blocks.
+
+        done: called with the bytes of each segment that was read. Raises IndexCorrupt.
+        """
+        blocks = 0
+        for view in self.views:
+            blocks += view.segment.verify()
+            blocks += view.removed_file.verify() if view.removed_file else 0
+            if done is not None:
+                done(view.segment.length)
+        views = sorted(self.views, key=lambda view: view.segment.first_id)
+        for at, view in enumerate(views):
+            if view.segment.last_id >= self.manifest.next_id:
+                raise view.segment.corrupt("has ids above the manifest's next_id")
+            for other in views[at + 1 :]:
+                if other.segment.first_id > view.segment.last_id:
+                    break
+                _refuse_shared_ids(*sorted((view, other), key=len))
+        return blocks
+
+    def describe(self) -> dict[str, Any]:
+        """Return the facts of this state as plain JSON."""
+        manifest = self.manifest
+        return {
+            "format": manifest.format,
+            "version": manifest.version,
+            "index_id": manifest.index_id,
+            "generation": manifest.generation,
+            "bits": manifest.bits,
+            "codes": len(self),
+            "removed": sum(len(view.removed) for view in self.views),
+            "bytes": sum(view.segment.length for view in self.views),
+            "next_id": manifest.next_id,
+            "fingerprint": manifest.fingerprint,
+            "model": manifest.model,
+            "metadata": dict(manifest.metadata),
+            "segments": [view.describe() for view in self.views],
+        }
+
+
+def newest(
+    folder: Path, check: Check, known: Snapshot | None = None, device: str = "cpu"
+) -> Snapshot:
+    """Open the newest state, again if a writer replaced it meanwhile; raise IndexCorrupt."""
+    while True:
+        manifest = Manifest.read(folder)
+        if known is not None and manifest == known.manifest:
+            return known
+        try:
+            return Snapshot.open(folder, manifest, check, known, device)
+        except FileNotFoundError as error:
+            if Manifest.read(folder).generation == manifest.generation:
+                raise IndexCorrupt(
+                    f"{error.filename}: the file is missing; "
+                    "fix: restore the index from a copy or build it again"
+                ) from None
 
 
 def _open(kind: type[F], folder: Path, entry: FileEntry, manifest: Manifest) -> F:
@@ -213,6 +281,15 @@ def _check_pair(segment: Segment, removed: RemovedRows) -> None:
         raise removed.corrupt("names rows that its segment does not have")
 
 
-def _same(file: Mapped, what: str, found: object, due: object) -> None:
+def _refuse_shared_ids(few: SegmentView, many: SegmentView) -> None:
+    for rows in few.alive_rows():
+        ids = few.segment.ids_of(rows)
+        shared = ids[many.rows_of(ids) >= 0]
+        if len(shared):
+            name = many.segment.path.name
+            raise few.segment.corrupt(f"id {shared[0]} is in {name} too")
+
+
+def _same(file: MappedFile, what: str, found: object, due: object) -> None:
     if found != due:
         raise file.corrupt(f"its {what} is {found!r}, the manifest says {due!r}")

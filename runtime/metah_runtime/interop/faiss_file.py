@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.errors import DataError
+from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.index.segment import Ids
 from metah_runtime.interop.rows import STEP, Rows, bits_of, in_steps, map_file
 
 # fourcc, bits, bytes a code, codes, trained, metric: faiss/impl/index_write.cpp, version 1.15.

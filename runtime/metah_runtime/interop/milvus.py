@@ -23,8 +23,8 @@ from metah_runtime.errors import (
     MissingExtra,
     StorageError,
 )
+from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.index.segment import Ids
 from metah_runtime.interop.rows import Batch, Rows, bits_of, path_texts
 from metah_runtime.interop.table import Facts, Table
 from metah_runtime.results import Matches, RangeMatches

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from metah_runtime import files
 from metah_runtime.codes import Codes, check_bits
 from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.index.segment import Ids
 
 Batch: TypeAlias = tuple[Codes, Ids | None, list[bytes | None] | None]
 """Codes (n, bits / 8) uint8, their ids (n,) or None, their paths or None."""

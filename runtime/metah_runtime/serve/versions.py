@@ -12,8 +12,7 @@ from typing import TypeAlias
 from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import NAME, Manifest
-from metah_runtime.index.reader import newest
-from metah_runtime.index.snapshot import Snapshot
+from metah_runtime.index.snapshot import Snapshot, newest
 
 Stamp: TypeAlias = tuple[int, int, int] | None
 
@@ -75,8 +74,8 @@ def open_version(
     snapshot = newest(path, "first-use", known.snapshot if known and same else None)
     if snapshot.manifest.bits != bits or snapshot.manifest.fingerprint != fingerprint:
         raise IndexMismatch(f"{path} was replaced by another index just now")
-    for part in snapshot.parts:
-        _ = part.searcher  # compares the checksums and builds what searches need
+    for view in snapshot.views:
+        _ = view.searcher  # compares the checksums and builds what searches need
     return Version(path, snapshot)
 
 

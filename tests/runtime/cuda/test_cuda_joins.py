@@ -246,9 +246,9 @@ def test_a_removal_keeps_the_tables_of_the_cpu(tmp_path: Path) -> None:
     index = grown(tmp_path / "index")
     queries = np.random.default_rng(4).integers(0, 4, (5, 8), dtype=np.uint8)
     index.search(queries, 3)
-    before = index._snapshot.parts[0].searcher
+    before = index._snapshot.views[0].searcher
     index.remove([2])
-    after = index._snapshot.parts[0].searcher
+    after = index._snapshot.views[0].searcher
     assert before is not after
     assert before.codes is after.codes
     assert len(after) == len(before) - 1

@@ -376,9 +376,9 @@ def test_pickle_opens_the_same_index(index: Index, make_codes: Make, assert_hold
 
 def test_the_map_itself_is_searched(index: Index, make_codes: Make) -> None:
     index.add(make_codes(1000), ids=np.arange(5, 2005, 2))
-    for part in Index.open(index.path)._snapshot.parts:
-        assert np.shares_memory(part.searcher.codes, part.segment.codes)
-        assert not part.segment.codes.flags.writeable
+    for view in Index.open(index.path)._snapshot.views:
+        assert np.shares_memory(view.searcher.codes, view.segment.codes)
+        assert not view.segment.codes.flags.writeable
 
 
 def test_adding_to_a_damaged_index_is_not_undone(index: Index, make_codes: Make) -> None:

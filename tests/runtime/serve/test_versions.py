@@ -63,10 +63,10 @@ def test_a_request_sees_one_version_and_the_old_one_closes_after_it(tmp_path: Pa
 def test_segments_that_stay_are_shared(tmp_path: Path) -> None:
     store = build(tmp_path / "index", codes=3000)
     versions = watch(tmp_path / "index")
-    old = versions.current.snapshot.parts
+    old = versions.current.snapshot.views
     store.add(ZERO)
     assert reload(versions)
-    assert versions.current.snapshot.parts[0] is old[0]
+    assert versions.current.snapshot.views[0] is old[0]
 
 
 @pytest.mark.parametrize("damage", ["manifest", "codes", "missing file", "no folder"])

@@ -1,0 +1,72 @@
+"""Batches of codes to add, and the segments that a stream of them becomes."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from metah_runtime.codes import Codes, check_codes
+from metah_runtime.errors import DataError
+from metah_runtime.index.ids import Ids, unique_ids
+from metah_runtime.index.segment import PathName
+
+
+class CodeBatch:
+    """Codes to add, checked, with ids (None: the next free ones) and paths (None: no paths)."""
+
+    def __init__(
+        self,
+        codes: Any,
+        ids: Any = None,
+        paths: Sequence[PathName | None] | None = None,
+        *,
+        bits: int,
+    ) -> None:
+        self.codes: Codes = check_codes(codes, bits=bits)
+        self.ids: Ids | None = None if ids is None else unique_ids(ids, len(self.codes))
+        self.paths = None if paths is None else _encoded(paths, len(self.codes))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether ids and whether paths are given."""
+        return self.ids is not None, self.paths is not None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it holds."""
+        paths = sum(64 + len(path or b"") for path in self.paths or ())
+        return self.codes.nbytes + (0 if self.ids is None else self.ids.nbytes) + paths
+
+    def copy(self) -> "CodeBatch":
+        """Return a batch that shares no array with the caller."""
+        twin = object.__new__(CodeBatch)
+        twin.codes, twin.paths = self.codes.copy(), self.paths
+        twin.ids = None if self.ids is None else self.ids.copy()
+        return twin
+
+    @classmethod
+    def join(cls, batches: "Sequence[CodeBatch]") -> "CodeBatch":
+        """Return batches of one kind as one; ids are checked across them."""
+        ids = [batch.ids for batch in batches if batch.ids is not None]
+        joined = object.__new__(CodeBatch)
+        joined.codes = np.concatenate([batch.codes for batch in batches])
+        joined.ids = unique_ids(np.concatenate(ids), len(joined.codes)) if ids else None
+        joined.paths = None
+        if batches[0].paths is not None:
+            joined.paths = [path for batch in batches for path in batch.paths or ()]
+        return joined
+
+
+def _encoded(paths: Sequence[PathName | None], n: int) -> list[bytes | None]:
+    if isinstance(paths, str | bytes):
+        raise DataError("paths must be a sequence of paths, got one path")
+    out = [None if path is None else os.fsencode(path) for path in paths]
+    if len(out) != n:
+        raise DataError(f"paths must have {n} entries, one a code, got {len(out)}")
+    if b"" in out:
+        raise DataError(f"path {out.index(b'')} is empty; fix: None where there is no path")
+    return out
