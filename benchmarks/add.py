@@ -34,7 +34,7 @@ from PIL import Image
 
 from metah_runtime import Bundle, Encoder
 from metah_runtime.checks import usable_cores
-from metah_runtime.images.decode_pool import decode_in_processes
+from metah_runtime.images.decode import decode_ahead
 from metah_runtime.images.preprocess import Preprocess, decoder_version
 from metah_runtime.model.bundle import write_bundle
 
@@ -77,7 +77,7 @@ def once(files: list[str], bundle: Bundle, workers: int, folder: Path) -> dict[s
     spec = bundle.preprocess
     found = {}
     watch = Watch(len(files), found)
-    for _ in decode_in_processes(iter(files), spec, BATCH, workers):
+    for _ in decode_ahead(iter(files), spec, BATCH, workers, "processes"):
         pass
     watch.note("decode")
 
@@ -90,7 +90,7 @@ def once(files: list[str], bundle: Bundle, workers: int, folder: Path) -> dict[s
 
     waits: list[float] = []
     watch.start()
-    for batch in timed(decode_in_processes(iter(files), spec, BATCH, workers), waits):
+    for batch in timed(decode_ahead(iter(files), spec, BATCH, workers, "processes"), waits):
         encoder.runner.run(batch.images)
     watch.note("loop")
     whole = len(files) / found["loop"]

@@ -2,102 +2,63 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, TypeAlias, get_args
 
 from metah_runtime.checks import check_workers
-from metah_runtime.errors import ConfigError, ImageError
+from metah_runtime.errors import ConfigError
+from metah_runtime.images.decode_tasks import DecodedBatch, TaskThreads, batches_in_hand
+from metah_runtime.images.decode_threads import ThreadDecoder
 from metah_runtime.images.formats import Decoder
-from metah_runtime.images.preprocess import Preprocess, load_image
-
-S = TypeVar("S")
+from metah_runtime.images.preprocess import Preprocess
 
 DecodeBackend: TypeAlias = Literal["threads", "processes"]
 """Where images are decoded. The pixels are the same."""
 
-TASK = 16
-"""Images that one worker decodes in a row: few enough to share, enough to hide the hand-over."""
 
-
-@dataclass(slots=True)
-class DecodedBatch(Generic[S]):
-    """Consecutive sources while they are decoded: row i of ``images`` belongs to source i."""
-
-    sources: list[S]
-    images: NDArray[np.uint8]
-    errors: dict[int, ImageError] = field(default_factory=dict)
-
-    def good(self) -> tuple[NDArray[np.uint8], list[int]]:
-        """Return the images without errors and their rows."""
-        if not self.errors:
-            return self.images, list(range(len(self.sources)))
-        rows = [row for row in range(len(self.sources)) if row not in self.errors]
-        return self.images[rows], rows
-
-
-def decode_in_threads(
-    sources: Iterator[S],
+def decode_ahead(
+    sources: Iterator[Any],
     spec: Preprocess,
     batch: int,
-    workers: int | None,
+    workers: int | None = None,
+    backend: DecodeBackend = "threads",
     decoder: Decoder = "pillow",
-) -> Iterator[DecodedBatch[S]]:
-    """Yield decoded batches in order, decoding at most a few batches ahead in threads.
+) -> Iterator[DecodedBatch]:
+    """Yield decoded batches in order; a batch is valid until the next is asked for.
 
-    workers: threads, None = all cores. A source that cannot be used is a row of ``errors``.
+    workers: threads or processes, None = one a core. A few batches are decoded ahead. A source that
+    cannot be used, or takes longer than TIMEOUT_S, is a row of ``errors``. Processes take paths
+    alone; a file that ends its process twice is such a row. Raises BackendUnavailable if they do
+    not start.
     """
     count = check_workers(workers)
-    ahead = batches_ahead(batch, count)
-    pending: deque[tuple[DecodedBatch[S], list[Future[None]]]] = deque()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+    slots = batches_in_hand(batch, count)
+    threads: TaskThreads
+    if check_decode_backend(backend) == "threads":
+        threads = ThreadDecoder(spec, count, decoder)
+    else:
+        from metah_runtime.images.decode_processes import ProcessDecoder
+
+        threads = ProcessDecoder(spec, count, decoder, slots=slots, batch=batch)
+    free, pending = deque(range(slots)), deque[DecodedBatch]()
     try:
         while True:
-            while len(pending) < ahead and (some := list(islice(sources, batch))):
-                pending.append(_start(some, spec, pool, decoder))
+            while free and (some := list(islice(sources, batch))):
+                pending.append(threads.begin(free.popleft(), some))
             if not pending:
                 return
-            ready, tasks = pending.popleft()
-            for task in tasks:
-                task.result()
+            ready = pending.popleft()
+            threads.wait(ready)
             yield ready
+            free.append(ready.slot)
     finally:
-        pool.shutdown(cancel_futures=True)
+        threads.close()
 
 
-def _start(
-    sources: list[S], spec: Preprocess, pool: ThreadPoolExecutor, decoder: Decoder
-) -> tuple[DecodedBatch[S], list[Future[None]]]:
-    made = DecodedBatch(sources, np.empty((len(sources), *spec.shape), np.uint8))
-
-    def load(rows: range) -> None:
-        for row in rows:
-            try:
-                made.images[row] = load_image(sources[row], spec, decoder)  # type: ignore[arg-type]
-            except ImageError as error:
-                made.errors[row] = error
-
-    return made, [pool.submit(load, rows) for rows in tasks_of(len(sources))]
-
-
-def tasks_of(count: int) -> list[range]:
-    """Cut the rows of a batch into tasks."""
-    return [range(start, min(start + TASK, count)) for start in range(0, count, TASK)]
-
-
-def batches_ahead(batch: int, workers: int) -> int:
-    """Return how many batches are in hand at a time, so that no worker waits for the model."""
-    return 2 + -(-2 * workers * TASK // batch)
-
-
-def check_decode_backend(way: Any) -> DecodeBackend:
-    """Return ``way`` if it is a way to decode; else raise ConfigError."""
-    if way not in get_args(DecodeBackend):
+def check_decode_backend(backend: Any) -> DecodeBackend:
+    """Return ``backend`` if there is such a one; else raise ConfigError."""
+    if backend not in get_args(DecodeBackend):
         raise ConfigError(
-            f"decode must be one of {', '.join(get_args(DecodeBackend))}, got {way!r}"
+            f"decode must be one of {', '.join(get_args(DecodeBackend))}, got {backend!r}"
         )
-    return way  # type: ignore[no-any-return]
+    return backend  # type: ignore[no-any-return]

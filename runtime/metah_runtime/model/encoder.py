@@ -1,7 +1,7 @@
 """From images to packed codes: decode ahead, run the bundle's model, keep the order."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,12 +12,7 @@ from PIL import Image
 from metah_runtime.checks import check_batch
 from metah_runtime.codes import Codes
 from metah_runtime.errors import DataError, ImageError
-from metah_runtime.images.decode import (
-    DecodeBackend,
-    DecodedBatch,
-    check_decode_backend,
-    decode_in_threads,
-)
+from metah_runtime.images.decode import DecodeBackend, decode_ahead
 from metah_runtime.images.formats import Decoder
 from metah_runtime.images.preprocess import Preprocess, decoder_version
 from metah_runtime.images.source import Source
@@ -205,7 +200,7 @@ class Encoder:
         check_batch(batch)
         decoder_version(decoder)
         names = (os.fspath(path) for path in paths)
-        for ready in _decoder(decode)(names, self._spec, batch, workers, decoder):
+        for ready in decode_ahead(names, self._spec, batch, workers, decode, decoder):
             images, kept = ready.good()
             codes, logits = self.runner.run(images)
             errors = {
@@ -239,21 +234,13 @@ class Encoder:
             for start in range(0, len(images), batch):
                 yield images[start : start + batch]
             return
-        for ready in decode_in_threads(iter(images), self._spec, batch, workers):
+        for ready in decode_ahead(iter(images), self._spec, batch, workers):
             if ready.errors:
                 raise ready.errors[min(ready.errors)]
             yield ready.images
 
 
 _NOT_FINITE = "the model gives NaN or infinity for it; fix: check the model"
-
-
-def _decoder(way: DecodeBackend) -> Callable[..., Iterator[DecodedBatch[str]]]:
-    if check_decode_backend(way) == "threads":
-        return decode_in_threads
-    from metah_runtime.images.decode_pool import decode_in_processes
-
-    return decode_in_processes
 
 
 def check_images(images: Any) -> None:

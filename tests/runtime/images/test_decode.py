@@ -1,19 +1,22 @@
-"""Decoding in processes: the pixels of one process, whatever ends a worker, and nothing left."""
+"""Decoding ahead: the pixels of one process, whatever ends or holds a worker, and nothing left."""
 
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from metah_runtime.errors import BackendUnavailable
-from metah_runtime.images import decode_pool
-from metah_runtime.images.decode import DecodedBatch, decode_in_threads
-from metah_runtime.images.decode_pool import decode_in_processes
+from metah_runtime.images import decode_tasks, decode_threads, worker_process
+from metah_runtime.images.decode import decode_ahead
+from metah_runtime.images.decode_processes import ProcessDecoder
+from metah_runtime.images.decode_tasks import DecodedBatch
 from metah_runtime.images.preprocess import Preprocess
 
 SPEC = Preprocess(height=6, width=5)
@@ -27,7 +30,7 @@ def write_images(folder: Path, count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def collect(batches: Iterator[DecodedBatch[str]]) -> tuple[list[str], np.ndarray, dict[str, str]]:
+def collect(batches: Iterator[DecodedBatch]) -> tuple[list[str], np.ndarray, dict[str, str]]:
     names: list[str] = []
     images: list[np.ndarray] = []
     errors: dict[str, str] = {}
@@ -44,12 +47,12 @@ def workers_that(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     program = f"""
 import os, signal, sys, time
 sys.path[:] = {{path!r}}
-from metah_runtime.images import decode_worker
-real = decode_worker.load_image
+from metah_runtime.images import worker
+real = worker.load_image
 {code}
-decode_worker.main()
+worker.main()
 """
-    monkeypatch.setattr(decode_pool, "_PROGRAM", program)
+    monkeypatch.setattr(worker_process, "_PROGRAM", program)
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(1, 2), (7, 3), (64, 1)])
@@ -58,8 +61,8 @@ def test_processes_give_what_threads_give(tmp_path: Path, batch: int, workers: i
     Path(paths[20]).write_text("no image")
     Path(paths[21]).unlink()
     paths.insert(3, "a\0b")
-    want = collect(decode_in_threads(iter(paths), SPEC, batch, 1))
-    got = collect(decode_in_processes(iter(paths), SPEC, batch, workers))
+    want = collect(decode_ahead(iter(paths), SPEC, batch, 1))
+    got = collect(decode_ahead(iter(paths), SPEC, batch, workers, "processes"))
     assert got[0] == want[0]
     assert np.array_equal(got[1], want[1])
     assert got[2] == want[2]
@@ -67,24 +70,24 @@ def test_processes_give_what_threads_give(tmp_path: Path, batch: int, workers: i
 
 
 def test_no_files_no_batches() -> None:
-    assert list(decode_in_processes(iter(()), SPEC, 4, 1)) == []
+    assert list(decode_ahead(iter(()), SPEC, 4, 1, "processes")) == []
 
 
 def test_a_file_that_ends_the_decoder_is_an_error_and_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path, 60)
-    want = collect(decode_in_threads(iter(paths), SPEC, 16, 1))
+    want = collect(decode_ahead(iter(paths), SPEC, 16, 1))
     workers_that(
         monkeypatch,
         f"""
 def load(path, *rest):
-    if path in {[paths[0], paths[30]]!r}: os.kill(os.getpid(), signal.SIGSEGV)
+    if path in {[paths[0], paths[30]]!r}: signal.raise_signal(signal.SIGSEGV)
     return real(path, *rest)
-decode_worker.load_image = load
+worker.load_image = load
 """,
     )
-    names, images, errors = collect(decode_in_processes(iter(paths), SPEC, 16, 2))
+    names, images, errors = collect(decode_ahead(iter(paths), SPEC, 16, 2, "processes"))
     assert list(errors) == [paths[0], paths[30]]
     assert errors[paths[0]] == f"{paths[0]}: the decoder was ended by it (SIGSEGV)"
     kept = [place for place in range(60) if place not in (0, 30)]
@@ -96,21 +99,28 @@ def test_a_worker_that_somebody_ended_is_replaced_and_its_file_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path, 40)
-    want = collect(decode_in_threads(iter(paths), SPEC, 8, 1))
+    want = collect(decode_ahead(iter(paths), SPEC, 8, 1))
     mark = tmp_path / "once"
+    mark.touch()
+    bury = ProcessDecoder._bury
+
+    def bury_and_unmark(*args: Any) -> None:  # the workers cannot write
+        mark.unlink()
+        bury(*args)
+
+    monkeypatch.setattr(ProcessDecoder, "_bury", bury_and_unmark)
     workers_that(
         monkeypatch,
         f"""
 def load(path, *rest):
-    if path == {paths[11]!r} and not os.path.exists({str(mark)!r}):
-        open({str(mark)!r}, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
+    if path == {paths[11]!r} and os.path.exists({str(mark)!r}):
+        signal.raise_signal(signal.SIGKILL)
     return real(path, *rest)
-decode_worker.load_image = load
+worker.load_image = load
 """,
     )
-    names, images, errors = collect(decode_in_processes(iter(paths), SPEC, 8, 2))
-    assert mark.exists()
+    names, images, errors = collect(decode_ahead(iter(paths), SPEC, 8, 2, "processes"))
+    assert not mark.exists()
     assert errors == {}
     assert names == paths
     assert np.array_equal(images, want[1])
@@ -120,18 +130,18 @@ def test_a_file_that_takes_too_long_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path, 30)
-    monkeypatch.setattr(decode_pool, "TIMEOUT_S", 1.0)
-    monkeypatch.setattr(decode_pool, "LOOK_S", 0.2)
+    monkeypatch.setattr(decode_tasks, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(decode_tasks, "LOOK_S", 0.2)
     workers_that(
         monkeypatch,
         f"""
 def load(path, *rest):
     if path == {paths[5]!r}: time.sleep(60)
     return real(path, *rest)
-decode_worker.load_image = load
+worker.load_image = load
 """,
     )
-    names, _, errors = collect(decode_in_processes(iter(paths), SPEC, 8, 1))
+    names, _, errors = collect(decode_ahead(iter(paths), SPEC, 8, 1, "processes"))
     assert errors == {paths[5]: f"{paths[5]}: not decoded within 1 s"}
     assert names == paths[:5] + paths[6:]
 
@@ -139,8 +149,8 @@ decode_worker.load_image = load
 def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_images(tmp_path, 3)
     Image.new("1", (9000, 9000)).save(paths[1], "PNG")
-    workers_that(monkeypatch, "decode_worker.ADDRESS_SPACE = 400 << 20")
-    names, _, errors = collect(decode_in_processes(iter(paths), SPEC, 8, 1))
+    workers_that(monkeypatch, "worker.BYTES_PER_PIXEL = 0; worker.BASE_MEMORY = 400 << 20")
+    names, _, errors = collect(decode_ahead(iter(paths), SPEC, 8, 1, "processes"))
     assert errors == {paths[1]: f"{paths[1]}: not enough memory to decode it"}
     assert names == [paths[0], paths[2]]
 
@@ -149,9 +159,9 @@ def test_workers_that_do_not_start_are_an_error_that_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path, 3)
-    monkeypatch.setattr(decode_pool, "_PROGRAM", "import {path!r:.0}nowhere_at_all")
+    monkeypatch.setattr(worker_process, "_PROGRAM", "import {path!r:.0}nowhere_at_all")
     with pytest.raises(BackendUnavailable, match=r"exit code 1: .*nowhere_at_all.*; fix: decode"):
-        list(decode_in_processes(iter(paths), SPEC, 8, 2))
+        list(decode_ahead(iter(paths), SPEC, 8, 2, "processes"))
 
 
 def test_too_little_shared_memory_is_an_error_and_not_a_crash(
@@ -162,7 +172,7 @@ def test_too_little_shared_memory_is_an_error_and_not_a_crash(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(BackendUnavailable, match=r"bytes of shared memory .*No space left"):
-        list(decode_in_processes(iter(["a"]), SPEC, 8, 2))
+        list(decode_ahead(iter(["a"]), SPEC, 8, 2, "processes"))
 
 
 def test_workers_end_with_the_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +184,68 @@ def test_workers_end_with_the_iteration(tmp_path: Path, monkeypatch: pytest.Monk
         started.append(real(*args, **kwargs))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr(decode_pool.subprocess, "Popen", popen)  # type: ignore[attr-defined]
+    monkeypatch.setattr(worker_process.subprocess, "Popen", popen)  # type: ignore[attr-defined]
     before = set(Path("/proc/self/fd").iterdir())
-    batches = decode_in_processes(iter(paths), SPEC, 4, 2)
+    batches = decode_ahead(iter(paths), SPEC, 4, 2, "processes")
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    list(decode_in_processes(iter(paths), SPEC, 4, 2))
+    list(decode_ahead(iter(paths), SPEC, 4, 2, "processes"))
     assert len(started) == 4
     assert {process.returncode for process in started} == {-signal.SIGKILL}
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_thread_that_is_held_by_an_image_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_images(tmp_path, 40)
+    want = collect(decode_ahead(iter(paths), SPEC, 8, 1))
+    release = threading.Event()
+    real = decode_threads.load_image
+
+    def load(path: str, *rest: Any) -> Any:
+        if path in (paths[5], paths[6]):
+            release.wait(60)
+        return real(path, *rest)
+
+    monkeypatch.setattr(decode_tasks, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(decode_tasks, "LOOK_S", 0.1)
+    monkeypatch.setattr(decode_threads, "load_image", load)
+    names, images, errors = collect(decode_ahead(iter(paths), SPEC, 8, 1))
+    release.set()
+    assert errors == {path: f"{path}: not decoded within 0.5 s" for path in paths[5:7]}
+    assert names == paths[:5] + paths[7:]
+    assert np.array_equal(images, want[1][[row for row in range(40) if row not in (5, 6)]])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_new_threads_those_that_there_are_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    paths = write_images(tmp_path, 40)
+    Path(paths[7]).write_text("no image")
+    want = collect(decode_ahead(iter(paths), SPEC, 8, 3))
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == left:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    got = collect(decode_ahead(iter(paths), SPEC, 8, 3))
+    assert got[0] == want[0]
+    assert np.array_equal(got[1], want[1])
+    assert got[2] == want[2]
+
+
+def test_an_unexpected_error_in_a_thread_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> Any:
+        raise ZeroDivisionError("a fault of the program")
+
+    monkeypatch.setattr(decode_threads, "load_image", load)
+    with pytest.raises(ZeroDivisionError):
+        collect(decode_ahead(iter(write_images(tmp_path, 3)), SPEC, 8, 1))

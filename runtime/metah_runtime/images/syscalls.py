@@ -1,0 +1,82 @@
+"""System calls that decoding an image needs: Python's memory, threads, reading and answering.
+
+No call here writes a file by name, makes a socket, starts a program or looks at another process.
+Numbers: asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64) of Linux; -1: not there.
+"""
+
+ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+"""Machine -> (AUDIT_ARCH value, column of ``ALLOWED``)."""
+
+ALLOWED = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "lseek": (8, 62),
+    "close": (3, 57),
+    "openat": (257, 56),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "stat": (4, -1),
+    "lstat": (6, -1),
+    "open": (2, -1),
+    "access": (21, -1),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, -1),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "fcntl": (72, 25),
+    "poll": (7, -1),
+    "ppoll": (271, 73),
+    "select": (23, -1),
+    "pselect6": (270, 72),
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "mprotect": (10, 226),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "futex": (202, 98),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getrandom": (318, 278),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "nanosleep": (35, 101),
+    "gettimeofday": (96, 169),
+    "time": (201, -1),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "uname": (63, 160),
+    "sysinfo": (99, 179),
+    "getrusage": (98, 165),
+    "times": (100, 153),
+    "arch_prctl": (158, -1),
+    "set_tid_address": (218, 96),
+    "membarrier": (324, 283),
+    "getcpu": (309, 168),
+    "mlock": (149, 228),
+    "munlock": (150, 229),
+}
+"""Name -> (number on x86_64, number on aarch64)."""
+
+CLONE, CLONE3, TGKILL = (56, 220), (435, 435), (234, 131)
+"""Calls that are allowed by their arguments: threads alone, signals to this process alone."""
