@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from metah_runtime.errors import BackendUnavailable
-from metah_runtime.images import decode_tasks, decode_threads, worker_process
+from metah_runtime.images import decode_tasks, decode_threads, preprocess, worker_process
 from metah_runtime.images.decode import decode_ahead
 from metah_runtime.images.decode_processes import ProcessDecoder
 from metah_runtime.images.decode_tasks import DecodedBatch
@@ -201,7 +201,7 @@ def test_a_thread_that_is_held_by_an_image_is_replaced(
     paths = write_images(tmp_path, 40)
     want = collect(decode_ahead(iter(paths), SPEC, 8, 1))
     release = threading.Event()
-    real = decode_threads.load_image
+    real = preprocess.load_image
 
     def load(path: str, *rest: Any) -> Any:
         if path in (paths[5], paths[6]):
