@@ -111,7 +111,7 @@ def build(
         opset=opset_of(load_model(model)),
         versions=versions(),
         training=_training(run, config, evaluation),
-        parity=result.to_dict(),
+        parity=schema.to_json(result),
         extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
     )

@@ -5,17 +5,23 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_export import parity
+from metah_export.onnx_rules import MAX_BATCH
 from metah_export.parity import Parity
 from metah_export.reference_set import ReferenceSet
-from metah_export.verify import check_rules, limits_of, load_reference_set, onnx_runners
+from metah_export.verify import (
+    check_rules,
+    limits_of,
+    load_reference_set,
+    onnx_runners,
+    stored_parity,
+)
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.model import runners
@@ -69,10 +75,6 @@ class Comparison:
     runs: int
 
 
-_TimeIt: TypeAlias = Callable[[Runner], tuple[Timing, ...]]
-_Check: TypeAlias = Callable[[Sequence[tuple[str, Runner]]], tuple[Parity | None, str | None]]
-
-
 def compare(
     paths: Sequence[str | Path],
     *,
@@ -91,33 +93,27 @@ def compare(
     """
     if not paths:
         raise ConfigError("compare needs at least one bundle")
-    if not batches or min(batches) < 1:
-        raise ConfigError(f"batches must be whole numbers >= 1, got {list(batches)}")
+    if not batches or min(batches) < 1 or max(batches) > MAX_BATCH:
+        raise ConfigError(f"batches must be whole numbers in 1..{MAX_BATCH}, got {list(batches)}")
     if not 0 < seconds <= 3600:
         raise ConfigError(f"seconds must be in (0, 3600], got {seconds}")
     bundles = [Bundle.open(path) for path in paths]
     for bundle in bundles:
         check_rules(bundle)
-    names = _names(bundles)
     rows: list[Artefact] = []
-    for bundle, name in zip(bundles, names, strict=True):
-        reference = load_reference_set(bundle)
-        images = _images(bundle, reference, max(batches))
-        check = partial(_compare_codes, bundle, reference, progress)
-
-        def time_it(
-            runner: Runner, images: NDArray[np.uint8] = images, name: str = name
-        ) -> tuple[Timing, ...]:
-            found = []
-            with progress(f"timing {name}", len(batches), "sizes", redraw="advance") as advance:
-                for n in batches:
-                    advance(0, note=f"batches of {n}")
-                    found.append(measure(runner, images, n, seconds, clock))
-                    advance()
-            return tuple(found)
-
-        rows.append(_onnx(bundle, name, device, threads, check, time_it))
-        rows.extend(_engine(bundle, name, e, check, time_it) for e in bundle.manifest.engines)
+    for bundle, name in zip(bundles, _names(bundles), strict=True):
+        bench = _Bench(
+            bundle=bundle,
+            name=name,
+            reference=load_reference_set(bundle),
+            device=device,
+            threads=threads,
+            batches=batches,
+            seconds=seconds,
+            clock=clock,
+            progress=progress,
+        )
+        rows += [bench.artefact(engine) for engine in (None, *bundle.manifest.engines)]
     runs = {str(bundle.manifest.training.get("run")) for bundle in bundles}
     return Comparison(
         rows=tuple(rows),
@@ -168,93 +164,101 @@ def machine() -> str:
     return f"{name}, {usable_cores()} cores, {platform.system()}"
 
 
-def _onnx(
-    bundle: Bundle,
-    name: str,
-    device: str,
-    threads: int | None,
-    check: _Check,
-    time_it: _TimeIt,
-) -> Artefact:
-    """Measure the ONNX file; where the CPU lacks kernels its rounding is emulated, not timed."""
-    note, runs_on = None, None
-    timings: tuple[Timing, ...] = ()
-    try:
-        runner = runners.open(bundle, device, threads=threads)
-        timings, runs_on = time_it(runner), str(runner.device)
-    except BackendUnavailable as error:
-        if device != "cpu":
-            raise
-        note = str(error)
-    found = onnx_runners(bundle, device, threads) if device == "cpu" else [(device, runner)]
-    report, problem = check(found)
-    return Artefact(
-        bundle=name,
-        artefact="onnx",
-        precision=bundle.manifest.precision,
-        megabytes=bundle.manifest.files[MODEL].size / 1e6,
-        runs_on=runs_on,
-        note=note,
-        parity=report,
-        problem=problem,
-        timings=timings,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What is needed to measure the artefacts of one bundle; see ``compare``."""
 
+    bundle: Bundle
+    name: str
+    reference: ReferenceSet | None
+    device: str
+    threads: int | None
+    batches: Sequence[int]
+    seconds: float
+    clock: Callable[[], float]
+    progress: Progress
 
-def _engine(bundle: Bundle, name: str, engine: Engine, check: _Check, time_it: _TimeIt) -> Artefact:
-    from metah_runtime.model.runners.tensorrt_runner import open_trt
+    def artefact(self, engine: Engine | None) -> Artefact:
+        """Measure an engine, or the ONNX file for None.
 
-    note, runs_on, report, problem = None, None, None, None
-    timings: tuple[Timing, ...] = ()
-    try:
-        runner = open_trt(bundle, only=engine)
-    except (BackendUnavailable, EngineError) as error:
-        note = str(error)
-        if engine.parity is not None:
-            report = Parity.from_dict(engine.parity)
-    else:
-        timings, runs_on = time_it(runner), "tensorrt"
-        report, problem = check([(f"{engine.kind} {engine.builder}", runner)])
-        runner.close()
-    return Artefact(
-        bundle=name,
-        artefact=f"{engine.kind} {', '.join(engine.targets)}",
-        precision=bundle.manifest.precision,
-        megabytes=bundle.manifest.files[engine.file].size / 1e6,
-        runs_on=runs_on,
-        note=note,
-        parity=report,
-        problem=problem,
-        timings=timings,
-    )
-
-
-def _compare_codes(
-    bundle: Bundle,
-    reference: ReferenceSet | None,
-    progress: Progress,
-    found: Sequence[tuple[str, Runner]],
-) -> tuple[Parity | None, str | None]:
-    """Return the report with the most flips, and the first broken rule in words."""
-    if reference is None:
-        return None, None
-    reports: list[Parity] = []
-    for label, runner in found:
+        Where the CPU has no kernels for the ONNX file its rounding is emulated, and not timed.
+        """
+        bundle, note = self.bundle, None
+        runner: Any = None
         try:
-            report = parity.measure(
-                runner,
-                reference,
-                precision=bundle.manifest.precision,
-                limits=limits_of(bundle),
-                label=label,
-                progress=progress,
-            )
-        except ParityError as error:
-            return None, str(error)
-        reports.append(report)
-    worst = max(reports, key=lambda report: report.flips)
-    broken = [text for report in reports for text in report.violations]
-    return worst, "; ".join(broken) or None
+            runner = self._open(engine)
+        except (BackendUnavailable, EngineError) as error:
+            if engine is None and self.device != "cpu":
+                raise
+            note = str(error)
+        timings = () if runner is None else self._time(runner)
+        report, problem = None, None
+        if engine is None:
+            cpu = self.device == "cpu"
+            found = onnx_runners(bundle, "cpu", self.threads) if cpu else [(self.device, runner)]
+            report, problem = self._compare_codes(found)
+            label, file = "onnx", MODEL
+        else:
+            label, file = f"{engine.kind} {', '.join(engine.targets)}", engine.file
+            if runner is not None:
+                report, problem = self._compare_codes([(f"{engine.kind} {engine.builder}", runner)])
+                runner.close()
+            elif engine.parity is not None:
+                report = stored_parity(bundle, engine.parity)
+        return Artefact(
+            bundle=self.name,
+            artefact=label,
+            precision=bundle.manifest.precision,
+            megabytes=bundle.manifest.files[file].size / 1e6,
+            runs_on=None if runner is None else str(runner.device),
+            note=note,
+            parity=report,
+            problem=problem,
+            timings=timings,
+        )
+
+    def _open(self, engine: Engine | None) -> Any:
+        if engine is None:
+            return runners.open(self.bundle, self.device, threads=self.threads)
+        from metah_runtime.model.runners.tensorrt_runner import open_trt
+
+        return open_trt(self.bundle, only=engine)
+
+    def _time(self, runner: Runner) -> tuple[Timing, ...]:
+        images = _images(self.bundle, self.reference, max(self.batches))
+        found = []
+        with self.progress(
+            f"timing {self.name}", len(self.batches), "sizes", redraw="advance"
+        ) as advance:
+            for n in self.batches:
+                advance(0, note=f"batches of {n}")
+                found.append(measure(runner, images, n, self.seconds, self.clock))
+                advance()
+        return tuple(found)
+
+    def _compare_codes(
+        self, found: Sequence[tuple[str, Runner]]
+    ) -> tuple[Parity | None, str | None]:
+        """Return the report with the most flips, and the first broken rule in words."""
+        if self.reference is None:
+            return None, None
+        reports: list[Parity] = []
+        for label, runner in found:
+            try:
+                report = parity.measure(
+                    runner,
+                    self.reference,
+                    precision=self.bundle.manifest.precision,
+                    limits=limits_of(self.bundle),
+                    label=label,
+                    progress=self.progress,
+                )
+            except ParityError as error:
+                return None, str(error)
+            reports.append(report)
+        worst = max(reports, key=lambda report: report.flips)
+        broken = [text for report in reports for text in report.violations]
+        return worst, "; ".join(broken) or None
 
 
 def _images(bundle: Bundle, reference: ReferenceSet | None, count: int) -> NDArray[np.uint8]:

@@ -1,13 +1,14 @@
 """How a bundle is built: defaults here, a TOML file over them, options over that."""
 
-import tomllib
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metah_export.parity import LIMITS, Limits
 from metah_export.quantize import Calibration
+from metah_runtime import schema
 from metah_runtime.checks import check_threads
 from metah_runtime.errors import ConfigError
 from metah_runtime.model.bundle import PRECISIONS
@@ -35,9 +36,8 @@ class BuildConfig:
     licence: str | None = None
 
     def __post_init__(self) -> None:
-        if self.licence is not None and not (
-            isinstance(self.licence, str) and self.licence.strip() and self.licence.isprintable()
-        ):
+        schema.check_fields(self)
+        if self.licence is not None and not (self.licence.strip() and self.licence.isprintable()):
             raise ConfigError(f"licence must be one line of text, got {self.licence!r}")
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
@@ -61,59 +61,21 @@ def load(path: Path | None = None, options: Mapping[str, Any] | None = None) -> 
     The file's keys are fields of BuildConfig; ``[calibration]`` and ``[limits.PRECISION]`` are
     tables. Raises ConfigError for an unknown key, a wrong type or a value out of range.
     """
-    table = {} if path is None else _read(path)
-    limits = _sub(table, "limits")
-    calibration = _sub(table, "calibration")
-    for key in limits:
-        if key not in PRECISIONS:
-            raise ConfigError(f"{path}: limits.{key}: precision must be one of {PRECISIONS}")
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    own = {
-        key.removeprefix("calibration_"): given.pop(key)
-        for key in list(given)
-        if key.startswith("calibration_")
-    }
-    values = {**table, **given}
-    precision = values.get("precision", BuildConfig.precision)
-    if precision in limits:
-        values["limits"] = _make(Limits, _checked(limits[precision], dict), f"limits.{precision}")
-    values["calibration"] = _make(Calibration, {**calibration, **own}, "calibration")
-    config: BuildConfig = _make(BuildConfig, values, "")
-    return config
+    values = {} if path is None else schema.read_toml(path, "configuration")
+    limits = schema.from_table(_Limits, {"limits": values.pop("limits", {})}, "a table").limits
+    schema.check_keys(limits, PRECISIONS, "a precision in [limits.PRECISION]")
+    for key, value in (options or {}).items():
+        table, name = values, key
+        if key.startswith("calibration_"):
+            table, name = values.setdefault("calibration", {}), key.removeprefix("calibration_")
+        if value is not None and isinstance(table, dict):
+            table[name] = value
+    config = schema.from_table(BuildConfig, values, "a setting of the export")
+    return dataclasses.replace(config, limits=limits.get(config.precision))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"configuration {path} cannot be read: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"configuration {path} is not TOML: {error}") from error
+@dataclass(frozen=True, kw_only=True)
+class _Limits:
+    """The tables [limits.PRECISION] of a file."""
 
-
-def _sub(table: dict[str, Any], name: str) -> dict[str, Any]:
-    value: dict[str, Any] = _checked(table.pop(name, {}), dict)
-    return value
-
-
-def _checked(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise ConfigError(f"expected a table, got {value!r}")
-    return value
-
-
-def _make(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """Build a dataclass from some of its fields; its own rules check ranges."""
-    prefix = f"{where}." if where else ""
-    known = {item.name: item for item in fields(kind)}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown key {prefix}{key}; known: {', '.join(sorted(known))}")
-        text = known[key].type in (str, str | None)
-        if isinstance(value, bool) or (isinstance(value, str) and not text):
-            raise ConfigError(f"{prefix}{key} must be a number, got {value!r}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or 'configuration'}: {error}") from error
+    limits: Mapping[str, Limits]

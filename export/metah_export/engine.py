@@ -8,6 +8,7 @@ from metah_export.parity import Limits, Parity
 from metah_export.reference_set import ReferenceSet
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.verify import check_rules, limits_of, load_reference_set
+from metah_runtime import schema
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.images.preprocess import Preprocess
@@ -41,7 +42,7 @@ def make_engine(
         found = _run_here(entry, plan, preprocess, precision, reference, limits, progress)
     except BackendUnavailable as error:
         return entry, plan, str(error)
-    return dataclasses.replace(entry, parity=found.check().to_dict()), plan, None
+    return dataclasses.replace(entry, parity=schema.to_json(found.check())), plan, None
 
 
 def engine(

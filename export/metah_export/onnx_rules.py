@@ -24,6 +24,9 @@ MIN_OPSET, MAX_OPSET = 18, 22
 
 INPUT, CODES, LOGITS, BATCH = "images", "codes", "logits", "batch"
 
+MAX_BATCH = 65_536
+"""Images of a batch, at most."""
+
 Signature: TypeAlias = Mapping[str, tuple[int, tuple[int, ...]]]
 """Tensor name -> (element type, shape without the batch axis)."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
-from metah_runtime import codes, metrics, schema
+from metah_runtime import codes, metrics
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, ParityError
 from metah_runtime.model.runners import Runner
@@ -91,6 +91,25 @@ class Parity:
     top10_overlap: float | None
     limits: Limits
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers of a damaged manifest, which no comparison gives."""
+        for name in (
+            "images",
+            "bits",
+            "flips",
+            "hamming",
+            "flips_per_bit",
+            "margin_counts",
+            "margin_flips",
+        ):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(0 <= number < 2**53 for number in numbers):
+                raise ValueError(f"{name} must be in 0..2^53, got {value!r:.60}")
+        bins = {len(self.margin_edges), len(self.margin_counts), len(self.margin_flips)}
+        if len(self.flips_per_bit) != self.bits or len(bins) != 1:
+            raise ValueError("lengths of flips_per_bit or of the histogram do not fit")
+
     @property
     def map_delta(self) -> float | None:
         """MAP@H<=2 minus that of the trained model's codes."""
@@ -123,16 +142,6 @@ class Parity:
                 f"(worst image {self.worst_image}, {self.worst_image_flips} bits)"
             )
         return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        value: dict[str, Any] = schema.to_json(self)
-        return value
-
-    @classmethod
-    def from_dict(cls, value: Any) -> "Parity":
-        """Build from ``to_dict``'s output; raise ValueError for an unknown or missing key."""
-        return schema.from_json(cls, value)
 
 
 def run_all(

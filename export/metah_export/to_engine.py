@@ -1,7 +1,6 @@
 """ONNX -> TensorRT engine, with NVIDIA TensorRT or TensorRT for RTX.
 
-Precision lies in the graph; nothing here changes it. Everything is checked before the builder sees
-it, for it accepts a wrong input name in silence. TensorRT for RTX builds without a GPU.
+The graph fixes the precision; nothing here changes it. TensorRT for RTX builds without a GPU.
 """
 
 import hashlib
@@ -9,11 +8,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metah_export.onnx_rules import INPUT, MAX_BATCH
 from metah_runtime import files
 from metah_runtime.cuda import driver
 from metah_runtime.cuda.fatbin import cache_folder
@@ -27,10 +26,7 @@ from metah_runtime.model.runners.tensorrt_library import (
 )
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""min, opt and max shape of one input."""
-
-MAX_BATCH = 65_536
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _TARGET = re.compile(r"\d{1,2}\.\d")
 
 
@@ -74,7 +70,7 @@ class EngineConfig:
 def parse_batch(text: str) -> tuple[int, int, int]:
     """Parse MIN:OPT:MAX or MIN,OPT,MAX (or one number for all three); raise ConfigError."""
     parts = text.replace(",", ":").split(":")
-    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(map(_NUMBER.fullmatch, parts)):
         raise ConfigError(f"batch must be MIN:OPT:MAX, three whole numbers, got {text!r}")
     low, best, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
     return low, best, high
@@ -129,10 +125,8 @@ def build_engine(
     folder = cache_folder() / "engines" if cache else None
     plan = None if folder is None else _cached(folder, key, warn)
     if plan is None:
-        low, best, high = config.batch
-        shapes: Shapes = ((low, *image_shape), (best, *image_shape), (high, *image_shape))
         with progress(f"building the {config.kind} engine"):
-            plan = _build(trt, model, {"images": shapes}, config)
+            plan = _build(trt, model, image_shape, config)
         if folder is not None:
             _keep(folder, key, plan)
     engine = Engine(
@@ -149,36 +143,9 @@ def build_engine(
     return engine, plan
 
 
-def check_profile(inputs: Mapping[str, tuple[int, ...]], profile: Mapping[str, Shapes]) -> None:
-    """Check an optimization profile against the network's inputs (-1 marks a free axis).
-
-    Raises ConfigError for another set of names, another rank, a fixed axis that differs, or a range
-    that is not 1 <= min <= opt <= max. The builder itself takes a wrong name in silence.
-    """
-    if set(inputs) != set(profile):
-        raise ConfigError(
-            f"the profile names inputs {sorted(profile)}, the model has {sorted(inputs)}"
-        )
-    for name, shape in inputs.items():
-        low, best, high = profile[name]
-        if not len(low) == len(best) == len(high) == len(shape):
-            raise ConfigError(
-                f"profile of {name}: ranks {len(low)}, {len(best)}, {len(high)}, "
-                f"the input has {len(shape)}"
-            )
-        for axis, size in enumerate(shape):
-            values = low[axis], best[axis], high[axis]
-            if size >= 0 and set(values) != {size}:
-                raise ConfigError(
-                    f"profile of {name}: axis {axis} is {values}, the model fixes it at {size}"
-                )
-            if not 1 <= values[0] <= values[1] <= values[2]:
-                raise ConfigError(
-                    f"profile of {name}: axis {axis} needs 1 <= min <= opt <= max, got {values}"
-                )
-
-
-def _build(trt: Any, model: bytes, profile: Mapping[str, Shapes], config: EngineConfig) -> bytes:
+def _build(
+    trt: Any, model: bytes, image_shape: tuple[int, int, int], config: EngineConfig
+) -> bytes:
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
@@ -189,7 +156,10 @@ def _build(trt: Any, model: bytes, profile: Mapping[str, Shapes], config: Engine
         network.get_input(i).name: tuple(network.get_input(i).shape)
         for i in range(network.num_inputs)
     }
-    check_profile(inputs, profile)
+    if inputs != {INPUT: (-1, *image_shape)}:  # a profile of another name is ignored in silence
+        raise EngineError(
+            f"{config.kind} must see one input {INPUT} {(-1, *image_shape)}, got {inputs}"
+        )
     settings = builder.create_builder_config()
     if config.tf32:
         settings.set_flag(trt.BuilderFlag.TF32)
@@ -197,10 +167,9 @@ def _build(trt: Any, model: bytes, profile: Mapping[str, Shapes], config: Engine
         settings.clear_flag(trt.BuilderFlag.TF32)
     _set_targets(trt, settings, config.targets)
     optimization = builder.create_optimization_profile()
-    for name, (low, best, high) in profile.items():
-        optimization.set_shape(name, low, best, high)
+    optimization.set_shape(INPUT, *((size, *image_shape) for size in config.batch))
     if settings.add_optimization_profile(optimization) < 0:
-        raise EngineError(f"{config.kind} refuses the profile {dict(profile)}")
+        raise EngineError(f"{config.kind} refuses batches of {config.batch} images {image_shape}")
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         reasons = logger.errors() or ["no reason given"]

@@ -11,11 +11,19 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from metah_export.onnx_rules import BATCH, CODES, INPUT, IR_VERSION, LOGITS, OPSET, check_model
+from metah_export.onnx_rules import (
+    BATCH,
+    CODES,
+    INPUT,
+    IR_VERSION,
+    LOGITS,
+    MAX_BATCH,
+    OPSET,
+    check_model,
+)
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import BundleError, ConfigError, require
 
-MAX_BATCH = 65_536
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -1,7 +1,9 @@
 """Check a finished bundle on this machine, without PyTorch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import forms
 from metah_export.reference_set import ReferenceSet
+from metah_runtime import schema
 from metah_runtime.errors import BundleError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
@@ -103,8 +106,13 @@ def limits_of(bundle: Bundle) -> parity.Limits:
     """Return the limits that the bundle was built with, else those of its precision."""
     if not bundle.manifest.parity:
         return LIMITS[bundle.manifest.precision]
+    return stored_parity(bundle, bundle.manifest.parity).limits
+
+
+def stored_parity(bundle: Bundle, value: Mapping[str, Any]) -> Parity:
+    """Return a parity report of a bundle's manifest; raise BundleError if it is none."""
     try:
-        return Parity.from_dict(bundle.manifest.parity).limits
+        return schema.from_json(Parity, value)
     except ValueError as error:
         raise BundleError(f"{bundle.path}: the manifest's parity: {error}") from error
 

@@ -171,8 +171,9 @@ def test_other_runs_are_pointed_out(make: Make, capsys: pytest.CaptureFixture[st
 def test_options_out_of_range(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make()
     for options, match in (
-        ({"batches": ()}, "batches must be whole numbers >= 1"),
-        ({"batches": (0,)}, "batches must be whole numbers >= 1"),
+        ({"batches": ()}, "batches must be whole numbers in 1..65536"),
+        ({"batches": (1, 65537)}, "batches must be whole numbers in 1..65536"),
+        ({"batches": (0,)}, "batches must be whole numbers in 1..65536"),
         ({"seconds": 0}, "seconds must be in"),
         ({"seconds": float("nan")}, "seconds must be in"),
     ):

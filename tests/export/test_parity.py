@@ -1,6 +1,7 @@
 """Parity in bits against a plain count, and the limits that stop an export."""
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from metah_export import parity
 from metah_export.parity import LIMITS, Limits, Parity, compare
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
+from metah_runtime import schema
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, ParityError
 from metah_runtime.model.bundle import PRECISIONS
@@ -169,13 +171,31 @@ def test_limits_are_stated_for_every_precision() -> None:
 
 
 def test_a_report_survives_json() -> None:
-    import json
-
     reference = make_reference()
     found = against(reference, -reference.logits, LIMITS["int8"])
-    assert Parity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    stored = json.loads(json.dumps(schema.to_json(found)))
+    assert schema.from_json(Parity, stored) == found
     with pytest.raises(ValueError, match="key flips is missing"):
-        Parity.from_dict({k: v for k, v in found.to_dict().items() if k != "flips"})
+        schema.from_json(Parity, {k: v for k, v in stored.items() if k != "flips"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"flips": -1}, r"flips must be in 0\.\.2\^53, got -1"),
+        ({"images": 10**400}, r"images must be in 0\.\.2\^53"),
+        ({"hamming": [2**60]}, r"hamming must be in 0\.\.2\^53"),
+        ({"bits": 2**40}, "do not fit"),
+        ({"flips_per_bit": []}, "do not fit"),
+        ({"margin_flips": [0]}, "do not fit"),
+        ({"margin_edges": []}, "do not fit"),
+    ],
+)
+def test_a_report_that_no_comparison_gives_is_refused(changes: dict[str, Any], match: str) -> None:
+    reference = make_reference()
+    stored = schema.to_json(against(reference, reference.logits, LIMITS["fp32"]))
+    with pytest.raises(ValueError, match=match):
+        schema.from_json(Parity, stored | changes)
 
 
 @pytest.mark.parametrize("labels", ["single", "multi", None])

@@ -286,17 +286,23 @@ def test_calibration_on_black_images_is_caught(fp32_model: bytes, reference: Ref
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("precison = 'int8'", "unknown key precison"),
+        (
+            "precison = 'int8'",
+            "'precison' is not a setting of the export; did you",
+        ),
         ("precision = 'int4'", "precision must be one of"),
-        ("images = true", "images must be a number"),
-        ("images = '600'", "images must be a number"),
+        ("images = true", "images must be int, got bool True"),
+        ("images = 600.5", "images must be int, got float"),
+        ("images = '600'", "images must be int, got str"),
         ("[calibration]\nmethod = 'guess'", "calibration method must be one of"),
         ("[calibration]\nimages = 1", "calibration images must be at least 2"),
         ("[calibration]\nfoo = 1", "unknown key calibration.foo"),
-        ("[limits.int4]\nflip_rate = 1.0", "limits.int4"),
+        ("[limits.int4]\nflip_rate = 1.0", "'int4' is not a precision in .limits.PRECISION."),
         ("[limits.fp32]\nflips = 1", "unknown key limits.fp32.flips"),
         ("[limits.fp32]\nmargin = -1.0", "limit margin must be >= 0"),
-        ("limits = 3", "expected a table"),
+        ("limits = 3", "limits must be dict, got int 3"),
+        ("calibration = 3", "calibration must be dict, got int 3"),
+        ("limits.fp32 = 3", "limits.fp32 must be dict, got int 3"),
         ("= 3", "is not TOML"),
     ],
 )

@@ -7,6 +7,7 @@ import click
 
 from metah_export.cli import options
 from metah_export.cli.parity_table import print_parity
+from metah_runtime import schema
 from metah_runtime.cli import console
 from metah_runtime.model.bundle import ENGINE_KINDS, PRECISIONS
 
@@ -76,7 +77,7 @@ def build(
     )
     if as_json:
         console.print_json(
-            {"bundle": out, "fingerprint": bundle.fingerprint, "parity": parity.to_dict()}
+            {"bundle": out, "fingerprint": bundle.fingerprint, "parity": schema.to_json(parity)}
         )
         return
     size = bundle.manifest.files["model.onnx"].size

@@ -38,6 +38,6 @@ def engine_config(kind: str, batch: str, targets: tuple[str, ...], tf32: bool) -
 def batch_sizes(name: str, text: str) -> tuple[int, ...]:
     """Parse whole numbers like 1,8,64; raise ConfigError that names the option."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise ConfigError(f"{name} must be whole numbers like 1,8,64, got {text!r}")
     return tuple(sorted({int(part) for part in parts}))

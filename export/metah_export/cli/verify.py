@@ -6,6 +6,7 @@ import click
 
 from metah_export.cli import options
 from metah_export.cli.parity_table import print_parity
+from metah_runtime import schema
 from metah_runtime.cli import console
 
 
@@ -31,7 +32,7 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
                 "fingerprint": found.bundle.fingerprint,
                 "opset": found.opset,
                 "device": found.device,
-                "parity": None if found.parity is None else found.parity.to_dict(),
+                "parity": schema.to_json(found.parity),
             }
         )
         return
