@@ -9,22 +9,20 @@ everywhere.
 
 import dataclasses
 import difflib
-import math
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from metah_runtime.checks import check_threads
-from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.splits import SplitSizes
 from metah_train.methods import METHODS, method_class
+from metah_train.settings import NESTED, Options, Settings, listed
+
+if TYPE_CHECKING:
+    from metah_train.methods.base import Method
 
 T = TypeVar("T")
 
@@ -32,131 +30,23 @@ RECIPES = ("digits", "emoji", "metah-plus", "paper", "photos")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a family of methods: one table of a recipe, named by ``section``.
-
-    base: a table whose values come first, where the options extend those of another family.
-    """
-
-    section: ClassVar[str] = ""
-    base: ClassVar[str] = ""
+class Config(Settings):
+    """Settings whose options are those of the method; see ``Settings`` for the fields."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides a training run; the same Config and data give the same codes.
-
-    ``batch`` images come from the source and as many from the target at each step. ``lr`` is that
-    of the backbone; heads, and layers that a pre-trained network was given, train at ``lr *
-    head_lr``, biases at ``bias_lr`` times their layer.
-    ``noise`` is the standard deviation of pixel noise for pixels in 0..1, ``shift`` the largest
-    random move and ``warp`` the strength of random elastic distortion, in pixels.
-    ``statistics``: batch norm's at the end, re-estimated on ``target``
-    training images or those of ``training``. ``domains``: one forward pass each (``separate``) or
-    one for both (``joint``). ``data_seed`` divides the data, ``seed`` does all the rest.
-    ``preprocess`` None: the data set's own. ``weights``: a file of pre-trained backbone weights;
-    shallow methods then use its features as they are. ``threads`` counts as a setting, for the
-    order of floating-point sums depends on it.
-    ``devices``: how many processes train together, each on a GPU (``device`` cuda) or with
-    ``threads`` threads; they divide ``batch`` among them, and have the loss of one process.
-    ``precision``: 32-true, or bf16-mixed: the backbone is trained in bfloat16 where torch's
-    autocast says so, heads and losses in float32; weights are float32 always.
-    """
-
-    method: str = "metah"
-    data: str = "digits"
-    direction: str | None = None
-    bits: int = 48
-    seed: int = 0
-    data_seed: int = 0
-    split: SplitSizes = dataclasses.field(default_factory=SplitSizes)
-    preprocess: Preprocess | None = None
-    backbone: str = "small-cnn"
-    weights: str | None = None
-    features: int = 256
-    dropout: float = 0.3
-    noise: float = 0.1
-    shift: int = 0
-    warp: float = 0.0
-    statistics: str = "target"
-    domains: str = "separate"
-    batch: int = 64
-    epochs: int = 12
-    steps: int | None = None
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    head_lr: float = 1.0
-    bias_lr: float = 1.0
-    weight_decay: float = 1e-2
-    momentum: float = 0.9
-    schedule: str = "cosine"
-    warmup: int = 50
-    halve_every: int = 500
-    device: str = "cpu"
-    threads: int = 2
-    devices: int = 1
-    precision: str = "32-true"
-    options: Options = dataclasses.field(default_factory=Options)
-
-    def __post_init__(self) -> None:
-        _check_types(self, skip=NESTED)
-        if self.method not in METHODS:
-            raise ConfigError(f"method must be one of {_listed(METHODS)}, got {self.method!r}")
+        super().__post_init__()
+        chosen = _method(self.method)
         if type(self.options) is Options:
-            chosen = method_class(self.method)
             object.__setattr__(self, "options", chosen.options_type(**chosen.preset({})))
-        if type(self.options) is not method_class(self.method).options_type:
-            raise ConfigError(f"options of {self.method} must be {_options_name(self.method)}")
-        check_bits(self.bits)
-        check_threads(self.threads)
-        one_of(self, "statistics", ("target", "training"))
-        one_of(self, "domains", ("separate", "joint"))
-        one_of(self, "optimizer", ("adamw", "sgd"))
-        one_of(self, "schedule", ("cosine", "halving", "constant"))
-        one_of(self, "device", ("cpu", "cuda"))
-        one_of(self, "precision", ("32-true", "bf16-mixed"))
-        for name in ("features", "epochs", "halve_every"):
-            within(self, name, 1)
-        within(self, "batch", 2)
-        within(self, "devices", 1)
-        if self.batch % self.devices:
-            fit = -(-self.batch // self.devices) * self.devices
-            raise ConfigError(
-                f"batch must be a multiple of devices, got batch {self.batch} and devices "
-                f"{self.devices}; fix: --set batch={fit}"
-            )
-        if self.steps is not None:
-            within(self, "steps", 1)
-        for name in ("shift", "warp", "noise", "warmup", "head_lr", "bias_lr", "weight_decay"):
-            within(self, name, 0)
-        within(self, "seed", 0, 2**32 - 1)
-        within(self, "data_seed", 0, 2**32 - 1)
-        within(self, "dropout", 0, 0.99)
-        within(self, "momentum", 0, 0.9999)
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be > 0, got {self.lr}")
-        method_class(self.method).check(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; ``Config.from_dict`` gives an equal Config back.
-
-        Settings in ADDED are left out at their default: what is known by a digest of these values
-        (a cell of a comparison, a cached backbone) keeps its name.
-        """
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k not in ADDED or v != getattr(Config, k)}
+        if type(self.options) is not chosen.options_type:
+            raise ConfigError(f"options of {self.method} must be {chosen.options_type.__name__}")
+        chosen.check(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from the dictionary of ``to_dict``; raises ConfigError for an unknown key."""
         flat = dict(values)
-        method = flat.get("method", cls.method)
-        if method not in METHODS:
-            raise ConfigError(f"method must be one of {_listed(METHODS)}, got {method!r}")
+        chosen = _method(flat.get("method", cls.method))
         options, split = flat.pop("options", {}), flat.pop("split", {})
         preprocess = flat.pop("preprocess", None)
         _check_keys(flat, SETTINGS, "a setting")
@@ -164,16 +54,10 @@ class Config:
             **flat,
             split=_build(SplitSizes, "split", split),
             preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
-            options=_build(method_class(method).options_type, method, options),
+            options=_build(chosen.options_type, chosen.options_type.section, options),
         )
 
-    def stage(self, **changes: Any) -> Self:
-        """Return a copy with some settings changed, checked again."""
-        return dataclasses.replace(self, **changes)
 
-
-NESTED = ("split", "preprocess", "options")
-ADDED = ("devices", "precision")
 SETTINGS = {field.name for field in dataclasses.fields(Config)} - set(NESTED)
 
 
@@ -209,9 +93,7 @@ def load(
                 values[key] = value
     _check_keys(values, SETTINGS, "a setting")
     method = values.get("method", Config.method)
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {_listed(METHODS)}, got {method!r}")
-    chosen = method_class(method)
+    chosen = _method(method)
     own = chosen.options_type.section
     used = {name: tables.get(name, {}) for name in ("split", "preprocess", own)}
     used[own] = dict(chosen.preset({**tables.get(chosen.options_type.base, {}), **used[own]}))
@@ -242,7 +124,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(
             f"recipe {str(recipe)!r} cannot be read ({reason}); "
-            f"fix: one of {_listed(RECIPES)} or the path of a TOML file"
+            f"fix: one of {listed(RECIPES)} or the path of a TOML file"
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not TOML: {error}") from None
@@ -256,7 +138,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if base is None:
         return table
     if base not in RECIPES or base == recipe:
-        raise ConfigError(f"extends must be one of {_listed(RECIPES)} ({recipe}), got {base!r}")
+        raise ConfigError(f"extends must be one of {listed(RECIPES)} ({recipe}), got {base!r}")
     return _over(read_recipe(base), table)
 
 
@@ -279,21 +161,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value
-
-
-def one_of(owner: Any, name: str, choices: Iterable[str]) -> None:
-    """Raise ConfigError unless the field is one of ``choices``."""
-    value = getattr(owner, name)
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {_listed(choices)}, got {value!r}")
-
-
-def within(owner: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Raise ConfigError unless low <= field <= high."""
-    value = getattr(owner, name)
-    if not low <= value <= high:
-        rule = f">= {low}" if high == math.inf else f"in {low}..{high}"
-        raise ConfigError(f"{name} must be {rule}, got {value}")
 
 
 def _check_layer(layer: Mapping[str, Any], recipe: str) -> None:
@@ -333,34 +200,15 @@ def _check_keys(keys: Iterable[str], known: Iterable[str], what: str) -> None:
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {_listed(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {listed(known)}"
             raise ConfigError(f"{key!r} is not {what}; {hint}")
-
-
-def _check_types(owner: Any, skip: Iterable[str] = ()) -> None:
-    """Check the fields against their annotations; a whole number is accepted as a float."""
-    hints = typing.get_type_hints(type(owner))
-    for field in dataclasses.fields(owner):
-        if field.name in skip:
-            continue
-        hint, value = hints[field.name], getattr(owner, field.name)
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if float in allowed and type(value) is int:
-            object.__setattr__(owner, field.name, float(value))
-        elif type(value) not in allowed:
-            name = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            raise ConfigError(f"{field.name} must be of type {name}, got {value!r}")
-        if type(value) is float and not math.isfinite(value):
-            raise ConfigError(f"{field.name} must be finite, got {value}")
 
 
 def _names(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _options_name(method: str) -> str:
-    return method_class(method).options_type.__name__
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def _method(name: Any) -> "type[Method[Any]]":
+    if name not in list(METHODS):
+        raise ConfigError(f"method must be one of {listed(METHODS)}, got {name!r}")
+    return method_class(name)

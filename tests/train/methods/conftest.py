@@ -11,6 +11,7 @@ from torch import nn
 
 from metah_runtime.images.preprocess import Preprocess
 from metah_train import backbones
+from metah_train.backbones.base import Backbone
 from metah_train.config import Config
 from metah_train.data.base import ArrayImages, Split
 from metah_train.methods import method_class
@@ -30,8 +31,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Options that keep a fit to blobs small."""
 
 
-def _tiny(channels: int, height: int, width: int, features: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, features), nn.Tanh())
+class Tiny(Backbone, nn.Sequential):
+    """One linear layer."""
+
+
+def _tiny(channels: int, height: int, width: int, features: int) -> Tiny:
+    return Tiny(nn.Flatten(), nn.Linear(channels * height * width, features), nn.Tanh())
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +88,8 @@ def _split(*, multi_label: bool = False, n: int = 80) -> Split:
 
 
 @pytest.fixture
-def make_split() -> Callable[..., Split]:
-    """Give make_split(multi_label=False, n=80) -> Split of blobs."""
+def make_blobs() -> Callable[..., Split]:
+    """Give make_blobs(multi_label=False, n=80) -> Split of blobs."""
     return _split
 
 

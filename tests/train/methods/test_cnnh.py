@@ -138,9 +138,9 @@ def test_two_classes_get_opposite_codes() -> None:
 
 
 def test_codes_follow_the_order_of_the_data(
-    make_method: Callable[..., Any], make_split: Callable[..., Split]
+    make_method: Callable[..., Any], make_blobs: Callable[..., Split]
 ) -> None:
-    source = make_split().source_train
+    source = make_blobs().source_train
     assert source.labels is not None
     order = np.random.default_rng(0).permutation(len(source))
     shuffled = source.subset(order)

@@ -133,12 +133,12 @@ def test_pairs_lie_between_the_halves_of_a_batch(make_method: Callable[..., Any]
 def test_beta_is_part_of_the_training_state(
     make_config: Callable[..., Any],
     make_method: Callable[..., Any],
-    make_split: Callable[..., Split],
+    make_blobs: Callable[..., Split],
     tmp_path: Path,
 ) -> None:
     method, config = make_method("hashnet"), make_config("hashnet")
     (tmp_path / checkpoint.METRICS).touch()
-    steps = loop.train(method, make_split(), tmp_path)
+    steps = loop.train(method, make_blobs(), tmp_path)
     _, tensors = checkpoint.load_state(tmp_path, config)
     assert float(tensors["method.beta"]) == pytest.approx((1 + 0.1 * 8) ** 0.5)
     assert steps == 12

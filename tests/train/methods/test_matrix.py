@@ -49,9 +49,9 @@ def test_every_method_names_its_publication(name: str) -> None:
 
 @every_method
 def test_codes_are_plus_and_minus_one_for_any_number_of_images(
-    name: str, fit: Callable[..., Run], make_split: Callable[..., Split]
+    name: str, fit: Callable[..., Run], make_blobs: Callable[..., Split]
 ) -> None:
-    split = make_split()
+    split = make_blobs()
     run = fit(name, split)
     codes, logits = encode(run.model, split.query)
     assert codes.shape == (40, 2)
@@ -80,9 +80,9 @@ def corrupted(split: Split) -> Split:
 
 @every_method
 def test_codes_depend_on_the_seed_and_never_on_target_labels(
-    name: str, fit: Callable[..., Run], make_split: Callable[..., Split]
+    name: str, fit: Callable[..., Run], make_blobs: Callable[..., Split]
 ) -> None:
-    split = make_split()
+    split = make_blobs()
     _, first = encode(fit(name, split).model, split.query)
     _, again = encode(fit(name, corrupted(split)).model, split.query)
     _, other = encode(fit(name, split, seed=1).model, split.query)
@@ -92,9 +92,9 @@ def test_codes_depend_on_the_seed_and_never_on_target_labels(
 
 @every_method
 def test_target_images_that_carry_labels_are_refused(
-    name: str, fit: Callable[..., Run], make_split: Callable[..., Split]
+    name: str, fit: Callable[..., Run], make_blobs: Callable[..., Split]
 ) -> None:
-    split = make_split()
+    split = make_blobs()
     with pytest.raises(DataError, match="target training images must come without labels"):
         fit(name, replace(split, target_train=split.database))
 
@@ -118,10 +118,10 @@ def test_a_head_on_given_features_is_random_but_for_sh(
 def test_a_saved_run_gives_the_codes_of_the_fitted_network(
     name: str,
     fit: Callable[..., Run],
-    make_split: Callable[..., Split],
+    make_blobs: Callable[..., Split],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    split = make_split()
+    split = make_blobs()
     fitted: list[bytes] = []
     save = loop.save_run  # type: ignore[attr-defined]
 
@@ -137,9 +137,9 @@ def test_a_saved_run_gives_the_codes_of_the_fitted_network(
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "metah-plus"])
 def test_several_labels_an_item_are_taken(
-    name: str, fit: Callable[..., Run], make_split: Callable[..., Split]
+    name: str, fit: Callable[..., Run], make_blobs: Callable[..., Split]
 ) -> None:
-    split = make_split(multi_label=True)
+    split = make_blobs(multi_label=True)
     codes, logits = encode(fit(name, split).model, split.query)
     assert np.isfinite(logits).all()
     assert len(np.unique(codes, axis=0)) > 1
@@ -148,9 +148,9 @@ def test_several_labels_an_item_are_taken(
 @pytest.mark.parametrize("name", [name for name in SHALLOW if name not in ("ksh", "sdh")])
 @pytest.mark.parametrize("fit_on", ["source", "target", "both"])
 def test_unsupervised_heads_fit_the_domains_they_are_told(
-    name: str, fit_on: str, fit: Callable[..., Run], make_split: Callable[..., Split]
+    name: str, fit_on: str, fit: Callable[..., Run], make_blobs: Callable[..., Split]
 ) -> None:
-    split = make_split()
+    split = make_blobs()
     _, found = encode(fit(name, split, options={"fit_on": fit_on}).model, split.query)
     _, default = encode(fit(name, split).model, split.query)
     assert (found.tobytes() == default.tobytes()) == (fit_on == "source")
@@ -259,7 +259,7 @@ def test_gradients_match_finite_differences(name: str) -> None:
 def test_gradients_of_an_objective_match_finite_differences(
     name: str,
     make_method: Callable[..., Any],
-    make_split: Callable[..., Split],
+    make_blobs: Callable[..., Split],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # In float64, with respect to the logits of both domains. Reversal is not a gradient, and the
@@ -267,7 +267,7 @@ def test_gradients_of_an_objective_match_finite_differences(
     monkeypatch.setattr(adversarial, "reverse_gradient", lambda x, eta: x)
     monkeypatch.setattr(mmd, "squared_distances", with_fixed_mean)
     method = make_method(name).double().eval()
-    method.prepare(make_split().source_train, make_split().target_train)
+    method.prepare(make_blobs().source_train, make_blobs().target_train)
     method.model.head = torch.nn.Identity()
     torch.manual_seed(3)
     source, target = torch.randn(2, 6, 16, dtype=torch.float64)
@@ -306,10 +306,10 @@ def test_losses_and_gradients_are_finite(
     size: float,
     labels: list[int],
     make_method: Callable[..., Any],
-    make_split: Callable[..., Split],
+    make_blobs: Callable[..., Split],
 ) -> None:
     method = make_method(name)
-    method.prepare(make_split().source_train, make_split().target_train)
+    method.prepare(make_blobs().source_train, make_blobs().target_train)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 4, 4, 1), dtype=torch.uint8)
     last = list(method.model.head.parameters())[-2:]

@@ -17,9 +17,9 @@ from metah_train.config import load
 from metah_train.data.base import ArrayImages
 from metah_train.evaluation.evaluate import encode
 from metah_train.methods import method_class
+from metah_train.methods.averaging import Average
 from metah_train.methods.base import Batch, Progress, Task
 from metah_train.methods.metah_plus import MORE, METAHPlus, PlusOptions
-from metah_train.training.averaging import Average
 from metah_train.training.loop import fit
 from metah_train.training.schedule import build_optimizer
 

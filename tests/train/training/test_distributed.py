@@ -19,8 +19,8 @@ from metah_train.data import ArrayImages, Split
 from metah_train.evaluation.evaluate import encode
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import DeepMethod
+from metah_train.methods.rank import Rank
 from metah_train.training import distributed, loop
-from metah_train.training.distributed import Share
 
 needs_fabric = pytest.mark.skipif(
     find_spec("lightning_fabric") is None,
@@ -35,21 +35,21 @@ def config(method: str, *assignments: str) -> Config:
     return load("digits", {"method": method, "bits": 16}, [*SMALL, *assignments])
 
 
-def losses(case: Config, split: Split, out: Path, share: Share) -> tuple[list[float], Any]:
+def losses(case: Config, split: Split, out: Path, rank: Rank) -> tuple[list[float], Any]:
     """The loss of each step and the logits at the end."""
     out.mkdir(parents=True)
     found: list[float] = []
     _, trained = loop._build(case, loop.task_of(split), torch.device("cpu"))
-    with distributed.joined(trained, share):
+    with distributed.joined(trained, rank):
         loop.train(
             trained, split, out, report=lambda step, total, terms: found.append(terms["loss"])
         )
     return found, encode(trained.model, split.query)[1]
 
 
-def train_all(share: distributed.FabricShare, cases: Mapping[str, tuple[Config, Split]]) -> None:
+def train_all(rank: distributed.FabricRank, cases: Mapping[str, tuple[Config, Split]]) -> None:
     for case, split in cases.values():
-        loop._assist(share, case, split, Path(os.devnull), False)
+        loop._assist(rank, case, split, Path(os.devnull), False)
 
 
 def enlarged(split: Split) -> Split:
@@ -79,12 +79,12 @@ def test_two_processes_have_the_losses_and_codes_of_one(make_split: Any, tmp_pat
     )
     asked = config("metah", "devices=2")
     found = {}
-    with distributed.shares(asked, train_all, (cases,)) as share:
+    with distributed.ranks(asked, train_all, (cases,)) as rank:
         for name, (case, split) in cases.items():
-            found[name] = losses(case, split, tmp_path / "two" / name, share)
+            found[name] = losses(case, split, tmp_path / "two" / name, rank)
     assert not torch.distributed.is_initialized()
     for name, (case, split) in cases.items():
-        expected, logits = losses(case, split, tmp_path / "one" / name, Share())
+        expected, logits = losses(case, split, tmp_path / "one" / name, Rank())
         assert len(expected) == 3
         np.testing.assert_allclose(found[name][0], expected, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(found[name][1], logits, atol=1e-3, err_msg=name)
@@ -119,10 +119,10 @@ def test_a_run_of_two_processes_is_resumed_and_written_once(
     assert lengths == [2, 2]
 
 
-def fail(share: distributed.FabricShare, how: str) -> None:
+def fail(rank: distributed.FabricRank, how: str) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError(f"disk {share.rank} is gone")
+    raise OSError(f"disk {rank.number} is gone")
 
 
 @needs_fabric
@@ -137,9 +137,9 @@ def test_a_helper_that_fails_ends_the_training(how: str, message: str) -> None:
     asked = config("metah", "devices=2")
 
     def take_part() -> None:
-        with distributed.shares(asked, fail, (how,)) as share:
-            assert isinstance(share, distributed.FabricShare)
-            share.gather(torch.ones(1))
+        with distributed.ranks(asked, fail, (how,)) as rank:
+            assert isinstance(rank, distributed.FabricRank)
+            rank.gather(torch.ones(1))
 
     with pytest.raises(RunError, match=message):
         take_part()
@@ -162,8 +162,8 @@ def test_bfloat16_is_for_the_backbone_alone(make_split: Any, tmp_path: Path) -> 
 
     for name, layer in layers.items():
         layer.register_forward_hook(note(name))
-    with distributed.shares(case, train_all, ()) as share, distributed.joined(trained, share):
-        assert share.size == 1
+    with distributed.ranks(case, train_all, ()) as rank, distributed.joined(trained, rank):
+        assert rank.size == 1
         (tmp_path / "run").mkdir()
         loop.train(trained, split, tmp_path / "run")
     assert seen == {"convolution": torch.bfloat16, "head": torch.float32}
@@ -176,9 +176,9 @@ def test_batch_norm_of_a_gpu_becomes_that_of_torch_and_is_put_back(make_split: A
     names = [name for name, _ in trained.named_parameters()]
     before = [m for m in trained.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-    class OfGpu(distributed.FabricShare):
+    class OfGpu(distributed.FabricRank):
         def __init__(self) -> None:
-            self.rank, self.size = 0, 2
+            self.number, self.size = 0, 2
 
     parameters = list(trained.parameters())
     with distributed.joined(trained, OfGpu(), synced=True):
@@ -189,7 +189,7 @@ def test_batch_norm_of_a_gpu_becomes_that_of_torch_and_is_put_back(make_split: A
     now = [m for m in trained.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert all(map(lambda a, b: a is b, now, before))
     assert all("forward" not in vars(module) for module in trained.modules())
-    assert type(trained.share) is Share
+    assert type(trained.rank) is Rank
 
 
 # What is refused

@@ -20,10 +20,10 @@ from metah_train.config import Config, load
 from metah_train.data import ArrayImages, Split, split_of
 from metah_train.evaluation.evaluate import encode
 from metah_train.methods import METHODS, method_class
+from metah_train.methods.sampling import batch_rows
 from metah_train.training import schedule
 from metah_train.training.checkpoint import Run
 from metah_train.training.loop import fit, task_of
-from metah_train.training.sampling import batch_rows
 from metah_train.training.target import reestimate_statistics
 
 QUICK = ["epochs=3", "batch=12", "features=16", "warmup=2", "threads=1"]

@@ -1,24 +1,22 @@
-"""Backbones: modules that map normalised images (n, C, H, W) float32 to features (n, d) float32.
+"""Backbones by name: what ``backbones.base.Backbone`` says of them is all that others ask.
 
 ``small-cnn`` and ``alexnet`` are here; ``torchvision:NAME`` and ``timm:NAME`` build any classifier
 of these libraries without its last layer (extra ``vision``). Weights come from a file, see
 ``weights``; ``efficientnet-lite0`` and ``efficientnet-lite0-frozen`` have those of a package
-(extra ``imagenet``) unless a file is named. A module may name as ``added`` the layers that its
-weights lack: they train at the rate of the heads.
+(extra ``imagenet``) unless a file is named.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-
 from metah_runtime.errors import ConfigError
 from metah_train.backbones import library
 from metah_train.backbones.alexnet import AlexNet
+from metah_train.backbones.base import Backbone
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.small_cnn import SmallCNN
 
-BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+BACKBONES: dict[str, Callable[[int, int, int, int], Backbone]] = {
     "small-cnn": SmallCNN,
     "alexnet": AlexNet,
     "efficientnet-lite0": EfficientNetLite0,
@@ -27,9 +25,7 @@ BACKBONES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
 """Name -> factory (channels, height, width, features) -> module."""
 
 
-def build_backbone(
-    name: str, *, channels: int, height: int, width: int, features: int
-) -> nn.Module:
+def build_backbone(name: str, *, channels: int, height: int, width: int, features: int) -> Backbone:
     """Build a backbone with random weights.
 
     Raises ConfigError for an unknown name, or a size or number of features that it cannot have;
@@ -42,3 +38,10 @@ def build_backbone(
         known = ", ".join([*sorted(BACKBONES), *(f"{kind}:NAME" for kind in library.LIBRARIES)])
         raise ConfigError(f"backbone must be one of {known}, got {name!r}")
     return BACKBONES[name](channels, height, width, features)
+
+
+def pools(name: str) -> bool:
+    """Return whether the backbone ``name`` has pooled features that dropout can act on."""
+    factory = BACKBONES.get(name)
+    kind = factory.func if isinstance(factory, partial) else factory
+    return getattr(kind, "pools", False)

@@ -4,12 +4,13 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
+from metah_train.backbones.base import Backbone
 from metah_train.backbones.imagenet import ImageNetInput
 
 HIDDEN = 4096
 
 
-class AlexNet(nn.Module):
+class AlexNet(Backbone):
     """Five convolutions and two linear layers, for images of about 224 x 224.
 
     (n, C, H, W) -> (n, features) >= 0, H and W >= 63, C 1 or 3. The single-tower form of
@@ -18,7 +19,6 @@ class AlexNet(nn.Module):
     """
 
     unused = ("classifier.6.",)
-    """Tensors of a weights file that this network leaves out: the classifier of ImageNet."""
 
     def __init__(self, channels: int, height: int, width: int, features: int) -> None:
         super().__init__()

@@ -5,7 +5,6 @@ Apache-2.0), found and read without running its code; the file must have the pin
 """
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from torch.nn import functional
 
 from metah_runtime import files
 from metah_runtime.errors import DataError, MissingExtra
+from metah_train.backbones.base import Backbone, Scaled
 from metah_train.backbones.frozen import FrozenFeatures
 from metah_train.backbones.weights import load_weights
-
-Scaled = Callable[[torch.Tensor], torch.Tensor]
-"""Images (n, ...) -> (n, C, H, W) in -1..1."""
 
 SIDE = 224
 """Height and width that the weights were trained for."""
@@ -41,19 +38,17 @@ STAGES = (
 """Blocks, kernel, stride of the first block, expansion, channels in, channels out."""
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """The network's pooled features, then one linear layer with batch norm: images -> (n, d) >= 0.
 
     (n, 1 | 3, H, W) in -1..1, enlarged or shrunk (bilinear) to 224 x 224. frozen: the network
     keeps its weights and its batch statistics, only the linear layer trains; its features are
     then kept by image (see ``frozen``), so that without augmentation an image passes once.
-    ``dropout``, of the pooled features, has a rate of 0 until a method sets it. ``added``: the
-    layers that the weights of ImageNet lack, which train as heads do.
     EfficientNet: Tan and Le, ICML 2019; Lite0 has no squeeze-and-excitation, and ReLU6.
     """
 
     unused = ("_fc.",)
-    """Tensors of a weights file that this network leaves out: the classifier of ImageNet."""
+    pools = True
 
     def __init__(
         self, channels: int, height: int, width: int, features: int, *, frozen: bool = False
@@ -77,14 +72,21 @@ class EfficientNetLite0(nn.Module):
         load_weights(self, weights_file())
         self._kept = None
 
+    def pretrained_part(self) -> nn.Module:
+        """Return the network without the linear layer."""
+        return self.network
+
+    def drop_pooled(self, rate: float) -> None:
+        """Train with dropout of the pooled features."""
+        self.dropout.p = rate
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (n, features), >= 0; images may be the pooled features (n, 1280)."""
         if images.ndim == 2:
             pooled = images
-        elif not self.frozen or torch.compiler.is_exporting():
-            pooled = self._pooled(images)
         else:
-            pooled = self.kept(images)
+            kept = self.kept(images)
+            pooled = self._pooled(images) if kept is None else kept
         features: torch.Tensor = self.linear(self.dropout(pooled))
         return features
 
@@ -100,13 +102,15 @@ class EfficientNetLite0(nn.Module):
         return pooled
 
     @torch.no_grad()
-    def kept(self, images: torch.Tensor, scaled: Scaled | None = None) -> torch.Tensor:
-        """Return the pooled features (n, 1280) of the frozen network, made once an image.
+    def kept(self, images: torch.Tensor, scaled: Scaled | None = None) -> torch.Tensor | None:
+        """Return the pooled features (n, 1280), made once an image, if the network is frozen.
 
         images: as ``forward`` takes them, or of any form that ``scaled`` brings to that. Image by
         image and in float32, so that the features of one do not depend on its company or on the
         precision of training.
         """
+        if not self.frozen or torch.compiler.is_exporting():
+            return None
         if self._kept is None:
             self._kept = FrozenFeatures(self.network, f"{self.resized} {images.device}")
 

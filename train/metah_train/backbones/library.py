@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import BackendUnavailable, ConfigError, MissingExtra
+from metah_train.backbones.base import Backbone
 from metah_train.backbones.imagenet import ImageNetInput
 
 LIBRARIES = ("torchvision", "timm")
 _LAST = ("fc", "classifier", "head", "heads")
 
 
-class LibraryBackbone(nn.Module):
+class LibraryBackbone(Backbone):
     """A network of a library on ImageNet-normalised images: (n, C, H, W) -> (n, d)."""
 
     def __init__(self, network: nn.Module, channels: int, unused: tuple[str, ...]) -> None:
@@ -21,6 +22,10 @@ class LibraryBackbone(nn.Module):
         self.input = ImageNetInput(channels)
         self.network = network
         self.unused = unused
+
+    def pretrained_part(self) -> nn.Module:
+        """Return the library's network."""
+        return self.network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the network's pooled features."""

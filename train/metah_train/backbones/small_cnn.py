@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
+from metah_train.backbones.base import Backbone
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Backbone):
     """Three convolutions and one linear layer, for images of about 32 x 32.
 
     (n, C, H, W) -> (n, features), H and W multiples of 8 and >= 16; batch norm after every layer.

@@ -8,12 +8,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
 from metah_runtime.errors import ConfigError
+from metah_train.backbones.base import Backbone
 
 
-def load_weights(backbone: nn.Module, path: str | Path) -> None:
+def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Load a .safetensors file, or a PyTorch file of tensors alone, into a backbone.
 
     Names may begin with ``module.``; the last classifier of the file is left out; every other
@@ -21,9 +21,8 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     given = {name.removeprefix("module."): tensor for name, tensor in _read(path).items()}
-    network = getattr(backbone, "network", backbone)
+    network = backbone.pretrained_part()
     wanted = network.state_dict()
-    unused: tuple[str, ...] = getattr(backbone, "unused", ())
     counter = "num_batches_tracked"  # of batch norm: no weight
     for name, tensor in wanted.items():
         if name not in given:
@@ -38,7 +37,9 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     extra = [
         name
         for name in given
-        if name not in wanted and not name.startswith(unused) and not name.endswith(counter)
+        if name not in wanted
+        and not name.startswith(backbone.unused)
+        and not name.endswith(counter)
     ]
     if extra:
         raise ConfigError(f"weights {path}: the backbone has no tensor {extra[0]}")

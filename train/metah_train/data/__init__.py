@@ -1,15 +1,12 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
 from metah_train.data.splits import SplitSizes, make_split
-
-if TYPE_CHECKING:
-    from metah_train.config import Config
 
 __all__ = [
     "SPLIT_FIELDS",
@@ -75,16 +72,31 @@ def load_split(
     return split
 
 
+class SplitSettings(Protocol):
+    """The settings that decide a split, as ``metah_train.config.Config`` has them."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def direction(self) -> str | None: ...
+    @property
+    def data_seed(self) -> int: ...
+    @property
+    def split(self) -> SplitSizes: ...
+    @property
+    def preprocess(self) -> Preprocess | None: ...
+
+
 SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess")
 """The fields of a Config that decide its split: what agrees in them shares one."""
 
 
-def split_key(config: "Config") -> tuple[Any, ...]:
+def split_key(config: SplitSettings) -> tuple[Any, ...]:
     """Return the values of SPLIT_FIELDS, hashable."""
     return tuple(getattr(config, name) for name in SPLIT_FIELDS)
 
 
-def split_of(config: "Config") -> Split:
+def split_of(config: SplitSettings) -> Split:
     """Return the split that a run of this configuration trains, selects and is scored on."""
     name, direction, seed, sizes, preprocess = split_key(config)
     return load_split(name, direction, seed=seed, sizes=sizes, preprocess=preprocess)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from metah_runtime import files, metrics, schema
 from metah_runtime.codes import Codes, pack
 from metah_runtime.errors import DataError, RunError
+from metah_train.data import ImageSet, Split
 from metah_train.evaluation.criteria import criteria
 from metah_train.evaluation.shifts import ShiftedImages
 from metah_train.methods.base import HashModel
 from metah_train.training.checkpoint import Run
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet, Split
 
 EVALUATION = "evaluation.json"
 MAX_EVALUATION_BYTES = 1 << 20
@@ -25,7 +23,7 @@ MAX_EVALUATION_BYTES = 1 << 20
 
 def encode(
     model: HashModel,
-    images: "ImageSet",
+    images: ImageSet,
     *,
     batch: int = 256,
     done: Callable[[int], None] | None = None,
@@ -51,7 +49,7 @@ def encode(
     return pack(logits), logits
 
 
-def validate(run: Run, split: "Split", *, radius: int = 2) -> metrics.RetrievalMetrics:
+def validate(run: Run, split: Split, *, radius: int = 2) -> metrics.RetrievalMetrics:
     """Score a run on held-out source images: every second one queries the others.
 
     The only labelled score that may choose a setting, for it reads no label of the target.
@@ -61,7 +59,7 @@ def validate(run: Run, split: "Split", *, radius: int = 2) -> metrics.RetrievalM
     return _score(run, query, database, radius)
 
 
-def unsupervised(run: Run, split: "Split", *, radius: int = 2) -> dict[str, float]:
+def unsupervised(run: Run, split: Split, *, radius: int = 2) -> dict[str, float]:
     """Return the criteria of the run's codes on target training images: no target label is read.
 
     See ``metah_train.evaluation.criteria``; source training images give the class means.
@@ -76,7 +74,7 @@ def unsupervised(run: Run, split: "Split", *, radius: int = 2) -> dict[str, floa
 
 
 def evaluate(
-    run: Run, split: "Split", *, radius: int = 2, shifts: Sequence[str] = ()
+    run: Run, split: Split, *, radius: int = 2, shifts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Score a run on the queries and the database of a split; write RUN/evaluation.json.
 
@@ -136,9 +134,7 @@ def stored_evaluation(run: Run) -> dict[str, Any] | None:
     return found
 
 
-def _score(
-    run: Run, query: "ImageSet", database: "ImageSet", radius: int
-) -> metrics.RetrievalMetrics:
+def _score(run: Run, query: ImageSet, database: ImageSet, radius: int) -> metrics.RetrievalMetrics:
     if query.labels is None or database.labels is None:
         raise DataError("evaluation needs the labels of queries and database")
     return metrics.evaluate(

@@ -1,16 +1,14 @@
 """Domains that no training has seen, made from the images of a set: noise, blur, inversion."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from metah_runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
+from metah_train.data import ImageSet
 
 NOISE = 0.2 * 255
 """Standard deviation of the noise, of values 0..255."""
@@ -25,7 +23,7 @@ class ShiftedImages:
     The shift of an image depends on its name alone: the same in every set and order.
     """
 
-    def __init__(self, images: "ImageSet", kind: str) -> None:
+    def __init__(self, images: ImageSet, kind: str) -> None:
         if kind not in SHIFTS:
             raise ConfigError(f"shift must be one of {', '.join(SHIFTS)}, got {kind!r}")
         self.images = images

@@ -10,19 +10,17 @@ features.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from metah_train.backbones import build_backbone
-from metah_train.backbones.efficientnet import EfficientNetLite0
+from metah_train.backbones.base import Backbone
 from metah_train.backbones.weights import load_weights
-from metah_train.config import Config, Options
-from metah_train.training.distributed import Share
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
+from metah_train.data.base import ImageSet
+from metah_train.methods.rank import Rank
+from metah_train.settings import Options, Settings
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -77,7 +75,7 @@ class HashModel(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, *, channels: int, bits: int) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, *, channels: int, bits: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -93,19 +91,12 @@ class HashModel(nn.Module):
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> what the backbone takes.
 
-        Pixels shifted and scaled; of whole images, where the backbone is frozen, its kept pooled
-        features (n, k).
+        Pixels shifted and scaled; of whole images, what the backbone keeps of them, if anything.
         """
         if images.dtype != torch.uint8:
             return (images - self.mean) / self.std
-        backbone = self.backbone
-        if (
-            isinstance(backbone, EfficientNetLite0)
-            and backbone.frozen
-            and not torch.compiler.is_exporting()
-        ):
-            return backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
-        return self.scaled(self.pixels(images))
+        kept = self.backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
+        return self.scaled(self.pixels(images)) if kept is None else kept
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> (n, d) of the backbone."""
@@ -129,14 +120,14 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
     source: ClassVar[str]
     options_type: ClassVar[type[Options]]
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
         self.config = config
         self.task = task
         self.model = self.build_model(config, task)
         if config.weights is not None:
             load_weights(self.model.backbone, config.weights)
-        elif isinstance(self.model.backbone, EfficientNetLite0):
+        else:
             self.model.backbone.load_pretrained()
 
     @property
@@ -151,16 +142,16 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
         return dict(options)
 
     @classmethod
-    def check(cls, config: Config) -> None:
+    def check(cls, config: Settings) -> None:
         """Raise ConfigError if the settings and options do not fit this method."""
 
     @classmethod
     @abstractmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Build the head, features (n, config.features) -> logits (n, config.bits), not fitted."""
 
     @classmethod
-    def build_model(cls, config: Config, task: Task) -> HashModel:
+    def build_model(cls, config: Settings, task: Task) -> HashModel:
         """Build the network with the shapes of a fitted one, so that its tensors can be loaded."""
         backbone = build_backbone(
             config.backbone,
@@ -176,10 +167,10 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
 class DeepMethod(Method[OptionsT]):
     """A method trained end to end: ``terms`` of a batch, weighted by ``weights``, are minimised.
 
-    ``share``: the part of each step that this process does; ``terms`` sees whole batches always.
+    ``rank``: this process, where several train together; ``terms`` sees whole batches always.
     """
 
-    share: Share = Share()
+    rank: Rank = Rank()
 
     @property
     @abstractmethod
@@ -201,7 +192,7 @@ class DeepMethod(Method[OptionsT]):
         What it changes at the last step is what the run keeps.
         """
 
-    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:
+    def prepare(self, source: ImageSet, target: ImageSet) -> None:
         """Do what comes before the first step, from the two training sets."""
 
     def statistics(self, h: torch.Tensor) -> dict[str, float]:  # noqa: ARG002
@@ -211,15 +202,10 @@ class DeepMethod(Method[OptionsT]):
     def heads(self) -> list[nn.Module]:
         """Modules that train at ``head_lr`` times the backbone's learning rate.
 
-        All that has no pre-trained weights: ``added`` of a backbone are its layers without.
+        All that has no pre-trained weights, in the backbone too.
         """
         own = [module for name, module in self.named_children() if name != "model"]
-        return [*own, self.model.head, *self.added]
-
-    @property
-    def added(self) -> tuple[nn.Module, ...]:
-        """Layers of the backbone that are new beside a pre-trained network."""
-        return getattr(self.model.backbone, "added", ())
+        return [*own, self.model.head, *self.model.backbone.added]
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, bits) logits of augmented images, for training."""
@@ -227,7 +213,7 @@ class DeepMethod(Method[OptionsT]):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, d) features of augmented images, for training."""
-        return self.share.features(self.model.features, self.augmented(images))
+        return self.rank.features(self.model.features, self.augmented(images))
 
     def augmented(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 -> pixels (n, C, H, W) in 0..1, moved, warped and noisy as configured.

@@ -9,20 +9,18 @@ eqs. (2)-(6). Labelled source images only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from metah_train.config import Config, Options, within
+from metah_train.data import ImageSet
 from metah_train.methods.base import Batch, DeepMethod, Progress
 from metah_train.methods.label_groups import LabelGroups
-from metah_train.training.sampling import labels_of, seed_step
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
+from metah_train.methods.sampling import labels_of, seed_step
+from metah_train.settings import Options, Settings, within
 
 BLOCK = 64
 """Rows whose gradients are kept up to date together; the result does not depend on it."""
@@ -121,7 +119,7 @@ class CNNH(DeepMethod[CNNHOptions]):
     codes: torch.Tensor
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Dropout and one linear layer."""
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, config.bits))
 
@@ -130,7 +128,7 @@ class CNNH(DeepMethod[CNNHOptions]):
         """One term."""
         return {"regression": 1.0}
 
-    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:  # noqa: ARG002
+    def prepare(self, source: ImageSet, target: ImageSet) -> None:  # noqa: ARG002
         """Run stage 1: ``codes`` (n, bits) of -1 and +1, row i for item i of the training set."""
         seed_step(self.config.seed, "cnnh", 0)
         labels = labels_of(source, self.task)

@@ -16,9 +16,9 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import nn
 
-from metah_train.config import Config, Options, within
 from metah_train.losses import pairwise, quantization
 from metah_train.methods.base import Batch, DeepMethod, Progress
+from metah_train.settings import Options, Settings, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ProductMethod(DeepMethod[OptionsT]):
     """What DHN and THN share: their head, L and Q on source images."""
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Dropout and one linear layer."""
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, config.bits))
 

@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from metah_train.config import Config, Options, within
 from metah_train.losses import pairwise, triplet
 from metah_train.methods.base import Batch, DeepMethod, Progress
+from metah_train.settings import Options, Settings, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class DNNH(DeepMethod[DNNHOptions]):
     options_type = DNNHOptions
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Dropout and the divided head."""
         options = config.options
         assert isinstance(options, DNNHOptions)

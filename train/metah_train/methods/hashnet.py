@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from metah_train.config import Config, Options, one_of, within
 from metah_train.losses import pairwise
 from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.settings import Options, Settings, one_of, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +92,12 @@ class HashNet(DeepMethod[HashNetOptions]):
     options_type = HashNetOptions
     beta: torch.Tensor
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__(config, task)
         self.register_buffer("beta", torch.ones(()))
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Dropout and one linear layer."""
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, config.bits))
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metah_runtime.errors import ConfigError, DataError
-from metah_train.config import Config, Options, one_of, within
 from metah_train.methods.base import ShallowMethod
+from metah_train.settings import Options, Settings, one_of, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ITQ(ShallowMethod[ITQOptions]):
     options_type = ITQOptions
 
     @classmethod
-    def check(cls, config: Config) -> None:
+    def check(cls, config: Settings) -> None:
         """Raise ConfigError if there are more bits than features: each bit needs a component."""
         if config.features < config.bits:
             raise ConfigError(
@@ -67,7 +67,7 @@ class ITQ(ShallowMethod[ITQOptions]):
             )
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """One linear layer."""
         return nn.Linear(config.features, config.bits)
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from metah_train.config import Config, Options, within
 from metah_train.methods.base import ShallowMethod
 from metah_train.methods.itq import signs
 from metah_train.methods.label_groups import LabelGroups
 from metah_train.methods.rbf import RBFHead, choose_anchors
+from metah_train.settings import Options, Settings, within
 
 Array = NDArray[np.float64]
 
@@ -151,7 +151,7 @@ class KSH(ShallowMethod[KSHOptions]):
     options_type = KSHOptions
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """RBF features of the anchors and one linear layer."""
         options = config.options
         assert isinstance(options, KSHOptions)

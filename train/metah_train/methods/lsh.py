@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from metah_train.config import Config, Options, one_of
 from metah_train.methods.base import ShallowMethod
+from metah_train.settings import Options, Settings, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LSH(ShallowMethod[LSHOptions]):
     options_type = LSHOptions
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """One linear layer."""
         return nn.Linear(config.features, config.bits)
 

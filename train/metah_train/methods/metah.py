@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
-from metah_train.config import Config, Options, one_of, within
 from metah_train.losses import adversarial, classification, entropy, pairwise, quantization
 from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.settings import Options, Settings, one_of, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
     options_type = ObjectiveOptions
     dropped: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__(config, task)
         options = self.options
         inputs = config.bits if options.classifier_input == "h" else config.features
@@ -111,7 +111,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
         return {**options, **dict.fromkeys(cls.dropped, 0.0)}
 
     @classmethod
-    def check(cls, config: Config) -> None:
+    def check(cls, config: Settings) -> None:
         """Raise ConfigError for a weight of a term that this method does not have."""
         for name in cls.dropped:
             if getattr(config.options, name):
@@ -121,7 +121,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
                 )
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Dropout and one linear layer."""
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, config.bits))
 

@@ -11,15 +11,15 @@ how the defaults were chosen, in docs/decisions/0012-metah-plus.md.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from metah_runtime.errors import ConfigError
+from metah_train.backbones import pools
 from metah_train.backbones.domain_norm import SourceNorm
-from metah_train.backbones.efficientnet import EfficientNetLite0
-from metah_train.config import Config, one_of, within
+from metah_train.data.base import ImageSet
 from metah_train.losses import (
     adversarial,
     bits,
@@ -30,14 +30,12 @@ from metah_train.losses import (
     neighbourhood,
     pseudo,
 )
+from metah_train.methods.averaging import Average
 from metah_train.methods.base import Batch, Progress, Task, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
-from metah_train.training.averaging import Average
-from metah_train.training.neighbours import Memory
-from metah_train.training.views import recurring
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
+from metah_train.methods.neighbours import Memory
+from metah_train.methods.views import recurring
+from metah_train.settings import Settings, one_of, within
 
 MORE = (
     *("confusion", "codeword", "pseudo", "bit_balance", "bit_correlation", "consistency"),
@@ -130,7 +128,7 @@ class METAHPlus(METAH):
     dropped = ("entropy",)
     words: torch.Tensor
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Settings, task: Task) -> None:
         super().__init__(config, task)
         plus = self.plus
         if task.multi_label:
@@ -148,11 +146,10 @@ class METAHPlus(METAH):
         self.average = Average(self._kept(), plus.average) if plus.average else None
         self.memory: Memory | None = None
         if plus.pooled_dropout:
-            assert isinstance(self.model.backbone, EfficientNetLite0)
-            self.model.backbone.dropout.p = plus.pooled_dropout
+            self.model.backbone.drop_pooled(plus.pooled_dropout)
 
     @classmethod
-    def check(cls, config: Config) -> None:
+    def check(cls, config: Settings) -> None:
         """Raise ConfigError for options that contradict one another."""
         super().check(config)
         options = config.options
@@ -165,7 +162,7 @@ class METAHPlus(METAH):
             )
         if options.norm == "domain" and config.domains == "joint":
             raise ConfigError("norm 'domain' needs one pass a domain; fix: domains=separate")
-        if options.pooled_dropout and not config.backbone.startswith("efficientnet-lite0"):
+        if options.pooled_dropout and not pools(config.backbone):
             raise ConfigError(
                 f"pooled_dropout is of EfficientNet-Lite0: with backbone {config.backbone} it must "
                 f"be 0, got {options.pooled_dropout}"
@@ -193,10 +190,10 @@ class METAHPlus(METAH):
         found = [module for module in super().heads() if module is not self.source_norm]
         if self.source_norm is not None:
             backbone = self.model.backbone
-            found += [self.source_norm.inside(backbone, part) for part in self.added]
+            found += [self.source_norm.inside(backbone, part) for part in backbone.added]
         return found
 
-    def prepare(self, source: "ImageSet", target: "ImageSet") -> None:
+    def prepare(self, source: ImageSet, target: ImageSet) -> None:
         """Make room for what is remembered of the target training set."""
         super().prepare(source, target)
         if self.plus.neighbours:
@@ -268,7 +265,7 @@ class METAHPlus(METAH):
     def _features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.source_norm is None:
             return super()._features(batch)
-        source = self.share.features(self._source_features, self.augmented(batch.source))
+        source = self.rank.features(self._source_features, self.augmented(batch.source))
         if batch.target is None or not self.uses_target:
             return source, None
         return source, self.features(batch.target)
@@ -292,7 +289,7 @@ class METAHPlus(METAH):
             pixels = recurring(pixels, self.plus.consistency_views, distort)
         else:
             pixels = distort(pixels)
-        features = self.share.features(self.model.features, pixels)
+        features = self.rank.features(self.model.features, pixels)
         return self.classes(torch.tanh(self.model.head(features)), features)
 
     def _kept(self) -> nn.Module:

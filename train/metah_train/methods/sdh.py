@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from metah_train.config import Config, Options, within
 from metah_train.methods.base import ShallowMethod
 from metah_train.methods.itq import signs
 from metah_train.methods.rbf import RBFHead, choose_anchors
+from metah_train.settings import Options, Settings, within
 
 Array = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ class SDH(ShallowMethod[SDHOptions]):
     options_type = SDHOptions
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """RBF features of the anchors and one linear layer, whose bias is P's constant row."""
         options = config.options
         assert isinstance(options, SDHOptions)

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from metah_train.config import Config, Options, one_of
 from metah_train.methods.base import ShallowMethod
+from metah_train.settings import Options, Settings, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class SH(ShallowMethod[SHOptions]):
     options_type = SHOptions
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """The sine of one linear layer."""
         return Waves(config.features, config.bits)
 

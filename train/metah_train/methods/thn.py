@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import torch
 
-from metah_train.config import within
 from metah_train.losses import adversarial, mmd
 from metah_train.methods.base import Batch, Progress
 from metah_train.methods.dhn import DHNOptions, ProductMethod
+from metah_train.settings import within
 
 
 @dataclass(frozen=True, kw_only=True)

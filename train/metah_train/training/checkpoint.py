@@ -26,6 +26,7 @@ from metah_runtime.images.preprocess import Preprocess
 from metah_train.config import Config
 from metah_train.methods import method_class
 from metah_train.methods.base import HashModel, Task
+from metah_train.settings import Settings
 from metah_train.tensor_cache import tensors_digest
 
 FORMAT = 1
@@ -139,7 +140,7 @@ def save_run(
 
 
 def save_state(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, config: Config
+    path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, config: Settings
 ) -> None:
     """Replace RUN/state.safetensors by the state after ``step`` steps, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -148,7 +149,7 @@ def save_state(
     files.write_bytes(path / STATE, safetensors.torch.save(plain, metadata))
 
 
-def load_state(path: Path, config: Config) -> tuple[int, dict[str, torch.Tensor]]:
+def load_state(path: Path, config: Settings) -> tuple[int, dict[str, torch.Tensor]]:
     """Return (steps done, tensors) of an interrupted run.
 
     Raises RunError if the state is damaged, ConfigError if it belongs to other settings.

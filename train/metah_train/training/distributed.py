@@ -29,48 +29,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from metah_runtime.errors import MetahError, RunError, require
+from metah_train.config import Config
+from metah_train.data.base import ImageSet
+from metah_train.methods.base import DeepMethod
+from metah_train.methods.rank import Network, Rank
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from metah_train.config import Config
-    from metah_train.data import ImageSet
-    from metah_train.methods.base import DeepMethod
 
-Network = Callable[[torch.Tensor], torch.Tensor]
-"""Images (n, ...) -> features (n, d)."""
-
-
-class Share:
-    """The part of each step that one process does: here all of it."""
-
-    rank = 0
-    size = 1
-
-    def load(
-        self, images: "ImageSet", rows: NDArray[np.int64], device: torch.device
-    ) -> torch.Tensor:
-        """Return the images of a step, (n, H, W, C) uint8, the whole batch in every process."""
-        return torch.from_numpy(images.load(rows)).to(device)
-
-    def features(self, network: Network, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the network's features of a batch, (n, ...) -> (n, d) float32."""
-        return network(pixels)
-
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make each gradient the mean over processes."""
-
-
-class FabricShare(Share):
+class FabricRank(Rank):
     """One of ``size`` processes, each with a device of its own."""
 
     def __init__(self, fabric: "Fabric") -> None:
         self.fabric = fabric
-        self.rank, self.size = fabric.global_rank, fabric.world_size
+        self.number, self.size = fabric.global_rank, fabric.world_size
 
-    def load(
-        self, images: "ImageSet", rows: NDArray[np.int64], device: torch.device
-    ) -> torch.Tensor:
+    def load(self, images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """Return the images of a step; this process decodes its own part of them."""
         return self.gather(super().load(images, self.part(rows), device))
 
@@ -98,13 +73,13 @@ class FabricShare(Share):
     def part(self, batch: Any) -> Any:
         """Return the rows of this process: the rank-th of ``size`` consecutive parts."""
         count = len(batch) // self.size
-        return batch[self.rank * count : (self.rank + 1) * count]
+        return batch[self.number * count : (self.number + 1) * count]
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         """(n / size, ...) of each process -> (n, ...), in the order of ranks, with gradients."""
         if self.size == 1:
             return part
-        gathered: torch.Tensor = _Gather.apply(part.contiguous(), self.rank)  # type: ignore[no-untyped-call]
+        gathered: torch.Tensor = _Gather.apply(part.contiguous(), self.number)  # type: ignore[no-untyped-call]
         return gathered
 
 
@@ -126,10 +101,8 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def joined(
-    method: "DeepMethod[Any]", share: Share, *, synced: bool | None = None
-) -> Iterator[None]:
-    """Let a method do its ``share`` of each step.
+def joined(method: DeepMethod[Any], rank: Rank, *, synced: bool | None = None) -> Iterator[None]:
+    """Let a method do the part of ``rank`` in each step.
 
     Batch norm and dropout of its backbone act on the batch of all processes. Dropout draws for the
     whole batch in every process and keeps its part, so the draws are those of one process. Other
@@ -137,16 +110,16 @@ def joined(
     which knows GPUs alone; default: on a GPU.
     """
     with ExitStack() as stack:
-        stack.callback(setattr, method, "share", method.share)
-        method.share = share
-        if isinstance(share, FabricShare) and share.size > 1:
+        stack.callback(setattr, method, "rank", method.rank)
+        method.rank = rank
+        if isinstance(rank, FabricRank) and rank.size > 1:
             synced = method.model.mean.is_cuda if synced is None else synced
             for parent in list(method.model.backbone.modules()):
-                _span(parent, share, synced, stack)
+                _span(parent, rank, synced, stack)
         yield
 
 
-def _span(parent: nn.Module, share: FabricShare, synced: bool, stack: ExitStack) -> None:
+def _span(parent: nn.Module, rank: FabricRank, synced: bool, stack: ExitStack) -> None:
     """Let batch norm and dropout right below ``parent`` span all processes until ``stack`` ends."""
     for name, layer in list(parent.named_children()):
         if isinstance(layer, _BatchNorm) and synced:
@@ -155,16 +128,16 @@ def _span(parent: nn.Module, share: FabricShare, synced: bool, stack: ExitStack)
             stack.callback(setattr, parent, name, layer)
             continue
         if isinstance(layer, _BatchNorm):
-            forward = functools.partial(_batch_norm, layer, share)
+            forward = functools.partial(_batch_norm, layer, rank)
         elif isinstance(layer, _DropoutNd):
-            forward = functools.partial(_dropout, layer, share)
+            forward = functools.partial(_dropout, layer, rank)
         else:
             continue
         setattr(layer, "forward", forward)  # noqa: B010
         stack.callback(delattr, layer, "forward")
 
 
-def _batch_norm(layer: _BatchNorm, share: FabricShare, x: torch.Tensor) -> torch.Tensor:
+def _batch_norm(layer: _BatchNorm, rank: FabricRank, x: torch.Tensor) -> torch.Tensor:
     """Batch norm of (n / size, C, ...) with mean and variance over all processes.
 
     mean = mean_r m_r, variance = mean_r (v_r + (m_r - mean)^2): m_r, v_r of the equal parts.
@@ -173,7 +146,7 @@ def _batch_norm(layer: _BatchNorm, share: FabricShare, x: torch.Tensor) -> torch
         return type(layer).forward(layer, x)
     wide = x.float()
     variance, mean = torch.var_mean(wide, [d for d in range(x.ndim) if d != 1], correction=0)
-    parts = share.gather(torch.stack([mean, variance])[None])
+    parts = rank.gather(torch.stack([mean, variance])[None])
     mean = parts[:, 0].mean(0)
     variance = (parts[:, 1] + (parts[:, 0] - mean).square()).mean(0)
     shape = (1, -1, *[1] * (x.ndim - 2))
@@ -185,49 +158,49 @@ def _batch_norm(layer: _BatchNorm, share: FabricShare, x: torch.Tensor) -> torch
         layer.num_batches_tracked.add_(1)
         momentum = layer.momentum
         rate = 1 / float(layer.num_batches_tracked) if momentum is None else momentum
-        count = x.numel() // x.shape[1] * share.size
+        count = x.numel() // x.shape[1] * rank.size
         with torch.no_grad():
             layer.running_mean.lerp_(mean, rate)
             layer.running_var.lerp_(variance * (count / (count - 1)), rate)
     return y.to(x.dtype)
 
 
-def _dropout(layer: _DropoutNd, share: FabricShare, x: torch.Tensor) -> torch.Tensor:
+def _dropout(layer: _DropoutNd, rank: FabricRank, x: torch.Tensor) -> torch.Tensor:
     """Dropout of (n / size, ...) by this process's part of the draws for the whole batch."""
     forward: Network = functools.partial(type(layer).forward, layer)
     if not layer.training:
         return forward(x)
-    ones = x.new_ones((len(x) * share.size, *x.shape[1:]))
-    kept: torch.Tensor = share.part(forward(ones))
+    ones = x.new_ones((len(x) * rank.size, *x.shape[1:]))
+    kept: torch.Tensor = rank.part(forward(ones))
     return x * kept
 
 
 Assist = Callable[..., None]
-"""What a helper process runs: called with (share, *arguments), it takes the same steps."""
+"""What a helper process runs: called with (rank, *arguments), it takes the same steps."""
 
 
 @contextmanager
-def shares(config: "Config", assist: Assist, arguments: tuple[Any, ...]) -> Iterator[Share]:
-    """Start ``config.devices`` - 1 helper processes and yield the share of this one, the first.
+def ranks(config: Config, assist: Assist, arguments: tuple[Any, ...]) -> Iterator[Rank]:
+    """Start ``config.devices`` - 1 helper processes and yield the rank of this one, the first.
 
-    Each helper runs ``assist(share, *arguments)``, which must be importable and picklable, and
+    Each helper runs ``assist(rank, *arguments)``, which must be importable and picklable, and
     ends with the block. Nothing is started, and lightning-fabric not imported, for one device in
     precision 32-true. Raises MissingExtra; RunError where a helper fails.
     """
     if config.devices == 1 and config.precision == "32-true":
-        yield Share()
+        yield Rank()
         return
     require("lightning_fabric")
     port = _free_port()
     helpers: list[_Helper] = []
     try:
         helpers.extend(
-            _Helper(rank, port, config, assist, arguments) for rank in range(1, config.devices)
+            _Helper(number, port, config, assist, arguments) for number in range(1, config.devices)
         )
         for helper in helpers:
             helper.hear()
-        with _group(config, 0, port) as share:
-            yield share
+        with _group(config, 0, port) as rank:
+            yield rank
         for helper in helpers:
             helper.hear()
     except Exception as error:
@@ -242,12 +215,12 @@ def shares(config: "Config", assist: Assist, arguments: tuple[Any, ...]) -> Iter
 class _Helper:
     """A process that takes part in each step; it says ``ready``, then ``done`` or what failed."""
 
-    def __init__(self, rank: int, port: int, config: "Config", *work: Any) -> None:
+    def __init__(self, number: int, port: int, config: Config, *work: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.rank = rank
+        self.number = number
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_help, args=(theirs, rank, port, config, *work), daemon=True
+            target=_help, args=(theirs, number, port, config, *work), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -261,7 +234,7 @@ class _Helper:
             code = self.process.exitcode or 0
             message = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         if message:
-            raise RunError(f"training process {self.rank}: {message}")
+            raise RunError(f"training process {self.number}: {message}")
 
     def explain(self, error: Exception) -> None:
         """Raise what the helper died of, if it did: here it shows as a broken connection."""
@@ -281,9 +254,9 @@ class _Helper:
 
 def _help(
     pipe: Connection,
-    rank: int,
+    number: int,
     port: int,
-    config: "Config",
+    config: Config,
     assist: Assist,
     arguments: tuple[Any, ...],
 ) -> None:
@@ -294,8 +267,8 @@ def _help(
         require("lightning_fabric")
         torch.set_num_threads(config.threads)
         pipe.send("")
-        with _group(config, rank, port) as share:
-            assist(share, *arguments)
+        with _group(config, number, port) as rank:
+            assist(rank, *arguments)
         pipe.send("")
     except Exception as error:
         known = isinstance(error, MetahError | OSError)
@@ -310,8 +283,8 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _group(config: "Config", rank: int, port: int) -> Iterator[FabricShare]:
-    """Join the processes of one training, as their ``rank``-th."""
+def _group(config: Config, number: int, port: int) -> Iterator[FabricRank]:
+    """Join the processes of one training, as process ``number``."""
     import logging
     import warnings
 
@@ -334,7 +307,7 @@ def _group(config: "Config", rank: int, port: int) -> Iterator[FabricShare]:
             return port
 
         def local_rank(self) -> int:
-            return rank
+            return number
 
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -351,7 +324,7 @@ def _group(config: "Config", rank: int, port: int) -> Iterator[FabricShare]:
         )
         fabric.launch()
     try:
-        yield FabricShare(fabric)
+        yield FabricRank(fabric)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -6,24 +6,21 @@ length; with pre-trained weights it is not trained at all, and its features are 
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from metah_train.config import Config
+from metah_train.data import ImageSet
 from metah_train.data.base import FileImages
+from metah_train.methods.sampling import slices
+from metah_train.settings import Settings
 from metah_train.tensor_cache import tensors_digest
-from metah_train.training.sampling import slices
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
 
 PRIVATE = ("method", "bits", "options", "statistics", "domains")
 """Settings that the training of a shallow method's backbone does not read."""
 
 
-def backbone_key(config: Config, source: "ImageSet") -> str:
+def backbone_key(config: Settings, source: ImageSet) -> str:
     """Return the digest of what decides the backbone that a shallow method trains."""
     settings = {name: v for name, v in config.to_dict().items() if name not in PRIVATE}
     digest = _digest("backbone", torch.__version__, json.dumps(settings, sort_keys=True))
@@ -31,7 +28,7 @@ def backbone_key(config: Config, source: "ImageSet") -> str:
     return digest.hexdigest()
 
 
-def features_key(backbone: nn.Module, images: "ImageSet") -> str:
+def features_key(backbone: nn.Module, images: ImageSet) -> str:
     """Return the digest of what decides the features of images: weights, network and pixels."""
     state = tensors_digest(backbone.state_dict())
     digest = _digest("features", torch.__version__, str(backbone), state)
@@ -39,7 +36,7 @@ def features_key(backbone: nn.Module, images: "ImageSet") -> str:
     return digest.hexdigest()
 
 
-def images_digest(images: "ImageSet") -> str:
+def images_digest(images: ImageSet) -> str:
     """Return a digest of pixels and labels; of files, by their names, sizes and times."""
     digest = _digest("images")
     if isinstance(images, FileImages):

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +18,15 @@ from torch import nn
 from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, RunError
 from metah_train.config import Config
+from metah_train.data import Split
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod, Task
+from metah_train.methods.sampling import batch_rows, labels_of, seed_step
 from metah_train.tensor_cache import TensorCache
 from metah_train.training import checkpoint, distributed, schedule
 from metah_train.training.checkpoint import Run, load_state, save_run, save_state
-from metah_train.training.sampling import batch_rows, labels_of, seed_step
 from metah_train.training.shallow import SourceClassifier, fit_shallow, train_backbone
 from metah_train.training.target import reestimate_statistics, target_statistics
-
-if TYPE_CHECKING:
-    from metah_train.data import Split
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with (steps done, steps in all, loss terms)."""
@@ -36,7 +34,7 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 
 def fit(
     config: Config,
-    split: "Split",
+    split: Split,
     out: str | Path,
     *,
     resume: bool = False,
@@ -67,8 +65,8 @@ def fit(
 
         def run() -> int:
             with (
-                distributed.shares(config, _assist, (config, split, out, resume)) as share,
-                distributed.joined(trained, share),
+                distributed.ranks(config, _assist, (config, split, out, resume)) as rank,
+                distributed.joined(trained, rank),
             ):
                 return train(trained, split, out, resume=resume, report=report)
 
@@ -103,11 +101,11 @@ def _build(config: Config, task: Task, device: torch.device) -> tuple[Method[Any
 
 
 def _assist(
-    share: distributed.FabricShare, config: Config, split: "Split", out: Path, resume: bool
+    rank: distributed.FabricRank, config: Config, split: Split, out: Path, resume: bool
 ) -> None:
     """Do another process's part of ``train``."""
-    _, trained = _build(config, task_of(split), share.fabric.device)
-    with distributed.joined(trained, share):
+    _, trained = _build(config, task_of(split), rank.fabric.device)
+    with distributed.joined(trained, rank):
         train(trained, split, out, resume=resume)
 
 
@@ -159,7 +157,7 @@ def _no_empty_run(out: Path) -> Iterator[None]:
         raise
 
 
-def check_sizes(method: DeepMethod[Any], split: "Split") -> None:
+def check_sizes(method: DeepMethod[Any], split: Split) -> None:
     """Raise DataError if a training set that the method reads does not fill one batch."""
     batch = method.config.batch
     for name in ("source", "target") if method.uses_target else ("source",):
@@ -173,7 +171,7 @@ def check_sizes(method: DeepMethod[Any], split: "Split") -> None:
 
 def train(
     method: DeepMethod[Any],
-    split: "Split",
+    split: Split,
     out: Path,
     *,
     resume: bool = False,
@@ -182,9 +180,9 @@ def train(
     """Minimise the method's weighted terms; return the number of steps in all.
 
     State and metrics are written after each pass over the source (each epoch), by the first
-    process alone if there are several (``method.share``).
+    process alone if there are several (``method.rank``).
     """
-    config, share = method.config, method.share
+    config, rank = method.config, method.rank
     source, target = split.source_train, split.target_train
     labels = labels_of(source, method.task)
     epoch = len(source) // config.batch
@@ -203,11 +201,11 @@ def train(
     device = method.model.mean.device
     while step < total:
         rows = batch_rows(len(source), config.batch, step, config.seed, "source")
-        images = share.load(source, rows, device)
+        images = rank.load(source, rows, device)
         target_images = target_indices = None
         if method.uses_target:
             target_rows = batch_rows(len(target), config.batch, step, config.seed, "target")
-            target_images = share.load(target, target_rows, device)
+            target_images = rank.load(target, target_rows, device)
             target_indices = torch.from_numpy(target_rows).to(device)
         batch = Batch(
             source=images,
@@ -222,7 +220,7 @@ def train(
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        share.average(method.parameters())
+        rank.average(method.parameters())
         optimizer.step()
         step += 1
         method.stepped(Progress(step=step, total=total))
@@ -234,7 +232,7 @@ def train(
                 f"the loss is {values['loss']} after {step} steps "
                 f"({', '.join(f'{k} {v:.3g}' for k, v in values.items())}); fix: a smaller lr"
             )
-        if share.rank:
+        if rank.number:
             continue
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -276,7 +274,7 @@ def restore(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def task_of(split: "Split") -> Task:
+def task_of(split: Split) -> Task:
     """Return what the network must know of a split; raises DataError if it cannot train."""
     labels = split.source_train.labels
     if labels is None:

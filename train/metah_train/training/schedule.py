@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from metah_train.config import Config
 from metah_train.methods.base import DeepMethod
+from metah_train.settings import Settings
 
 
-def build_optimizer(method: DeepMethod[Any], config: Config) -> torch.optim.Optimizer:
+def build_optimizer(method: DeepMethod[Any], config: Settings) -> torch.optim.Optimizer:
     """AdamW or SGD over four groups: weights and biases of the backbone and of the heads.
 
     Heads train at ``head_lr`` times ``lr``, biases at ``bias_lr`` times their layer's rate; biases
@@ -34,7 +34,7 @@ def build_optimizer(method: DeepMethod[Any], config: Config) -> torch.optim.Opti
     return torch.optim.AdamW(settings, lr=config.lr)
 
 
-def learning_rate(config: Config, step: int, total: int) -> float:
+def learning_rate(config: Settings, step: int, total: int) -> float:
     """Rate of the backbone at ``step`` (the first is 0) of ``total``.
 
     Linear warm-up over ``warmup`` steps, times: cosine, 1 to 0 over training; halving, a half each
@@ -49,7 +49,7 @@ def learning_rate(config: Config, step: int, total: int) -> float:
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: Config, step: int, total: int
+    optimizer: torch.optim.Optimizer, config: Settings, step: int, total: int
 ) -> None:
     """Set every group's rate to ``scale`` times the schedule's."""
     rate = learning_rate(config, step, total)

@@ -2,20 +2,18 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from metah_train.config import Config
+from metah_train.data import ImageSet, Split
 from metah_train.losses import classification
 from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod
+from metah_train.methods.sampling import labels_of, seed_step, slices
+from metah_train.settings import Settings
 from metah_train.tensor_cache import TensorCache
 from metah_train.training.features import backbone_key, features_key
-from metah_train.training.sampling import labels_of, seed_step, slices
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet, Split
 
 
 class SourceClassifier(DeepMethod[Any]):
@@ -29,7 +27,7 @@ class SourceClassifier(DeepMethod[Any]):
         self.to(method.model.mean.device)
 
     @classmethod
-    def build_head(cls, config: Config) -> nn.Module:
+    def build_head(cls, config: Settings) -> nn.Module:
         """Not used: the head is that of the shallow method."""
         raise NotImplementedError
 
@@ -51,7 +49,7 @@ class SourceClassifier(DeepMethod[Any]):
 
 def train_backbone(
     method: ShallowMethod[Any],
-    split: "Split",
+    split: Split,
     train: Callable[[], int],
     cache: TensorCache | None,
 ) -> int:
@@ -74,9 +72,7 @@ def train_backbone(
     return steps
 
 
-def fit_shallow(
-    method: ShallowMethod[Any], split: "Split", cache: TensorCache | None = None
-) -> None:
+def fit_shallow(method: ShallowMethod[Any], split: Split, cache: TensorCache | None = None) -> None:
     """Fit a shallow method's head on the features of the domains it asks for."""
     parts = {"source": [split.source_train], "target": [split.target_train]}
     sets = parts.get(method.fit_on) or [split.source_train, split.target_train]
@@ -87,7 +83,7 @@ def fit_shallow(
 
 
 def cached_features(
-    method: Method[Any], images: "ImageSet", cache: TensorCache | None
+    method: Method[Any], images: ImageSet, cache: TensorCache | None
 ) -> torch.Tensor:
     """Return ``extract_features``, from the cache where it has them."""
     if cache is None:
@@ -101,7 +97,7 @@ def cached_features(
     return found["features"].to(method.model.mean.device)
 
 
-def extract_features(method: Method[Any], images: "ImageSet", batch: int = 256) -> torch.Tensor:
+def extract_features(method: Method[Any], images: ImageSet, batch: int = 256) -> torch.Tensor:
     """Return the backbone's features of a set in eval mode, (n, d) float32."""
     model = method.model.eval()
     parts = []

@@ -1,19 +1,17 @@
 """What unlabelled target images tell beside the loss: batch statistics and signs of health."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from metah_train.data import ImageSet
 from metah_train.methods.base import DeepMethod
-from metah_train.training.sampling import slices
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
+from metah_train.methods.sampling import slices
 
 
-def reestimate_statistics(model: nn.Module, images: "ImageSet", batch: int) -> None:
+def reestimate_statistics(model: nn.Module, images: ImageSet, batch: int) -> None:
     """Replace the running statistics of batch norm by those of ``images`` (AdaBN, Li et al. 2018).
 
     Each layer's mean and variance become the average over batches of the set in a fixed order.
@@ -37,7 +35,7 @@ def reestimate_statistics(model: nn.Module, images: "ImageSet", batch: int) -> N
 
 
 def target_statistics(
-    method: DeepMethod[Any], images: "ImageSet", batch: int, limit: int = 1024
+    method: DeepMethod[Any], images: ImageSet, batch: int, limit: int = 1024
 ) -> dict[str, Any]:
     """Unlabelled signs of health on up to ``limit`` target training images, for the log.
 

@@ -2,16 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metah_train.data import ImageSet
 from metah_train.methods.base import Task
-
-if TYPE_CHECKING:
-    from metah_train.data import ImageSet
 
 
 def batch_rows(n: int, batch: int, step: int, seed: int, stream: str) -> NDArray[np.int64]:
@@ -30,7 +27,7 @@ def seed_step(seed: int, stream: str, step: int) -> None:
     torch.manual_seed(_key(seed, stream, step))
 
 
-def labels_of(images: "ImageSet", task: Task) -> torch.Tensor:
+def labels_of(images: ImageSet, task: Task) -> torch.Tensor:
     """Source labels as a loss takes them: (n,) int64, or (n, classes) float32 multi-hot."""
     assert images.labels is not None
     labels = torch.from_numpy(np.ascontiguousarray(images.labels))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metah_train.losses.neighbourhood import neighbourhood_loss
-from metah_train.training.neighbours import Memory
+from metah_train.methods.neighbours import Memory
 
 
 def slow(memory: Memory, rows: list[int], features: np.ndarray, count: int) -> tuple[list, list]:

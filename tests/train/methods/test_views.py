@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from metah_train.methods.base import augment
-from metah_train.training.views import recurring
+from metah_train.methods.views import recurring
 
 moved = partial(augment, noise=0.1, shift=2, warp=1.5)
 

@@ -10,6 +10,7 @@ class Average(nn.Module):
     a <- d a + (1 - d) w after each step, d = min(decay, (1 + t) / (10 + t)) at step t = 1, 2, ...:
     what training began with is soon forgotten. Parameters that train and the running statistics
     of batch norm are averaged. The average is part of the state, so that training can resume.
+    (torch.optim.swa_utils averages all buffers, counters too, or none, and copies at first.)
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

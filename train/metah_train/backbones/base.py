@@ -1,0 +1,41 @@
+"""What a backbone says of itself beside its features."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+Scaled = Callable[[torch.Tensor], torch.Tensor]
+"""Images (n, ...) -> (n, C, H, W) in -1..1."""
+
+
+class Backbone(nn.Module):
+    """A module that maps images (n, C, H, W) in -1..1 to features (n, d) float32.
+
+    unused: beginnings of the names of a weights file's tensors that the backbone leaves out.
+    added: layers that pre-trained weights lack; they train at the rate of the heads.
+    pools: whether ``drop_pooled`` is possible.
+    """
+
+    unused: tuple[str, ...] = ()
+    added: tuple[nn.Module, ...] = ()
+    pools: ClassVar[bool] = False
+
+    def pretrained_part(self) -> nn.Module:
+        """Return the module whose tensors a weights file names."""
+        return self
+
+    def load_pretrained(self) -> None:
+        """Load the weights that come with the backbone, if any do."""
+
+    def kept(self, images: torch.Tensor, scaled: Scaled) -> torch.Tensor | None:  # noqa: ARG002
+        """Return what the backbone keeps of images (n, ...) in place of them; None: nothing.
+
+        scaled: brings images to what ``forward`` takes; ``forward`` takes what is returned too.
+        """
+        return None
+
+    def drop_pooled(self, rate: float) -> None:
+        """Train with dropout of the pooled features, before the layer that makes ``d`` of them."""
+        raise NotImplementedError
