@@ -23,6 +23,7 @@ LIMITS = {
     "max-batch": "images a model run",
     "max-wait": "seconds that an image waits for others while the model is idle",
     "timeout": "seconds from the whole body to the answer",
+    "decode-timeout": "seconds to decode one image",
     "body-timeout": "seconds for the body of a request",
     "header-timeout": "seconds for the head of a request",
     "connections": "open at once",
@@ -36,7 +37,7 @@ LIMITS = {
 def limit_options(command: F) -> F:
     """Add one option for each limit."""
     for name, text in reversed(LIMITS.items()):
-        real = name in ("max-wait", "timeout", "body-timeout", "header-timeout", "reload", "drain")
+        real = name.endswith("timeout") or name in ("max-wait", "reload", "drain")
         command = click.option(f"--{name}", type=float if real else int, help=text)(command)
     return command
 
@@ -50,6 +51,11 @@ def limit_options(command: F) -> F:
 @click.option("--token-file", type=click.Path(path_type=Path), help="take the token from FILE")
 @click.option(
     "--images", type=click.Path(path_type=Path), help="serve thumbnails of files below it"
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="path of that folder when INDEX was made [default: as --images]",
 )
 @click.option("--layout", help="what folders below --images mean, such as domain/label")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with path,label,domain")
@@ -66,6 +72,7 @@ def serve(
     token: str | None,
     token_file: Path | None,
     images: Path | None,
+    base: Path | None,
     layout: str | None,
     labels: Path | None,
     log_level: str,
@@ -88,6 +95,7 @@ def serve(
     from metah_runtime.serve.run import listen, run, url
     from metah_runtime.serve.service import Service
     from metah_runtime.serve.settings import Settings
+    from metah_runtime.serve.thumbnails import missing_pictures
 
     if log_level not in logs.LEVELS:
         raise ConfigError(f"--log-level must be one of {', '.join(logs.LEVELS)}, got {log_level!r}")
@@ -96,10 +104,12 @@ def serve(
         port=port,
         token=_token(token, token_file),
         images=images,
+        base=base,
         **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
     )
     facts = Labels(
         root=None if images is None else images.resolve(),
+        base=settings.images_base,
         layout=tuple(layout.split("/")) if layout else (),
         table={} if labels is None else read_labels(labels),
     )
@@ -108,6 +118,11 @@ def serve(
     with listen(host, port) as sock:
         logs.start(log_level)
         service = Service(index, encoder, settings, facts)
+        if images is not None:
+            store = service.versions.current.index
+            warning = missing_pictures(store, images.resolve(), settings.images_base)
+            if warning is not None:
+                logs.log.warning(warning)
 
         def ready() -> None:
             snapshot = service.versions.current.snapshot
@@ -117,7 +132,10 @@ def serve(
             else:
                 console.say(f"{len(snapshot):,} codes of {encoder.bits} bits at {url(sock)}")
 
-        run(service, sock, ready)
+        try:
+            run(service, sock, ready)
+        finally:
+            logs.stop()
 
 
 def _token(given: str | None, file: Path | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The HTTP interface: routes, what they take and give, and the page."""
+"""The HTTP interface: routes, errors, and the files of the page."""
 
 import asyncio
 import mimetypes
@@ -13,14 +13,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from metah_runtime.errors import ImageError, IndexMismatch, MetahError
-from metah_runtime.serve import models
 from metah_runtime.serve.body import MAX_ID, read_query
 from metah_runtime.serve.decoding import DecoderDied, DecoderSlow, TooManyPixels
 from metah_runtime.serve.guard import UNEXPECTED, Guard
-from metah_runtime.serve.openapi import document, problems, search_body
+from metah_runtime.serve.logs import log
+from metah_runtime.serve.openapi import (
+    Health,
+    IndexAnswer,
+    SearchAnswer,
+    document,
+    problems,
+    search_body,
+)
 from metah_runtime.serve.problems import Problem, busy, of_error, too_slow
-from metah_runtime.serve.searching import Reach
-from metah_runtime.serve.service import Service
+from metah_runtime.serve.service import SearchSpec, Service
+from metah_runtime.text import printable
 
 PAGE = FilePath(__file__).parent / "page"
 DEFAULT_COUNT = 10
@@ -29,6 +36,13 @@ SMALLEST, LARGEST = 16, 512
 
 RULE_OF_IMAGES = "an image is a whole file of a known format that can be decoded in time and memory"
 FIX_OF_IMAGES = "open it in an image viewer and save it again"
+
+FAILED = Problem(
+    500,
+    "the index or the model failed",
+    rule="the server's log says more",
+    fix="look at the server's log",
+)
 
 
 def create_app(service: Service, page: FilePath = PAGE) -> Guard:
@@ -39,7 +53,7 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
     settings, bits = service.settings, service.encoder.bits
 
     class SearchParams(BaseModel):
-        """How far to look: k, or radius and how many of those within it."""
+        """Parameters of a search: k, or radius and limit."""
 
         model_config = ConfigDict(extra="forbid")
         k: int | None = Field(None, ge=1, le=settings.max_k, description="the k nearest")
@@ -59,26 +73,26 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
 
     @api.post(
         "/v1/search",
-        response_model=models.SearchAnswer,
+        response_model=SearchAnswer,
         responses=problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
         openapi_extra=search_body(bits),
         operation_id="search",
     )
     async def search(request: Request, params: Annotated[SearchParams, Query()]) -> Response:
         """Find the images nearest to an image, a code or an indexed image."""
-        reach = _reach(params.k, params.radius, params.limit, settings.max_k)
-        client = request.client.host if request.client else ""
+        spec = _search_spec(params.k, params.radius, params.limit, settings.max_k)
+        client = _client(request)
         with service.gate.enter(client), service.budget.hold() as hold:
             query = await read_query(request, settings, bits, hold)
             try:
                 async with asyncio.timeout(settings.timeout):
-                    answer, times = await service.search(query, reach)
+                    answer, times = await service.search(query, spec, client)
             except TimeoutError:
                 raise too_slow(settings.timeout) from None
         timing = ", ".join(f"{name};dur={1000 * value:.2f}" for name, value in times.items())
         return JSONResponse(answer, headers={"Server-Timing": timing})
 
-    @api.get("/v1/index", response_model=models.IndexAnswer, operation_id="index")
+    @api.get("/v1/index", response_model=IndexAnswer, operation_id="index")
     async def index() -> Response:
         """Say what is served: the index, its model, and what may be asked."""
         return JSONResponse(_index_answer(service))
@@ -105,11 +119,11 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
                 rule="pictures are served from one folder, named when the server starts",
                 fix="start it with --images FOLDER",
             )
-        client = request.client.host if request.client else ""
-        with service.gate.enter(client):
+        client = _client(request)
+        with service.gate.enter(client), service.budget.hold() as hold:
             try:
                 async with asyncio.timeout(settings.timeout):
-                    kind, picture = await service.thumbnail(image, size)
+                    kind, picture = await service.thumbnail(image, size, client, hold.add)
             except TimeoutError:
                 raise too_slow(settings.timeout) from None
             except ImageError as error:
@@ -122,14 +136,14 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
         headers = {"Cache-Control": "private, max-age=300"}
         return Response(picture, media_type=kind, headers=headers)
 
-    @api.get("/healthz", response_model=models.Health, operation_id="healthz")
+    @api.get("/healthz", response_model=Health, operation_id="healthz")
     async def healthz() -> Response:
         """Say that the server runs."""
         return JSONResponse({"status": "ok"})
 
     @api.get(
         "/readyz",
-        response_model=models.Health,
+        response_model=Health,
         responses=problems(503),
         operation_id="readyz",
     )
@@ -157,9 +171,13 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
     return Guard(api, settings, service.metrics)
 
 
-def _reach(k: int | None, radius: int | None, limit: int | None, most: int) -> Reach:
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _search_spec(k: int | None, radius: int | None, limit: int | None, most: int) -> SearchSpec:
     if radius is None and limit is None:
-        return Reach(k if k is not None else min(DEFAULT_COUNT, most))
+        return SearchSpec(k if k is not None else min(DEFAULT_COUNT, most))
     if radius is None or k is not None:
         raise Problem(
             422,
@@ -167,7 +185,7 @@ def _reach(k: int | None, radius: int | None, limit: int | None, most: int) -> R
             rule="give k, or radius and, if you like, limit",
             fix="leave one out",
         )
-    return Reach(limit if limit is not None else min(DEFAULT_LIMIT, most), radius)
+    return SearchSpec(limit if limit is not None else min(DEFAULT_LIMIT, most), radius)
 
 
 def _index_answer(service: Service) -> dict[str, Any]:
@@ -180,7 +198,7 @@ def _index_answer(service: Service) -> dict[str, Any]:
         "count": len(version.snapshot),
         "bits": encoder.bits,
         "bundle": {
-            "name": bundle.path.resolve().name,
+            "name": printable(bundle.path.resolve().name),
             "fingerprint": bundle.fingerprint,
             "digest": bundle.manifest.files[bundle.model_path.name].sha256,
             "device": encoder.device,
@@ -218,35 +236,22 @@ def _add_handlers(api: FastAPI) -> None:
     async def problem(_: Request, error: Problem) -> Response:
         return error.response()
 
-    @api.exception_handler(TooManyPixels)
-    async def pixels(_: Request, error: TooManyPixels) -> Response:
-        return of_error(
-            413, error, rule="images have a largest size", fix="make it smaller"
-        ).response()
+    def answer_as(status: int, rule: str, fix: str, *kinds: type[MetahError]) -> None:
+        async def handler(_: Request, error: MetahError) -> Response:
+            return of_error(status, error, rule=rule, fix=fix).response()
 
-    @api.exception_handler(ImageError)
-    async def image(_: Request, error: ImageError) -> Response:
-        return of_error(422, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
+        for kind in kinds:
+            api.add_exception_handler(kind, handler)  # type: ignore[arg-type]
 
-    @api.exception_handler(IndexMismatch)
-    async def unknown(_: Request, error: IndexMismatch) -> Response:
-        return of_error(
-            404, error, rule="an id is that of an indexed image", fix="take one from an answer"
-        ).response()
-
-    @api.exception_handler(DecoderDied)
-    async def died(_: Request, error: DecoderDied) -> Response:
-        return of_error(422, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
-
-    @api.exception_handler(DecoderSlow)
-    async def slow(_: Request, error: DecoderSlow) -> Response:
-        return of_error(504, error, rule=RULE_OF_IMAGES, fix=FIX_OF_IMAGES).response()
+    answer_as(413, "images have a largest size", "make it smaller", TooManyPixels)
+    answer_as(422, RULE_OF_IMAGES, FIX_OF_IMAGES, ImageError, DecoderDied)
+    answer_as(504, RULE_OF_IMAGES, FIX_OF_IMAGES, DecoderSlow)
+    answer_as(404, "an id is that of an indexed image", "take one from an answer", IndexMismatch)
 
     @api.exception_handler(MetahError)
     async def failed(_: Request, error: MetahError) -> Response:
-        return of_error(
-            500, error, rule="index and model work", fix="look at the server's log"
-        ).response()
+        log.error("a request failed: %s", error)  # its text may name files of the server
+        return FAILED.response()
 
     @api.exception_handler(Exception)
     async def unexpected(_: Request, __: Exception) -> Response:
@@ -266,6 +271,9 @@ def _add_handlers(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         rule, fix = "paths and methods are those of /openapi.json", "see /openapi.json"
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
         return Problem(
-            error.status_code, str(error.detail), rule=rule, fix=fix, headers=error.headers
+            error.status_code, str(error.detail), rule=rule, fix=fix, headers=headers
         ).response()

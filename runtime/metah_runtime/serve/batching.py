@@ -1,8 +1,7 @@
-"""From single images to model runs: what arrives while the model works is encoded together."""
+"""Dynamic batching: images that arrive while the model works are encoded together."""
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ImageError
+from metah_runtime.serve.threads import Threads
 
 Run = Callable[[NDArray[np.uint8]], tuple[Codes, NDArray[np.float32]]]
 
@@ -41,7 +41,7 @@ class Batcher:
         self._max_wait = max_wait
         self._on_batch = on_batch
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = Threads(1, "model")
         self._task: asyncio.Task[None] | None = None
         self.busy_since: float | None = None
 
@@ -92,7 +92,7 @@ class Batcher:
             self._on_batch(len(batch))
 
     async def _collect(self) -> list[_Waiting]:
-        """Return the images of the next run; those whose request was given up are left out."""
+        """Return the images of the next run without those of cancelled requests."""
         batch = [await self._queue.get()]
         if self._queue.empty() and self._max_batch > 1 and self._max_wait:
             await asyncio.sleep(self._max_wait)

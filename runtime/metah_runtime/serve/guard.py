@@ -1,15 +1,16 @@
-"""What every request passes first: the host, the token, the log, the headers of the answer."""
+"""Checks of every request before the application: host, token; log and headers of the answer."""
 
 import asyncio
 import hashlib
 import hmac
-import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from metah_runtime.serve.logs import log
 from metah_runtime.serve.metrics import Metrics
 from metah_runtime.serve.problems import Problem, busy
 from metah_runtime.serve.settings import Settings, is_loopback
@@ -37,8 +38,6 @@ HEAD_LIMIT = 16 << 10
 LINGER = 1.0
 """Seconds in which the rest of a refused body is read, so that the client sees the answer."""
 
-log = logging.getLogger("metah.serve")
-
 
 class Guard:
     """An ASGI application around another.
@@ -58,6 +57,9 @@ class Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, not {scope['type']!r}")
         request = _Request(scope, receive, send, self._drop)
+        method = scope["method"]
+        if method == "HEAD":  # a GET whose body is not sent: uvicorn sends none for its own scope
+            scope = {**scope, "method": "GET"}
         start = perf_counter()
         try:
             problem = _too_long(scope) or self._refusal(Headers(scope=scope), scope["path"])
@@ -73,15 +75,12 @@ class Guard:
             if request.status is None:
                 await UNEXPECTED.response()(scope, request.receive, request.send)
         finally:
-            self._note(scope, request.status, perf_counter() - start)
+            self._note(scope, method, request.status, perf_counter() - start)
 
     def _refusal(self, headers: Headers, path: str) -> Problem | None:
         if self._token is None:
             host = headers.get("host", "")
-            name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host
-            if not host.startswith("["):
-                name = host.partition(":")[0]
-            if not is_loopback(name.lower()):
+            if not _is_this_machine(host):
                 return Problem(
                     421,
                     f"host {host!r:.80} is not this machine",
@@ -103,7 +102,9 @@ class Guard:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def _note(self, scope: MutableMapping[str, Any], status: int | None, seconds: float) -> None:
+    def _note(
+        self, scope: MutableMapping[str, Any], method: str, status: int | None, seconds: float
+    ) -> None:
         """Count and log a request: no path, no query, no header, no body of it."""
         route = getattr(scope.get("route"), "path", "other")
         shown = str(status or 499)
@@ -114,7 +115,7 @@ class Guard:
             "request",
             extra={
                 "facts": {
-                    "method": scope["method"] if scope["method"] in _METHODS else "other",
+                    "method": method if method in _METHODS else "other",
                     "route": route,
                     "status": int(shown),
                     "ms": round(1000 * seconds, 2),
@@ -124,8 +125,17 @@ class Guard:
         )
 
 
+def _is_this_machine(host: str) -> bool:
+    """Tell whether a Host header is a loopback name or address, with or without a port.
+
+    Starlette's TrustedHostMiddleware knows no IPv6 addresses and accepts any text after a colon.
+    """
+    found = _HOST.fullmatch(host.lower())
+    return found is not None and is_loopback(found["v6"] or found["name"])
+
+
 def _too_long(scope: MutableMapping[str, Any]) -> Problem | None:
-    """Refuse a head that came in one piece and so passed the limit of the parser."""
+    """Refuse a large head, which the parser accepts if it arrives in one piece."""
     size = len(scope["raw_path"]) + len(scope["query_string"])
     size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if size <= HEAD_LIMIT:
@@ -138,6 +148,8 @@ def _too_long(scope: MutableMapping[str, Any]) -> Problem | None:
         headers={"Connection": "close"},
     )
 
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f]*:[0-9a-f:.]*)\]|(?P<name>[a-z0-9.]+))(?::[0-9]{0,5})?")
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -152,7 +164,7 @@ STOPPING = busy("the server is stopping", rule="a stop ends requests that take l
 
 
 class _Request:
-    """Follows one request: what of its body was read, and what was answered."""
+    """State of one request: whether its body was read, and the status of the answer."""
 
     def __init__(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, drop: int
@@ -177,7 +189,7 @@ class _Request:
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store")
-            if self._more:  # answered before the body has come: this connection is of no more use
+            if self._more:  # answered before the body arrived: the connection must end
                 headers["Connection"] = "close"
                 if not self._expects:
                     await self._linger()

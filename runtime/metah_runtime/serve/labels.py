@@ -1,4 +1,4 @@
-"""What is known of an indexed image beside its code: its name, its label, its domain."""
+"""Name, label and domain of indexed images, from their stored paths or a table."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ FIELDS = ("label", "domain")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Texts for people; label and domain are None where nobody said."""
+    """Name, label and domain of an image; None where unknown."""
 
     name: str
     label: str | None = None
@@ -25,11 +25,13 @@ class Facts:
 class Labels:
     """Finds the facts of a stored path.
 
-    layout: what the folders below ``root`` mean, from the top, such as ("domain", "label"); "*"
-    means nothing. table: absolute path -> (label, domain), which goes before the layout.
+    root, base: see :func:`relative`. layout: what the folders below ``root`` mean, from the top,
+    such as ("domain", "label"); "*" means nothing. table: absolute path -> (label, domain), which
+    takes precedence over the layout.
     """
 
     root: Path | None = None
+    base: Path | None = None
     layout: tuple[str, ...] = ()
     table: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
 
@@ -44,13 +46,15 @@ class Labels:
             raise ConfigError("--layout says what the folders below --images mean; fix: --images")
 
     def facts(self, path: str | None) -> Facts:
-        """Return what is known of a path that an index stores; None has no name."""
+        """Return the facts of a stored path; the name of None is empty."""
         if path is None:
             return Facts("")
-        below = relative(path, self.root)
+        below = relative(path, self.root, self.base)
         found = dict.fromkeys(FIELDS, None) | self._of_folders(below)
-        label, domain = self.table.get(str(self._absolute(path)), (None, None))
-        # Only what lies below the root is told in full: other folders are nobody's business.
+        places = [] if self.root is None or below is None else [str(self.root / below)]
+        places.append(str(PurePath(path) if self.root is None else self.root / path))
+        label, domain = next((self.table[p] for p in places if p in self.table), (None, None))
+        # The folders of images outside of the root are not disclosed.
         name = PurePath(path).name if below is None else str(below)
         return Facts(
             printable(name),
@@ -64,22 +68,21 @@ class Labels:
             return {}
         return {word: folders[at] for at, word in enumerate(self.layout) if word != "*"}
 
-    def _absolute(self, path: str) -> PurePath:
-        return PurePath(path) if self.root is None else self.root / path
 
+def relative(path: str, root: Path | None, base: Path | None = None) -> PurePath | None:
+    """Return a stored path relative to ``root`` (absolute), None if it is not below it.
 
-def relative(path: str, root: Path | None) -> PurePath | None:
-    """Return a stored path as one below ``root`` (absolute), None if it is not, by its text alone.
-
-    A relative path counts from the root.
+    base: the path of the root when the index was built, default the same. Only the text of the
+    paths counts. A relative path counts from the root.
     """
     if root is None:
         return None
     pure = PurePath(path)
     if pure.is_absolute():
-        if not pure.is_relative_to(root):
+        above = next((p for p in (base, root) if p is not None and pure.is_relative_to(p)), None)
+        if above is None:
             return None
-        pure = pure.relative_to(root)
+        pure = pure.relative_to(above)
     return None if ".." in pure.parts or not pure.parts or "\0" in path else pure
 
 

@@ -1,6 +1,7 @@
-"""How much may be at work at once: requests, requests of one client, bytes of bodies."""
+"""Limits on concurrent work: requests, requests of one client, decoders, bytes in memory."""
 
-from collections import Counter
+import asyncio
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ from metah_runtime.serve.problems import busy
 
 
 class Gate:
-    """Counts the requests inside and refuses one too many. Used from the event loop alone."""
+    """Counts the requests at work and refuses those above the limits. Used by the event loop."""
 
     def __init__(self, *, limit: int, per_client: int) -> None:
         self._limit = limit
@@ -18,7 +19,7 @@ class Gate:
 
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
-        """Hold a place for the block; raise Problem 503 or, for the client's share, 429."""
+        """Count one request during the block; raise Problem 503, or 429 for the client's limit."""
         if self.count >= self._limit:
             raise busy(
                 f"{self.count} requests are at work or waiting",
@@ -41,8 +42,70 @@ class Gate:
                 del self._inside[client]
 
 
+class FairSlots:
+    """A fixed number of slots; of the waiting clients, the one that holds the fewest is next.
+
+    A client that was penalized leaves one slot to the others for ``PENALTY`` seconds (if there is
+    more than one). Used from the event loop alone.
+    """
+
+    PENALTY = 60.0
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._penalized: dict[str, float] = {}
+
+    async def acquire(self, client: str) -> None:
+        """Wait for a slot."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        self._assign()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(client)
+            raise
+
+    def release(self, client: str) -> None:
+        """Give a slot back."""
+        self._free += 1
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]
+        self._assign()
+
+    def penalize(self, client: str) -> None:
+        """Reduce the client's share: it held a slot for too long."""
+        now = asyncio.get_running_loop().time()
+        self._penalized = {name: end for name, end in self._penalized.items() if end > now}
+        self._penalized[client] = now + self.PENALTY
+
+    def _assign(self) -> None:
+        while self._free:
+            able = [client for client in self._waiting if self._held[client] < self._most(client)]
+            if not able:
+                return
+            client = min(able, key=lambda name: self._held[name])  # of equals, who waits longest
+            turns = self._waiting.pop(client)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns  # behind the others
+            if not turn.cancelled():
+                self._free -= 1
+                self._held[client] += 1
+                turn.set_result(None)
+
+    def _most(self, client: str) -> int:
+        if self._penalized.get(client, 0.0) > asyncio.get_running_loop().time():
+            return max(1, self._count - 1)
+        return self._count
+
+
 class Budget:
-    """Bytes of request bodies in memory, over all requests."""
+    """Bytes of request bodies and picture files in memory, over all requests."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -50,7 +113,7 @@ class Budget:
 
     @contextmanager
     def hold(self) -> Iterator["Hold"]:
-        """Give what counts the bytes of one request and lets go of them at the end."""
+        """Yield the counter of one request's bytes; they are released at the end of the block."""
         hold = Hold(self)
         try:
             yield hold

@@ -1,4 +1,4 @@
-"""The connection under uvicorn: slow heads, slow readers and crowds are cut off."""
+"""HTTP connections under uvicorn, with limits on slow heads, slow readers and tiny chunks."""
 
 import asyncio
 import json
@@ -8,6 +8,36 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from metah_runtime.serve.problems import MEDIA_TYPE
+
+CHUNKS = 1000
+LEAST_CHUNK = 64
+"""A body of more than ``CHUNKS`` pieces must have so many bytes in each, on average."""
+
+MOST_UNPARSED = 64 << 10
+"""Bytes of an incomplete head, chunk head or trailer."""
+
+READ = 64 << 10
+"""Bytes of one connection that are parsed before it is the turn of another."""
+
+
+class _Connection(h11.Connection):
+    """A parser that refuses bodies in tiny pieces, each of which takes as long as a large one."""
+
+    _pieces = _bytes = 0
+    refusal: str | None = None
+
+    def next_event(self) -> Any:
+        """Return the next event; raise RemoteProtocolError for a bad request."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > CHUNKS and self._bytes < LEAST_CHUNK * self._pieces:
+                self.refusal = f"the body comes in {self._pieces:,} pieces of {self._bytes:,} bytes"
+                raise h11.RemoteProtocolError(self.refusal)
+        return event
 
 
 def protocol(
@@ -20,11 +50,14 @@ def protocol(
     """
 
     class Protocol(H11Protocol):
+        conn: _Connection
         _head: asyncio.TimerHandle | None = None
         _write: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.conn = _Connection(h11.SERVER, MOST_UNPARSED)
+            transport.max_size = READ  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > connections:
                 self.logger.warning("refused a connection: %d are open", connections)
                 transport.write(_raw(503, "too many connections", f"at most {connections}"))
@@ -54,7 +87,11 @@ def protocol(
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self.transport.write(_raw(400, msg, "requests are HTTP/1.1"))
+                rule = "requests are HTTP/1.1"
+                if self.conn.refusal is not None:
+                    msg = self.conn.refusal
+                    rule = f"{CHUNKS:,} pieces of a body have {LEAST_CHUNK} bytes each, on average"
+                self.transport.write(_raw(400, msg, rule))
             self.transport.close()
 
         def _watch_head(self) -> None:

@@ -1,8 +1,10 @@
 """Run a service on a port until the process is told to stop."""
 
 import asyncio
+import math
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -12,6 +14,9 @@ from metah_runtime.errors import ConfigError
 from metah_runtime.serve.app import create_app
 from metah_runtime.serve.protocol import protocol
 from metah_runtime.serve.service import Service
+
+LATE = 4.0
+"""Seconds from the end of the drain to the end of the process."""
 
 IDLE = 5
 """Seconds that a connection may stay open without a request."""
@@ -66,7 +71,13 @@ class Server(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop: SIGTERM or Ctrl-C; a second Ctrl-C does not wait."""
+        """Begin to stop: SIGTERM or Ctrl-C; a second Ctrl-C does not wait.
+
+        Whatever blocks the end, such as a folder of pictures that no longer answers: the kernel
+        ends the process by SIGALRM ``LATE`` seconds after the drain.
+        """
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(self._service.settings.drain + LATE))
         self._service.draining = True
         super().handle_exit(sig, frame)
 
@@ -99,4 +110,6 @@ def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambd
     # uvicorn raises the signal again when it is done: a server that stopped as told has succeeded.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
+    if sys.version_info < (3, 12):  # the default one starts a thread for every process
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(server.serve([sock]))

@@ -1,8 +1,8 @@
-"""What the server does, without HTTP: decode, encode, search, name; and its life."""
+"""The server without HTTP: decodes, encodes, searches, names; starts and stops."""
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,18 +12,30 @@ from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ImageError
 from metah_runtime.model.encoder import Encoder
+from metah_runtime.serve import logs
 from metah_runtime.serve.batching import Batcher
 from metah_runtime.serve.body import CodeQuery, IdQuery, ImageQuery, Query
-from metah_runtime.serve.decoding import Decoders
+from metah_runtime.serve.decoding import DecoderDied, Decoders, DecoderSlow
 from metah_runtime.serve.labels import Labels
-from metah_runtime.serve.limits import Budget, Gate
+from metah_runtime.serve.limits import Budget, FairSlots, Gate
 from metah_runtime.serve.metrics import Metrics
-from metah_runtime.serve.searching import Found, Reach, find
 from metah_runtime.serve.settings import Settings
+from metah_runtime.serve.threads import Threads
 from metah_runtime.serve.thumbnails import Picture, Thumbnails
 from metah_runtime.serve.versions import Version, Versions
 
 T = TypeVar("T")
+
+PICTURE_THREADS = 4
+"""Threads that read files of pictures: a folder that does not answer stops no search."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpec:
+    """What to find: the ``count`` nearest codes, of those within ``radius`` bits if given."""
+
+    count: int
+    radius: int | None = None
 
 
 class Service:
@@ -37,7 +49,9 @@ class Service:
     ) -> None:
         self.settings = settings
         self.encoder = encoder
-        self.labels = labels or Labels(settings.images and settings.images.resolve())
+        self.labels = labels or Labels(
+            settings.images and settings.images.resolve(), settings.images_base
+        )
         self.metrics = Metrics()
         self.gate = Gate(limit=settings.queue, per_client=settings.per_client)
         self.budget = Budget(settings.max_memory)
@@ -51,21 +65,27 @@ class Service:
             encoder.bundle.preprocess,
             count=settings.decoders,
             max_pixels=settings.max_pixels,
-            timeout=settings.timeout,
+            timeout=settings.decode_timeout,
             on_restart=self.metrics.restarts.inc,
         )
+        self._slots = FairSlots(settings.decoders)
         self.batcher = Batcher(
             encoder.runner.run,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             on_batch=self.metrics.batches.observe,
         )
+        self._threads = Threads(max(2, usable_cores()), "search")
+        self._files = Threads(PICTURE_THREADS, "pictures")
         self.thumbnails = settings.images and Thumbnails(
-            settings.images, limit=settings.max_body, make=self.decoders.thumbnail
+            settings.images,
+            base=settings.images_base,
+            limit=settings.max_body,
+            make=self.decoders.thumbnail,
+            threads=self._files,
         )
         self.draining = False
         self._started = False
-        self._threads = ThreadPoolExecutor(max(2, usable_cores()), thread_name_prefix="search")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._add_gauges()
@@ -88,7 +108,8 @@ class Service:
         await self.batcher.close()
         await self.decoders.close()
         self.versions.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._threads, self._files):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def not_ready(self) -> str | None:
         """Return why no queries should be sent now, None if they are welcome."""
@@ -103,16 +124,20 @@ class Service:
             return "no decoding process"
         return None
 
-    async def search(self, query: Query, reach: Reach) -> tuple[dict[str, Any], dict[str, float]]:
+    async def search(
+        self, query: Query, spec: SearchSpec, client: str = ""
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Answer a query: (SearchAnswer as a dictionary, seconds by stage).
 
-        Raises what Decoders.pixels raises, and IndexMismatch for an unknown id.
+        client: whose share of the decoders is used. Raises what Decoders.pixels raises, and
+        IndexMismatch for an unknown id.
         """
         times: dict[str, float] = {}
         code, logits = None, None
         if isinstance(query, ImageQuery):
+            data = query.data
             with self.metrics.stage("decode", times):
-                pixels = await self.decoders.pixels(query.data)
+                pixels = await self._decode(client, lambda: self.decoders.pixels(data))
             with self.metrics.stage("encode", times):
                 row, floats = await self.batcher.encode(pixels)
             code, logits = row[None], [float(str(value)) for value in floats]
@@ -120,26 +145,41 @@ class Service:
             code = np.frombuffer(query.code, np.uint8)[None]
         given = query.id if isinstance(query, IdQuery) else None
         with self.metrics.stage("search", times):
-            (found, used), name = await self._in_thread(
-                lambda version: self._find(version, code, given, reach)
+            found, name = await self._in_thread(
+                lambda version: self._find(version, code, given, spec)
             )
-        return {
-            "version": name,
-            "code": used.tobytes().hex(),
-            "bits": self.encoder.bits,
-            "logits": logits,
-            "neighbours": self._neighbours(found),
-            "within": found.within,
-            "cut": found.within is not None and found.within > len(found.ids),
-        }, times
+        head = {"version": name, "code": "", "bits": self.encoder.bits, "logits": logits}
+        return head | found, times
 
-    async def thumbnail(self, image: int, size: int) -> Picture:
-        """Return (media type, picture) of an indexed image; raise ImageError, IndexMismatch."""
+    async def thumbnail(
+        self, image: int, size: int, client: str = "", count: Callable[[int], None] = lambda _: None
+    ) -> Picture:
+        """Return (media type, picture) of an indexed image; raise ImageError, IndexMismatch.
+
+        client: whose share of the decoders is used; count: told the bytes of a file that is read.
+        """
         assert self.thumbnails
         (path,), _ = await self._in_thread(lambda version: version.index.paths([image]))
         if path is None:
             raise ImageError("the index names no file for it")
-        return await self.thumbnails.get(path, size)
+        return await self.thumbnails.get(
+            path, size, turn=lambda make: self._decode(client, make), count=count
+        )
+
+    async def _decode(self, client: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Run what uses one decoder once it is the client's turn."""
+        await self._slots.acquire(client)
+
+        async def use() -> T:
+            try:
+                return await work()
+            except (DecoderDied, DecoderSlow):
+                self._slots.penalize(client)
+                raise
+            finally:
+                self._slots.release(client)
+
+        return await self._finish(use())
 
     async def _in_thread(self, ask: Callable[[Version], T]) -> tuple[T, str]:
         """Ask one version of the index, in a thread; return (answer, name of the version).
@@ -152,7 +192,11 @@ class Service:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._threads, ask, version), version.name
 
-        task = asyncio.create_task(use())
+        return await self._finish(use())
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that goes on to its end if the request is given up."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
@@ -162,34 +206,34 @@ class Service:
         if not task.cancelled():
             task.exception()  # the waiting request has it, or has given up
 
-    @staticmethod
     def _find(
-        version: Version, code: Codes | None, given: int | None, reach: Reach
-    ) -> tuple[Found, Codes]:
+        self, version: Version, code: Codes | None, given: int | None, spec: SearchSpec
+    ) -> dict[str, Any]:
+        """Search for one code, (1, bits / 8) uint8, or the code of an indexed image."""
+        index = version.index
         if code is None:
-            code = version.index.codes([given])
-        return find(version.index, code, reach), code
-
-    def _neighbours(self, found: Found) -> list[dict[str, Any]]:
-        rows = zip(found.ids.tolist(), found.distances.tolist(), found.paths, strict=True)
-        neighbours = []
-        for image, distance, path in rows:
-            facts = self.labels.facts(path)
-            neighbours.append(
-                {
-                    "id": image,
-                    "distance": distance,
-                    "name": facts.name,
-                    "label": facts.label,
-                    "domain": facts.domain,
-                }
-            )
-        return neighbours
+            code = index.codes([given])
+        within = None if spec.radius is None else int(index.count(code, spec.radius)[0])
+        count = spec.count if within is None else min(spec.count, within)
+        nearest = index.search(code, max(count, 1))  # those within a radius are the nearest of all
+        ids, distances = nearest.ids[0, :count], nearest.distances[0, :count]
+        facts = map(self.labels.facts, index.paths(ids))
+        rows = zip(ids.tolist(), distances.tolist(), facts, strict=True)
+        return {
+            "code": code.tobytes().hex(),
+            "neighbours": [
+                {"id": image, "distance": distance, **asdict(known)}
+                for image, distance, known in rows
+            ],
+            "within": within,
+            "cut": within is not None and within > len(ids),
+        }
 
     def _add_gauges(self) -> None:
         gauge = self.metrics.gauge
         gauge("queue_requests", "Requests at work or waiting", lambda: self.gate.count)
         gauge("body_bytes", "Bytes of bodies in memory", lambda: self.budget.used)
+        gauge("log_dropped_lines", "Lines of the log that were dropped", logs.dropped)
         gauge("decoders", "Decoding processes", lambda: len(self.decoders.pids))
         gauge("index_codes", "Codes in the index", lambda: len(self.versions.current.snapshot))
         gauge(

@@ -1,64 +1,101 @@
-"""Pictures of indexed images: only files that the index names, only below one folder, no links."""
+"""Thumbnails of indexed images: files that the index names, below one folder, not behind links."""
 
 import asyncio
 import errno
 import os
+import shlex
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from concurrent.futures import Executor
+from pathlib import Path, PurePath
 
 from metah_runtime.errors import ImageError
+from metah_runtime.index import Index
 from metah_runtime.serve.labels import relative
+from metah_runtime.text import printable
 
 CACHE_BYTES = 64 << 20
 
-Make = Callable[[bytes, int], Awaitable[tuple[str, bytes]]]
+LOOKED_AT = 200
+"""Paths of an index that are looked at when the server starts."""
+
 Picture = tuple[str, bytes]
+Make = Callable[[bytes, int], Awaitable[Picture]]
+Turn = Callable[[Callable[[], Awaitable[Picture]]], Awaitable[Picture]]
 Key = tuple[int, ...]
+
+
+async def at_once(make: Callable[[], Awaitable[Picture]]) -> Picture:
+    """Make a picture without waiting for a turn."""
+    return await make()
 
 
 class Thumbnails:
     """Makes thumbnails of stored paths and keeps the last used ones in memory.
 
-    root: the folder (its own links resolved once); limit: bytes of one file; make: bytes, size ->
-    (media type, picture).
+    root: the folder (its own links resolved once); base: the folder's path when the index was
+    built, if that was another one; limit: bytes of one file; make: bytes, size -> (media type,
+    picture); threads: read the files.
     """
 
-    def __init__(self, root: Path, *, limit: int, make: Make, cache: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        base: Path | None = None,
+        limit: int,
+        make: Make,
+        cache: int = CACHE_BYTES,
+        threads: Executor | None = None,
+    ) -> None:
         self.root = root.resolve()
+        self._base = base
         self._limit = limit
         self._make = make
         self._room = cache
+        self._threads = threads
         self._cache: OrderedDict[Key, Picture] = OrderedDict()
 
-    async def get(self, path: str, size: int) -> Picture:
+    async def get(
+        self,
+        path: str,
+        size: int,
+        *,
+        turn: Turn = at_once,
+        count: Callable[[int], None] = lambda _: None,
+    ) -> Picture:
         """Return (media type, picture), at most ``size`` pixels wide and high.
 
-        Raises ImageError, whose message names no path.
+        turn: called to read and decode a file that is not cached; count: told the bytes of the
+        file before it is read. Raises ImageError, whose message names no path.
         """
-        key, found = await asyncio.to_thread(self._read, path, size)
-        if not isinstance(found, bytes):
-            if key in self._cache:
-                self._cache.move_to_end(key)
-            return found
-        picture = await self._make(found, size)
-        self._keep(key, picture)
-        return picture
+        loop = asyncio.get_running_loop()
+        status, _ = await loop.run_in_executor(self._threads, self._read, path, 0)
+        if (kept := self._cache.get(_key(status, size))) is not None:
+            self._cache.move_to_end(_key(status, size))
+            return kept
 
-    def _read(self, path: str, size: int) -> tuple[Key, Picture | bytes]:
-        """Return (key of the picture, the picture if it is kept, else the contents of the file)."""
-        handle = open_below(self.root, path)
+        async def make() -> Picture:
+            count(status.st_size)
+            now, data = await loop.run_in_executor(self._threads, self._read, path, status.st_size)
+            picture = await self._make(data, size)
+            self._keep(_key(now, size), picture)
+            return picture
+
+        return await turn(make)
+
+    def _read(self, path: str, most: int) -> tuple[os.stat_result, bytes]:
+        """Return the status and the first ``most`` bytes of a file."""
+        handle = open_below(self.root, path, self._base)
         try:
             status = os.fstat(handle)
-            key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, size)
-            kept = self._cache.get(key)
-            if kept is not None:
-                return key, kept
             if status.st_size > self._limit:
                 raise ImageError(f"its file is larger than {self._limit:,} bytes")
             with os.fdopen(os.dup(handle), "rb") as file:
-                return key, file.read(self._limit)
+                return status, file.read(most) if most else b""
+        except OSError as error:
+            raise ImageError("its file cannot be read") from error
         finally:
             os.close(handle)
 
@@ -71,32 +108,71 @@ class Thumbnails:
             self._room += len(old)
 
 
-def open_below(root: Path, path: str) -> int:
+def missing_pictures(index: Index, root: Path, base: Path | None) -> str | None:
+    """Return a warning if paths of an index have no file below ``root``, None if all have one.
+
+    Of a large index, ``LOOKED_AT`` paths are looked at.
+    """
+    ids = index.ids()
+    ids = ids[:: max(1, len(ids) // LOOKED_AT)]
+    paths = [path for path in index.paths(ids) if path is not None]
+    lost = [path for path in paths if not _is_there(root, path, base)]
+    if not lost:
+        return None if paths else "the index names no files: there are no thumbnails"
+    how_many = "none" if len(lost) == len(paths) else f"{len(paths) - len(lost):,}"
+    text = (
+        f"{how_many} of the {len(paths):,} paths of the index that were looked at can be opened "
+        f"below --images {root}; the first that cannot is {printable(lost[0])}: such images have "
+        "no thumbnail and, unless they are below that folder, no label by --layout"
+    )
+    parts = PurePath(lost[0]).parts
+    for cut in range(1, len(parts)):
+        if lost[0].startswith("/") and _is_there(root, str(PurePath(*parts[cut:])), None):
+            return f"{text}; fix: --base {shlex.quote(str(PurePath(*parts[:cut])))}"
+    return f"{text}; fix: --images with the folder that holds these files"
+
+
+def _is_there(root: Path, path: str, base: Path | None) -> bool:
+    try:
+        os.close(open_below(root, path, base))
+    except ImageError:
+        return False
+    return True
+
+
+def open_below(root: Path, path: str, base: Path | None = None) -> int:
     """Open a regular file below ``root`` for reading, following no link on the way.
 
-    Each folder is opened from the one above it, so that a link put in place meanwhile is refused
-    as well. Raises ImageError.
+    Each folder is opened from the one above it, so that a link that is created meanwhile is
+    refused as well. base: see :func:`relative`. Raises ImageError.
     """
-    below = relative(path, root)
+    below = relative(path, root, base)
     if below is None:
         raise ImageError("its file is not below the folder that is served")
-    folders = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folders = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    at = handle = -1
     try:
+        at = os.open(root, folders)
         for name in below.parts[:-1]:
-            deeper = os.open(name, folders, dir_fd=at)
+            deeper = os.open(name, folders | os.O_NOFOLLOW, dir_fd=at)
             os.close(at)
             at = deeper
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(below.parts[-1], flags, dir_fd=at)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            opened, handle = handle, -1
+            return opened
+        raise ImageError("its file is not a regular file")
     except OSError as error:
-        link = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        link = at >= 0 and error.errno in (errno.ELOOP, errno.ENOTDIR)
         raise ImageError(
             "its file is behind a link" if link else "its file cannot be opened"
         ) from error
     finally:
-        os.close(at)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ImageError("its file is not a regular file")
-    return handle
+        for number in (at, handle):
+            if number >= 0:
+                os.close(number)
+
+
+def _key(status: os.stat_result, size: int) -> Key:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, size

@@ -1,7 +1,6 @@
 """Versions of an index: each request sees one, and a new one takes over between requests."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -13,13 +12,12 @@ from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import NAME, Manifest
 from metah_runtime.index.snapshot import Snapshot, newest
+from metah_runtime.serve.logs import log
 
 Stamp: TypeAlias = tuple[int, int, int] | None
 
 RETRY = 30.0
 """Seconds after which a version that could not be opened is tried again, changed or not."""
-
-log = logging.getLogger("metah.serve")
 
 
 class Version:

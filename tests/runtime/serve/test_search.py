@@ -10,7 +10,7 @@ from PIL import Image
 
 from metah_runtime import Index
 from metah_runtime.codes import Codes
-from metah_runtime.serve.models import IndexAnswer, ProblemBody, SearchAnswer
+from metah_runtime.serve.openapi import IndexAnswer, ProblemBody, SearchAnswer
 
 from .conftest import BITS, COUNT, Running, World
 

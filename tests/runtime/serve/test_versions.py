@@ -12,7 +12,6 @@ import pytest
 from metah_runtime import Index
 from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
 from metah_runtime.index.manifest import NAME
-from metah_runtime.serve.searching import Reach, find
 from metah_runtime.serve.versions import Versions, open_version
 
 MODEL = "a" * 64
@@ -40,15 +39,15 @@ def test_a_request_sees_one_version_and_the_old_one_closes_after_it(tmp_path: Pa
     store = build(tmp_path / "index")
     told: list[bool] = []
     versions = watch(tmp_path / "index", told)
-    before = find(versions.current.index, ZERO, Reach(100)).ids
+    before = versions.current.index.search(ZERO, 100).ids[0]
     with versions.use() as old:
         with versions.use() as same:
             assert same is old
         store.add(ZERO)
         assert reload(versions)
         assert (old.closed, versions.current is old) == (False, False)
-        assert np.array_equal(find(old.index, ZERO, Reach(100)).ids, before)
-        now = find(versions.current.index, ZERO, Reach(100)).ids
+        assert np.array_equal(old.index.search(ZERO, 100).ids[0], before)
+        now = versions.current.index.search(ZERO, 100).ids[0]
         assert sorted(now) == [*range(51)]
     assert old.closed
     with pytest.raises(MetahError, match="closed"):
@@ -93,12 +92,12 @@ def test_a_damaged_state_is_refused_and_the_old_one_goes_on(tmp_path: Path, dama
     assert not reload(versions)
     assert versions.failure
     assert (versions.current.name, versions.current.closed) == (name, False)
-    assert len(find(versions.current.index, ZERO, Reach(5000)).ids) == 3000
+    assert len(versions.current.index.search(ZERO, 5000).ids[0]) == 3000
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(tmp_path / "good", path)
     assert reload(versions)
     assert versions.failure is None
-    assert len(find(versions.current.index, ZERO, Reach(9000)).ids) == 6000
+    assert len(versions.current.index.search(ZERO, 9000).ids[0]) == 6000
     assert told == [False, True]
 
 
@@ -143,4 +142,4 @@ def test_the_watch_sees_a_commit(tmp_path: Path) -> None:
                 task.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 20))
-    assert 3 not in find(versions.current.index, ZERO, Reach(100)).ids
+    assert 3 not in versions.current.index.search(ZERO, 100).ids[0]
