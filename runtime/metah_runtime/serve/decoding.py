@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from metah_runtime.errors import ImageError, MetahError
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.images.worker_process import WorkerDied, WorkerProcess, WorkerSettings
+from metah_runtime.serve.threads import Threads
 
 
 class TooManyPixels(ImageError):  # noqa: N818 - the family's names state the fact
@@ -47,7 +47,7 @@ class Decoders:
         self._on_restart = on_restart
         self._idle: asyncio.LifoQueue[WorkerProcess] = asyncio.LifoQueue()
         self._all: set[WorkerProcess] = set()
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decoder")
+        self._threads = Threads(count, "decoder")
         self._tasks: set[asyncio.Task[object]] = set()
         self._closed = False
 

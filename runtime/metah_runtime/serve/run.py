@@ -4,7 +4,6 @@ import asyncio
 import math
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -110,6 +109,4 @@ def run(service: Service, sock: socket.socket, ready: Callable[[], None] = lambd
     # uvicorn raises the signal again when it is done: a server that stopped as told has succeeded.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
-    if sys.version_info < (3, 12):  # the default one starts a thread for every process
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(server.serve([sock]))
