@@ -20,7 +20,7 @@ from torch import nn
 from metah_export.precision import forms, lower
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.to_onnx import to_onnx
-from metah_runtime.model.bundle import PRECISIONS
+from metah_runtime.model.manifest import PRECISIONS
 
 SHAPE = (224, 224, 3)
 

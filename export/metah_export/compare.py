@@ -25,7 +25,8 @@ from metah_export.verify import (
 from metah_runtime.checks import usable_cores
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import MODEL, Bundle, Engine
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import MODEL, Engine
 from metah_runtime.model.runners import Runner
 from metah_runtime.reporting import Progress, no_progress
 

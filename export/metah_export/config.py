@@ -11,7 +11,7 @@ from metah_export.quantize import Calibration
 from metah_runtime import schema
 from metah_runtime.checks import check_threads
 from metah_runtime.errors import ConfigError
-from metah_runtime.model.bundle import PRECISIONS
+from metah_runtime.model.manifest import PRECISIONS
 
 MIN_IMAGES = 500
 """Parity is measured on at least so many images, if the data set has them."""

@@ -12,7 +12,8 @@ from metah_runtime import schema
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.images.preprocess import Preprocess
-from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 

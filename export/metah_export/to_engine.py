@@ -17,7 +17,7 @@ from metah_runtime import files
 from metah_runtime.cuda import driver
 from metah_runtime.cuda.fatbin import cache_folder
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
-from metah_runtime.model.bundle import ENGINE_KINDS, Engine
+from metah_runtime.model.manifest import ENGINE_KINDS, Engine
 from metah_runtime.model.runners.tensorrt_library import (
     PORTABLE,
     import_trt,

@@ -14,7 +14,8 @@ from metah_export.onnx_rules import CODES, INPUT, LOGITS
 from metah_export.verify import check_rules
 from metah_runtime import files
 from metah_runtime.errors import BundleError, ConfigError, EngineError
-from metah_runtime.model.bundle import MODEL, Bundle, Engine
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import MODEL, Engine
 
 BACKENDS = ("onnxruntime", "tensorrt")
 INSTANCES = ("cpu", "gpu")

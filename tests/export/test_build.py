@@ -278,7 +278,7 @@ def _relist(bundle: Bundle, name: str, data: bytes) -> None:
     """Write a manifest that fits a changed file, as someone who means harm would."""
     import hashlib
 
-    from metah_runtime.model.bundle import fingerprint, seal
+    from metah_runtime.model.manifest import fingerprint, seal
 
     path = bundle.path / "manifest.json"
     value = json.loads(path.read_text())

@@ -23,7 +23,8 @@ from metah_export.svg import Line, columns, lines, rows
 from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners.tensorrt_library import this_platform
 
 Make = Callable[..., Bundle]

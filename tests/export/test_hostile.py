@@ -18,7 +18,8 @@ from metah_export.cli import main as cli
 from metah_export.reference_set import SOURCE, ReferenceSet
 from metah_runtime.cli import console
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import Bundle, fingerprint, seal
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import fingerprint, seal
 
 Make = Callable[..., Bundle]
 Edit = Callable[[onnx.ModelProto], None]

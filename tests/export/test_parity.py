@@ -13,7 +13,7 @@ from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_runtime import schema
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, ParityError
-from metah_runtime.model.bundle import PRECISIONS
+from metah_runtime.model.manifest import PRECISIONS
 
 SHAPE = (2, 3, 1)
 

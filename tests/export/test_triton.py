@@ -21,7 +21,8 @@ from metah_export.triton import TritonConfig, triton
 from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError, EngineError
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import Engine
 
 Make = Callable[..., Bundle]
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from metah_export.cli import options
 from metah_export.cli.parity_table import print_parity
 from metah_runtime import schema
 from metah_runtime.cli import console
-from metah_runtime.model.bundle import ENGINE_KINDS, PRECISIONS
+from metah_runtime.model.manifest import ENGINE_KINDS, PRECISIONS
 
 
 @click.command()

@@ -7,7 +7,7 @@ import click
 from metah_export.cli import options
 from metah_runtime import schema
 from metah_runtime.cli import console
-from metah_runtime.model.bundle import ENGINE_KINDS
+from metah_runtime.model.manifest import ENGINE_KINDS
 
 
 @click.command()

@@ -12,9 +12,7 @@ digest is checked. Files that the manifest does not list are ignored.
 """
 
 import hashlib
-import json
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,68 +24,19 @@ from metah_runtime.codes import BIT_ORDER, BIT_RULE, check_bits
 from metah_runtime.errors import BundleError
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.model import card
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-DIGEST = "digest"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-ENGINE_KINDS = ("tensorrt", "tensorrt-rtx")
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024
-_NAME = re.compile(r"(?:engines/)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class File:
-    """One listed file: SHA-256 as 64 hex digits, size in bytes."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """One TensorRT engine of a bundle and everything that decides whether it may be loaded.
-
-    kind: builder family; file: its name in the bundle; builder: exact version of the builder;
-    targets: compute capabilities such as '8.9', or ('portable',); platform: such as 'linux-x86_64';
-    batch: (min, opt, max) images; flags: builder flags; model_sha256: the ONNX it was built from;
-    parity: its comparison with the truth, None if it was built where it cannot run.
-    """
-
-    kind: str
-    file: str
-    builder: str
-    targets: tuple[str, ...]
-    platform: str
-    batch: tuple[int, int, int]
-    flags: tuple[str, ...]
-    model_sha256: str
-    parity: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What manifest.json says, checked.
-
-    precision: of the weights and activations inside the model; opset: ONNX operator set; parity:
-    how the codes compare with the trained model's; training: the run's settings.
-    """
-
-    format: int
-    bits: int
-    bit_rule: str
-    bit_order: str
-    preprocess: Preprocess
-    precision: str
-    opset: int
-    fingerprint: str
-    files: Mapping[str, File]
-    engines: tuple[Engine, ...]
-    versions: Mapping[str, str]
-    training: Mapping[str, Any]
-    parity: Mapping[str, Any]
+from metah_runtime.model.manifest import (
+    FORMAT,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MODEL,
+    Engine,
+    ListedFile,
+    Manifest,
+    damaged,
+    fingerprint,
+    manifest_from_dict,
+    seal,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +62,16 @@ class Bundle:
         for name, entry in manifest.files.items():
             size = _stat(folder, name).st_size
             if size != entry.size:
-                raise _damaged(folder / name, f"{size} bytes, the manifest says {entry.size}")
+                raise damaged(folder / name, f"{size} bytes, the manifest says {entry.size}")
             if verify and files.sha256(folder / name) != entry.sha256:
-                raise _damaged(folder / name, "its SHA-256 is not the manifest's")
+                raise damaged(folder / name, "its SHA-256 is not the manifest's")
         expected = fingerprint(
             model_sha256=manifest.files[MODEL].sha256,
             preprocess=manifest.preprocess,
             bits=manifest.bits,
         )
         if manifest.fingerprint != expected:
-            raise _damaged(
+            raise damaged(
                 folder / MANIFEST,
                 f"fingerprint {manifest.fingerprint[:12]} does not belong to this model, "
                 f"which has {expected[:12]}",
@@ -159,20 +108,8 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} lists no file {name!r}")
         data = _read(self.path, name, entry.size)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise _damaged(self.path / name, "its SHA-256 is not the manifest's")
+            raise damaged(self.path / name, "its SHA-256 is not the manifest's")
         return data
-
-
-def fingerprint(*, model_sha256: str, preprocess: Preprocess, bits: int) -> str:
-    """Return SHA-256 over (model graph and weights, preprocessing, bits, bit rule, bit order)."""
-    parts = {
-        "bit_order": BIT_ORDER,
-        "bit_rule": BIT_RULE,
-        "bits": check_bits(bits),
-        "model": model_sha256,
-        "preprocess": preprocess.to_dict(),
-    }
-    return _sha256_of(parts)
 
 
 def write_bundle(
@@ -213,7 +150,7 @@ def write_bundle(
         training=training,
         parity=parity,
     )
-    _from_dict(schema.to_json(manifest), folder / MANIFEST)
+    manifest_from_dict(schema.to_json(manifest), folder / MANIFEST)
     contents[card.FILE] = card.render(manifest).encode()
     manifest = replace(manifest, files={**listed, card.FILE: _entry(contents[card.FILE])})
     with files.new_folder(folder) as staging:
@@ -249,7 +186,7 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
         files={**bundle.manifest.files, engine.file: _entry(plan)},
         engines=(*others, engine),
     )
-    _from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
+    manifest_from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
     target = bundle.path / engine.file
     target.parent.mkdir(exist_ok=True)
     files.write_bytes(target, plan)
@@ -257,19 +194,8 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     return Bundle(bundle.path, manifest)
 
 
-def _entry(data: bytes) -> File:
-    return File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-
-def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's JSON object with ``digest``: SHA-256 of all else, keys sorted."""
-    rest = {key: value for key, value in manifest.items() if key != DIGEST}
-    return {**rest, DIGEST: _sha256_of(rest)}
-
-
-def _sha256_of(value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _entry(data: bytes) -> ListedFile:
+    return ListedFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -282,63 +208,10 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         value = schema.parse_json(data)
     except ValueError as error:
-        raise _damaged(path, f"not valid JSON ({error})") from error
+        raise damaged(path, f"not valid JSON ({error})") from error
     if isinstance(value, dict) and value.get("format") == FORMAT and seal(value) != value:
-        raise _damaged(path, "its digest is not that of its contents")
-    return _from_dict(value, path)
-
-
-def _from_dict(value: Any, path: Path) -> Manifest:
-    if not isinstance(value, dict):
-        raise _damaged(path, f"must hold a JSON object, got {type(value).__name__}")
-    if value.get("format") != FORMAT or isinstance(value.get("format"), bool):
-        raise BundleError(
-            f"{path}: format version {value.get('format')!r}, this program reads {FORMAT}; "
-            "fix: export again with this program, or install the version that wrote it"
-        )
-    try:
-        manifest = schema.from_json(Manifest, {k: v for k, v in value.items() if k != DIGEST})
-        check_bits(manifest.bits)
-    except ValueError as error:
-        raise _damaged(path, str(error)) from error
-    problem = _problem(manifest)
-    if problem:
-        raise _damaged(path, problem)
-    return manifest
-
-
-def _problem(manifest: Manifest) -> str | None:
-    """Return the first broken rule of a manifest's values, or None."""
-    if manifest.bit_rule != BIT_RULE or manifest.bit_order != BIT_ORDER:
-        return (
-            f"bit rule {manifest.bit_rule!r} and order {manifest.bit_order!r}, "
-            f"this program knows {BIT_RULE!r} and {BIT_ORDER!r}"
-        )
-    if manifest.precision not in PRECISIONS:
-        return f"precision must be one of {', '.join(PRECISIONS)}, got {manifest.precision!r}"
-    if MODEL not in manifest.files:
-        return f"files must list {MODEL}"
-    for name, entry in manifest.files.items():
-        if not _NAME.fullmatch(name) or name == MANIFEST:
-            return (
-                f"file name {name!r} is not allowed: letters, digits, '.', '_' and '-', in the "
-                "bundle's folder or its folder 'engines'"
-            )
-        if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
-            return f"file {name!r} needs a SHA-256 of 64 hex digits and a size >= 0"
-    seen = set()
-    for engine in manifest.engines:
-        if engine.file not in manifest.files or engine.file == MODEL or engine.file in seen:
-            return f"engine file {engine.file!r} must be listed once among files"
-        seen.add(engine.file)
-        if engine.kind not in ENGINE_KINDS:
-            return f"engine kind must be one of {', '.join(ENGINE_KINDS)}, got {engine.kind!r}"
-        low, best, high = engine.batch
-        if not 1 <= low <= best <= high:
-            return f"engine {engine.file!r}: batch must hold 1 <= min <= opt <= max"
-        if engine.model_sha256 != manifest.files[MODEL].sha256:
-            return f"engine {engine.file!r} was built from another model"
-    return None
+        raise damaged(path, "its digest is not that of its contents")
+    return manifest_from_dict(value, path)
 
 
 def _stat(folder: Path, name: str) -> os.stat_result:
@@ -366,14 +239,10 @@ def _read(folder: Path, name: str, size: int | None) -> bytes:
     path = folder / name
     found = _stat(folder, name).st_size
     if size is not None and found != size:
-        raise _damaged(path, f"{found} bytes, the manifest says {size}")
+        raise damaged(path, f"{found} bytes, the manifest says {size}")
     if size is None and found > MAX_MANIFEST_BYTES:
-        raise _damaged(path, f"{found} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
+        raise damaged(path, f"{found} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
         return files.read_regular(path, found)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _damaged(path: Path, reason: str) -> BundleError:
-    return BundleError(f"{path} is damaged: {reason}; fix: copy the bundle again or export again")

@@ -6,12 +6,10 @@ other file. A fact that the manifest does not hold is said to be missing; none i
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metah_runtime.images.formats import FORMATS, MAX_PIXELS
-
-if TYPE_CHECKING:
-    from metah_runtime.model.bundle import Manifest
+from metah_runtime.model.manifest import MODEL, Manifest
 
 FILE = "MODEL_CARD.md"
 UNSTATED = "not stated"
@@ -39,7 +37,7 @@ _SPLIT = (
 )
 
 
-def render(manifest: "Manifest") -> str:
+def render(manifest: Manifest) -> str:
     """Return the card of a bundle as Markdown; the same manifest gives the same text."""
     training = manifest.training
     config = _mapping(training.get("config"))
@@ -68,7 +66,7 @@ def render(manifest: "Manifest") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _model(manifest: "Manifest", config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _model(manifest: Manifest, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, label in _RUN:
         if key in config:
             yield label, "none" if config[key] is None else _text(config[key])
@@ -76,7 +74,7 @@ def _model(manifest: "Manifest", config: Mapping[str, Any]) -> Iterator[tuple[st
     yield "bit order", _text(manifest.bit_order)
     yield "precision inside the model", _text(manifest.precision)
     yield "ONNX operator set", str(manifest.opset)
-    yield "model.onnx", f"{manifest.files['model.onnx'].size:,} bytes"
+    yield "model.onnx", f"{manifest.files[MODEL].size:,} bytes"
     yield "fingerprint", f"`{manifest.fingerprint}`"
     yield "training run", _text(manifest.training.get("run"))
 
@@ -100,7 +98,7 @@ def _data(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     return [_table([*rows, ("classes", str(len(names)))]), f"Classes: {shown}{more}."]
 
 
-def _preprocessing(manifest: "Manifest") -> str:
+def _preprocessing(manifest: Manifest) -> str:
     spec = manifest.preprocess
     colour = "grey (ITU-R 601)" if spec.channels == 1 else "RGB"
     return (
@@ -136,7 +134,7 @@ def _scores(evaluation: Any) -> list[str]:
     return [target, _table(rows, ("score", "target", "held-out source"))]
 
 
-def _export(manifest: "Manifest") -> str:
+def _export(manifest: Manifest) -> str:
     parity = manifest.parity
     if not {"flips", "images", "runner", "source_images", "target_images"} <= set(parity):
         return "The codes were not compared with those of the trained network."
@@ -155,7 +153,7 @@ def _export(manifest: "Manifest") -> str:
     return text
 
 
-def _limits(manifest: "Manifest") -> str:
+def _limits(manifest: Manifest) -> str:
     lines = [
         "The scores hold for the data named above. On images of another kind nothing was measured.",
         "A code may be compared only with codes of the same fingerprint.",

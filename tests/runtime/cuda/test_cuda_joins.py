@@ -18,7 +18,8 @@ from metah_runtime.cli.main import cli
 from metah_runtime.cuda import choice, driver
 from metah_runtime.cuda import index as cuda_index
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, ImageError
-from metah_runtime.model.bundle import Bundle, Engine
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners import onnxruntime_runner
 from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 from metah_runtime.results import Matches

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from metah_runtime.errors import BundleError
 from metah_runtime.images.preprocess import Preprocess
-from metah_runtime.model.bundle import Bundle, Engine, add_engine, fingerprint, seal
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import Engine, fingerprint, seal
 
 Make = Callable[..., Bundle]
 

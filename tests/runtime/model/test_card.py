@@ -15,7 +15,8 @@ from metah_runtime.cli import console
 from metah_runtime.cli.main import cli
 from metah_runtime.errors import BundleError
 from metah_runtime.model import card
-from metah_runtime.model.bundle import Bundle, seal
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import seal
 
 Make = Callable[..., Bundle]
 

@@ -13,7 +13,8 @@ import pytest
 from metah_runtime.cuda import driver
 from metah_runtime.errors import BackendUnavailable, BundleError, ConfigError, EngineError
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import Bundle, Engine, add_engine
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners import tensorrt_runner as trt_module
 from metah_runtime.model.runners.tensorrt_library import check_engine, make_logger, this_platform
 from metah_runtime.model.runners.tensorrt_runner import TrtRunner, open_trt

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from metah_runtime.errors import BackendUnavailable, EngineError, MissingExtra
-from metah_runtime.model.bundle import Engine
+from metah_runtime.model.manifest import Engine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PORTABLE = "portable"

@@ -14,7 +14,8 @@ from metah_runtime.codes import Codes
 from metah_runtime.cuda.driver import Device, shared_devices
 from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
-from metah_runtime.model.bundle import Bundle, Engine
+from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners import Images, Logits
 from metah_runtime.model.runners.onnxruntime_runner import check_images
 from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt, make_logger
