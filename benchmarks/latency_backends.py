@@ -21,7 +21,8 @@ from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.to_onnx import CodeModel, to_onnx
 from metah_runtime.cuda.driver import open_devices
 from metah_runtime.errors import MetahError
-from metah_runtime.model.runners.onnxruntime_runner import INPUT, OUTPUTS, PROVIDERS, OrtRunner
+from metah_runtime.model.runners.interface import INPUT
+from metah_runtime.model.runners.onnxruntime_runner import OUTPUTS, PROVIDERS, OrtRunner
 from metah_runtime.model.runners.tensorrt_library import import_trt
 from metah_train.backbones.small_cnn import SmallCNN
 from metah_train.methods.base import HashModel

@@ -27,7 +27,7 @@ from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, P
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.manifest import MODEL, Engine
-from metah_runtime.model.runners import Runner
+from metah_runtime.model.runners.interface import Runner
 from metah_runtime.reporting import Progress, no_progress
 
 

@@ -15,7 +15,7 @@ from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_runtime import codes, metrics
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, ParityError
-from metah_runtime.model.runners import Runner
+from metah_runtime.model.runners.interface import Runner
 from metah_runtime.reporting import Progress, no_progress
 from metah_runtime.search import CodeIndex
 

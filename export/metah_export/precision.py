@@ -17,7 +17,7 @@ from metah_export.parity import Limits, Parity
 from metah_export.quantize import Calibration, quantize
 from metah_export.reference_set import ReferenceSet
 from metah_runtime.errors import ConfigError, MissingExtra
-from metah_runtime.model.runners import Runner
+from metah_runtime.model.runners.interface import Runner
 from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 from metah_runtime.reporting import Progress, no_progress
 

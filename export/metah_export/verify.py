@@ -16,6 +16,7 @@ from metah_runtime import schema
 from metah_runtime.errors import BundleError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.runners.interface import Runner
 from metah_runtime.reporting import Progress, no_progress
 
 
@@ -67,9 +68,7 @@ def verify(
     return Verified(bundle=bundle, opset=opset, device=found[0][1].device, parity=worst)
 
 
-def onnx_runners(
-    bundle: Bundle, device: str, threads: int | None
-) -> list[tuple[str, runners.Runner]]:
+def onnx_runners(bundle: Bundle, device: str, threads: int | None) -> list[tuple[str, Runner]]:
     """Return (label, runner) of each way to run a bundle's ONNX file on a device; see ``forms``."""
     if device != "cpu":
         runner = runners.open(bundle, device, threads=threads)
@@ -117,7 +116,7 @@ def stored_parity(bundle: Bundle, value: Mapping[str, Any]) -> Parity:
         raise BundleError(f"{bundle.path}: the manifest's parity: {error}") from error
 
 
-def _check_batch(runner: runners.Runner, name: str) -> None:
+def _check_batch(runner: Runner, name: str) -> None:
     """Run all-black, all-white and random images; equal images must get equal codes."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, *runner.image_shape), dtype=np.uint8)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from metah_runtime.cli import console
 from metah_runtime.errors import BundleError, ConfigError, IndexMismatch
 from metah_runtime.results import IndexLike
 
@@ -64,7 +65,7 @@ def open_encoder(
     if where is None:
         raise ConfigError(f"{index} remembers no bundle; fix: --bundle BUNDLE")
     try:
-        encoder = Encoder.open(where, device=device, threads=threads, spin=spin)
+        encoder = Encoder.open(where, device=device, threads=threads, spin=spin, warn=console.warn)
     except BundleError as error:
         if bundle is not None:
             raise

@@ -1,7 +1,8 @@
 """From images to packed codes: decode ahead, run the bundle's model, keep the order."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,7 @@ from metah_runtime.images.preprocess import Preprocess, decoder_version
 from metah_runtime.images.source import Source
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
+from metah_runtime.model.runners.interface import Runner
 from metah_runtime.results import Matches, Searcher
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Encoder:
     Not thread-safe: one encoder a thread.
     """
 
-    def __init__(self, bundle: Bundle, runner: runners.Runner) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
         self.bundle = bundle
         self.runner = runner
         self._resident: ResidentSearch | None = None
@@ -71,16 +73,18 @@ class Encoder:
         device: str = "cpu",
         threads: int | None = None,
         spin: bool = True,
+        warn: Callable[[str], object] = warnings.warn,
     ) -> "Encoder":
         """Open a bundle (checked) and load its model on a device; threads: None = all cores.
 
         spin: whether the model's threads on the CPU wait for work by spinning: quicker for one
-        batch after another, but taken from what else runs.
+        batch after another, but taken from what else runs. warn: is told why device 'auto' does
+        not take a faster one.
         Raises BundleError for a missing or damaged bundle, ConfigError for an unknown device,
         BackendUnavailable for one that cannot be used here: there is no silent fallback.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, runners.open(opened, device, threads=threads, spin=spin))
+        return cls(opened, runners.open(opened, device, threads=threads, spin=spin, warn=warn))
 
     @property
     def bits(self) -> int:

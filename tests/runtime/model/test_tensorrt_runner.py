@@ -316,12 +316,15 @@ def test_auto_falls_back_once_and_says_why(
     digest = bundle.manifest.files["model.onnx"].sha256
     bundle = add_engine(bundle, entry(model_sha256=digest), b"plan")
     monkeypatch.setattr(driver, "probe", lambda: "the NVIDIA driver is not installed")
-    made = runners.open(bundle, "auto", threads=1)
-    err = capsys.readouterr().err
+    said: list[str] = []
+    made = runners.open(bundle, "auto", threads=1, warn=said.append)
     assert made.device == "cpu"
-    assert err.count("\n") == 1
-    assert "device 'auto' runs on cpu (tensorrt: " in err
-    assert "CUDAExecutionProvider" in err
+    (text,) = said
+    assert "device 'auto' runs on cpu (tensorrt: " in text
+    assert "CUDAExecutionProvider" in text
+    with pytest.warns(UserWarning, match="device 'auto' runs on cpu"):
+        runners.open(bundle, "auto", threads=1)
+    assert capsys.readouterr() == ("", "")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailable, match=r"no device can run .*tensorrt: .*cuda: .*cpu: "):
         runners.open(bundle, "auto")

@@ -3,64 +3,29 @@
 images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits float32 (n, bits)
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+import warnings
+from collections.abc import Callable
 
 from metah_runtime.checks import check_threads
-from metah_runtime.cli import console
-from metah_runtime.codes import Codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 from metah_runtime.model.bundle import Bundle
-
-if TYPE_CHECKING:
-    from metah_runtime.cuda.driver import Device
-    from metah_runtime.cuda.queries import DeviceCodes
+from metah_runtime.model.runners.interface import Runner
 
 DEVICES = ("cpu", "cuda", "tensorrt", "auto")
 
-Images = NDArray[np.uint8]
-Logits = NDArray[np.float32]
-
-
-class Runner(Protocol):
-    """A loaded model. Not thread-safe: one runner a thread."""
-
-    @property
-    def device(self) -> str:
-        """What really runs: 'cpu', 'cuda' or 'tensorrt'."""
-
-    @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-
-    def run(self, images: Images) -> tuple[Codes, Logits]:
-        """Encode a batch; n = 0 is allowed. Raises DataError for another dtype or shape."""
-
-    @property
-    def gpu(self) -> "Device":
-        """The GPU of the devices 'cuda' and 'tensorrt'."""
-
-    def resident(self, images: Images) -> Iterator["DeviceCodes"]:
-        """Encode a batch on a GPU and leave the codes, with their logits, there.
-
-        Yields consecutive pieces; one must have been used before the next is asked for.
-        """
-
 
 def open(  # noqa: A001
-    bundle: Bundle, device: str = "cpu", *, threads: int | None = None, spin: bool = True
+    bundle: Bundle,
+    device: str = "cpu",
+    *,
+    threads: int | None = None,
+    spin: bool = True,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Runner:
     """Load a bundle's model on a device; what was asked for is what runs, or an error says why.
 
     device: 'cpu' or 'cuda' (ONNX Runtime), 'tensorrt' (an engine of the bundle), or 'auto': the
-    first of tensorrt, cuda, cpu that works, with a warning that says why the others do not.
+    first of tensorrt, cuda, cpu that works; ``warn`` is told why the others do not.
     threads: CPU threads, None = all cores; spin: whether they wait for work by spinning. Raises
     BackendUnavailable (MissingExtra if a package is absent), EngineError for a foreign engine and
     BundleError for a bad model.
@@ -70,7 +35,7 @@ def open(  # noqa: A001
     if threads is not None:
         threads = check_threads(threads)
     if device == "auto":
-        return _open_any(bundle, threads, spin)
+        return _open_any(bundle, threads, spin, warn)
     if device == "tensorrt":
         from metah_runtime.model.runners.tensorrt_runner import open_trt
 
@@ -94,8 +59,10 @@ def open(  # noqa: A001
     )
 
 
-def _open_any(bundle: Bundle, threads: int | None, spin: bool) -> Runner:
-    """Open the first device that works; the fallback is said once, in one warning."""
+def _open_any(
+    bundle: Bundle, threads: int | None, spin: bool, warn: Callable[[str], object]
+) -> Runner:
+    """Open the first device that works; tell ``warn`` once why those before it do not."""
     order = ["cuda", "cpu"]
     if bundle.manifest.engines:
         order.insert(0, "tensorrt")
@@ -107,6 +74,6 @@ def _open_any(bundle: Bundle, threads: int | None, spin: bool) -> Runner:
             reasons.append(f"{device}: {error}")
             continue
         if reasons:
-            console.warn(f"device 'auto' runs on {device} ({'; '.join(reasons)})")
+            warn(f"device 'auto' runs on {device} ({'; '.join(reasons)})")
         return runner
     raise BackendUnavailable(f"no device can run {bundle.path}: {'; '.join(reasons)}")

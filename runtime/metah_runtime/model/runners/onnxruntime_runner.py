@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metah_runtime.codes import Codes, check_bits
-from metah_runtime.errors import BackendUnavailable, BundleError, DataError, MissingExtra
-from metah_runtime.model.runners import Images, Logits
+from metah_runtime.errors import BackendUnavailable, BundleError, MissingExtra
+from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS, Images, Logits, check_images
 
 if TYPE_CHECKING:
     from metah_runtime.cuda.driver import Device
     from metah_runtime.cuda.queries import DeviceCodes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INPUT = "images"
-OUTPUTS = ("codes", "logits")
+OUTPUTS = (CODES, LOGITS)
 
 
 class OrtRunner:
@@ -61,6 +60,10 @@ class OrtRunner:
         codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
         return codes, logits
 
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
     @property
     def gpu(self) -> "Device":
         """The GPU of device 'cuda'."""
@@ -91,18 +94,6 @@ class OrtRunner:
             logits=logits.data_ptr(),
             owner=(codes, logits),
         )
-
-
-def check_images(images: Any, shape: tuple[int, int, int]) -> Images:
-    """Return images as a contiguous uint8 (n, H, W, C) array; raise DataError for another."""
-    array = np.asarray(images)
-    if array.dtype != np.uint8 or array.shape[1:] != shape or array.ndim != 4:
-        height, width, channels = shape
-        raise DataError(
-            f"images must be uint8 of shape (n, {height}, {width}, {channels}), "
-            f"got {array.dtype} {array.shape}; fix: metah_runtime.images.preprocess.load_image"
-        )
-    return np.ascontiguousarray(array)
 
 
 def _onnxruntime(device: str) -> Any:
@@ -184,8 +175,8 @@ def _check_signature(
     outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
     want_in = {INPUT: ("tensor(uint8)", list(image_shape))}
     want_out = {
-        "codes": ("tensor(uint8)", [bits // 8]),
-        "logits": ("tensor(float)", [bits]),
+        CODES: ("tensor(uint8)", [bits // 8]),
+        LOGITS: ("tensor(float)", [bits]),
     }
     for side, have, want in (("input", inputs, want_in), ("output", outputs, want_out)):
         if set(have) != set(want):

@@ -1,7 +1,7 @@
 """TensorRT: runs an engine of the bundle on the GPU it was built for.
 
 Name-based tensors, one stream, the primary context of the GPU; batches beyond the engine's largest
-are run in pieces. Everything that the manifest says is checked before a byte is deserialised.
+are run in chunks. Everything that the manifest says is checked before the engine is deserialized.
 """
 
 import weakref
@@ -16,11 +16,8 @@ from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.manifest import Engine
-from metah_runtime.model.runners import Images, Logits
-from metah_runtime.model.runners.onnxruntime_runner import check_images
+from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS, Images, Logits, check_images
 from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt, make_logger
-
-INPUT, CODES, LOGITS = "images", "codes", "logits"
 
 
 class TrtRunner:
@@ -64,7 +61,7 @@ class TrtRunner:
 
     @property
     def max_batch(self) -> int:
-        """Largest batch of one launch; larger ones run in pieces."""
+        """Largest batch of one launch; larger ones run in chunks."""
         return self.engine.batch[2]
 
     def close(self) -> None:
@@ -90,9 +87,9 @@ class TrtRunner:
         return self._gpu
 
     def resident(self, images: Images) -> Iterator[DeviceCodes]:
-        """Encode a batch and leave codes and logits on the GPU, piece by piece.
+        """Encode a batch and leave codes and logits on the GPU, chunk by chunk.
 
-        A piece must have been used, or work that uses it sent to the GPU's stream, before the next
+        A chunk must have been used, or work that uses it sent to the GPU's stream, before the next
         one is asked for: they share their memory.
         """
         batch = check_images(images, self.image_shape)
@@ -111,7 +108,7 @@ class TrtRunner:
             )
 
     def _launch(self, part: Images, low: int) -> tuple[Codes, Logits]:
-        """Run one piece and copy its outputs to the CPU."""
+        """Run one chunk and copy its outputs to the CPU."""
         self._start(part, low)
         codes = np.empty((len(part), self.bits // 8), np.uint8)
         logits = np.empty((len(part), self.bits), np.float32)
@@ -120,7 +117,7 @@ class TrtRunner:
         return codes, logits
 
     def _start(self, part: Images, low: int) -> None:
-        """Send one piece; one smaller than the engine's least batch is filled up with its last."""
+        """Send one chunk; one below the least batch is padded with its last image."""
         n = len(part)
         if n < low:
             part = np.concatenate([part, np.repeat(part[-1:], low - n, axis=0)])
