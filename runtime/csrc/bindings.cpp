@@ -3,8 +3,11 @@
 #include <nanobind/ndarray.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <memory>
 #include <stdexcept>
+#include <system_error>
 #include <utility>
 
 #include <nanobind/stl/pair.h>
@@ -12,6 +15,9 @@
 
 #include "code_scan.h"
 #include "system/buffer.h"
+#include "system/file_map.h"
+#include "system/map_guard.h"
+#include "system/released_gil.h"
 
 namespace nb = nanobind;
 
@@ -27,9 +33,9 @@ template <class T>
 Array<T> empty(std::initializer_list<size_t> shape) {
     size_t bytes = sizeof(T);
     for (size_t s : shape) bytes *= s;
-    void* data = metah::allocate(bytes);
-    nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
-    return Array<T>(static_cast<T*>(data), shape, owner);
+    std::unique_ptr<void, decltype(&std::free)> data(metah::allocate(bytes), &std::free);
+    nb::capsule owner(data.get(), [](void* p) noexcept { std::free(p); });
+    return Array<T>(static_cast<T*>(data.release()), shape, owner);
 }
 
 metah::Database database(const Codes& codes, const Ids& ids) {
@@ -46,15 +52,26 @@ metah::Database database(const Codes& codes, const Ids& ids) {
     return db;
 }
 
-// Keeps the borrowed arrays alive.
+// Borrowed arrays that may lie in mapped files.
+struct BorrowedCodes {
+    BorrowedCodes(Codes codes_, Ids ids_)
+        : codes(codes_),
+          ids(ids_),
+          codes_guard(codes.data(), codes.nbytes()),
+          ids_guard(ids.is_valid() ? ids.data() : nullptr, ids.is_valid() ? ids.nbytes() : 0) {}
+    Codes codes;
+    Ids ids;
+    metah::MapGuard codes_guard, ids_guard;
+};
+
 class BorrowingScan {
   public:
-    BorrowingScan(Codes codes, Ids ids) : codes_(codes), ids_(ids), scan_(database(codes, ids)) {}
+    BorrowingScan(Codes codes, Ids ids)
+        : scan_(database(codes, ids)), memory_(std::make_shared<BorrowedCodes>(codes, ids)) {}
     BorrowingScan(const BorrowingScan& other, Removed removed)
-        : codes_(other.codes_),
-          ids_(other.ids_),
-          removed_(removed),
-          scan_(other.scan_, reinterpret_cast<const uint8_t*>(removed.data())) {}
+        : scan_(other.scan_, reinterpret_cast<const uint8_t*>(removed.data())),
+          memory_(other.memory_),
+          removed_(removed) {}
 
     BorrowingScan without(Removed removed) const {
         if (removed.shape(0) != scan_.db().rows) throw std::invalid_argument("removed: one a row");
@@ -64,12 +81,13 @@ class BorrowingScan {
     const char* simd() const { return scan_.db().kernels->name; }
     size_t alive() const { return scan_.db().alive; }
     size_t table_bytes() const { return scan_.tables().bytes(); }
+    void limit_tables(size_t bytes) { scan_.tables().limit(bytes); }
+    size_t take_refused() { return scan_.tables().take_refused(); }
 
     // radius < 0: the groups alone.
     void prepare(int radius, int threads) {
         check(std::max(radius, 0), threads);
-        nb::gil_scoped_release release;
-        scan_.tables().prepare(radius, threads);
+        read([&] { scan_.tables().prepare(radius, threads); });
     }
 
     std::pair<Array<int64_t>, Array<int32_t>> search(Codes queries, uint64_t k, int threads) {
@@ -77,10 +95,8 @@ class BorrowingScan {
         const size_t columns = std::min<uint64_t>(k, alive());
         auto ids = empty<int64_t>({q.count, columns});
         auto distances = empty<int32_t>({q.count, columns});
-        if (q.count && columns) {
-            nb::gil_scoped_release release;
-            scan_.search(q, columns, threads, ids.data(), distances.data());
-        }
+        if (q.count && columns)
+            read([&] { scan_.search(q, columns, threads, ids.data(), distances.data()); });
         return {ids, distances};
     }
 
@@ -89,31 +105,33 @@ class BorrowingScan {
                                                                             int threads) {
         const metah::Queries q = checked(queries, radius, threads);
         metah::RangeFound found;
-        {
-            nb::gil_scoped_release release;
-            found = scan_.find(q, radius, threads);
-        }
+        read([&] { found = scan_.find(q, radius, threads); });
         auto lims = empty<int64_t>({q.count + 1});
         std::copy(found.lims.begin(), found.lims.end(), lims.data());
         const auto hits = static_cast<size_t>(found.lims.back());
         auto ids = empty<int64_t>({hits});
         auto distances = empty<int32_t>({hits});
-        if (hits) {
-            nb::gil_scoped_release release;
-            scan_.write(found, threads, ids.data(), distances.data());
-        }
+        if (hits) read([&] { scan_.write(found, threads, ids.data(), distances.data()); });
         return {lims, ids, distances};
     }
 
     Array<int64_t> count(Codes queries, int radius, int threads) {
         const metah::Queries q = checked(queries, radius, threads);
         auto counts = empty<int64_t>({q.count});
-        nb::gil_scoped_release release;
-        scan_.count(q, radius, threads, counts.data());
+        read([&] { scan_.count(q, radius, threads, counts.data()); });
         return counts;
     }
 
   private:
+    // Works without the GIL. Throws CodesChanged if codes or ids are in a file that was cut.
+    template <class Work>
+    void read(Work work) const {
+        const metah::ReleasedGil released;
+        const metah::MapGuard::Reading codes(memory_->codes_guard), ids(memory_->ids_guard);
+        work();
+        if (memory_->codes_guard.lost() || memory_->ids_guard.lost()) throw metah::CodesChanged();
+    }
+
     // What memory safety needs; callers see the errors of metah_runtime.search.
     void check(int radius, int threads) const {
         if (radius < 0 || radius > scan_.db().bits())
@@ -129,11 +147,33 @@ class BorrowingScan {
         return {queries.data(), queries.shape(0)};
     }
 
-    Codes codes_;
-    Ids ids_;
-    Removed removed_;
     metah::CodeScan scan_;
+    std::shared_ptr<BorrowedCodes> memory_;
+    Removed removed_;
 };
+
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+    const auto* map = nb::inst_ptr<metah::FileMap>(self);
+    return PyBuffer_FillInfo(view, self, const_cast<uint8_t*>(map->data()),
+                             static_cast<Py_ssize_t>(map->size()), 1, flags);
+}
+
+PyType_Slot file_map_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
+                                {0, nullptr}};
+
+void raise_python_error(const std::exception_ptr& error, void*) {
+    const auto errors = [](const char* name) {
+        return nb::module_::import_("metah_runtime.errors").attr(name);
+    };
+    try {
+        std::rethrow_exception(error);
+    } catch (const metah::CodesChanged& changed) {
+        PyErr_SetString(errors("CodesChanged").ptr(), changed.what());
+    } catch (const std::system_error& failed) {
+        errno = failed.code().value();
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+}
 
 }  // namespace
 
@@ -151,5 +191,12 @@ NB_MODULE(_native, m) {
         .def_prop_ro("alive", &BorrowingScan::alive)
         .def("search", &BorrowingScan::search)
         .def("range_search", &BorrowingScan::range_search)
-        .def("count", &BorrowingScan::count);
+        .def("count", &BorrowingScan::count)
+        .def("limit_tables", &BorrowingScan::limit_tables)
+        .def("take_refused", &BorrowingScan::take_refused);
+    nb::class_<metah::FileMap>(m, "FileMap", nb::type_slots(file_map_slots))
+        .def(nb::init<int, size_t>())
+        .def("__len__", &metah::FileMap::size)
+        .def("change", &metah::FileMap::change);
+    nb::register_exception_translator(raise_python_error);
 }

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "system/crc32c.h"
+#include "system/released_gil.h"
 
 namespace nb = nanobind;
 
@@ -34,7 +35,7 @@ NB_MODULE(_checksum, m) {
         "crc32c",
         [](nb::handle data, uint32_t crc) {
             View view(data);
-            nb::gil_scoped_release release;
+            const metah::ReleasedGil released;
             return metah::crc32c(crc, view.data(), view.size());
         },
         nb::arg("data"), nb::arg("crc") = 0);
@@ -42,7 +43,7 @@ NB_MODULE(_checksum, m) {
         "crc32c_portable",
         [](nb::handle data, uint32_t crc) {
             View view(data);
-            nb::gil_scoped_release release;
+            const metah::ReleasedGil released;
             return metah::crc32c_portable(crc, view.data(), view.size());
         },
         nb::arg("data"), nb::arg("crc") = 0);
@@ -56,7 +57,7 @@ NB_MODULE(_checksum, m) {
             out.resize(count * sizeof(uint32_t));
             auto* values = static_cast<uint32_t*>(out.data());
             {
-                nb::gil_scoped_release release;
+                const metah::ReleasedGil released;
                 metah::crc32c_blocks(view.data(), view.size(), block, values);
             }
             return out;

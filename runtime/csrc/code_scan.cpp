@@ -15,7 +15,7 @@ namespace {
 Database counted(Database db) {
     db.alive = db.rows;
     if (db.removed)
-        db.alive -= static_cast<size_t>(std::count(db.removed, db.removed + db.rows, 1));
+        db.alive -= db.rows - static_cast<size_t>(std::count(db.removed, db.removed + db.rows, 0));
     if (db.alive == db.rows) db.removed = nullptr;
     return db;
 }
@@ -37,7 +37,8 @@ CodeScan::CodeScan(const CodeScan& other, const uint8_t* removed)
       tables_(other.tables_),
       weights_(std::make_shared<Weights>()) {}
 
-const uint32_t* CodeScan::weights(const Groups& groups) const {
+// Null: there is no memory for them.
+const uint32_t* CodeScan::weights(const Groups& groups) const try {
     const std::vector<uint32_t>* counts = weights_->counts;
     if (!counts) {
         auto made = std::make_unique<std::vector<uint32_t>>(groups.size());
@@ -47,18 +48,21 @@ const uint32_t* CodeScan::weights(const Groups& groups) const {
         if (weights_->counts.compare_exchange_strong(counts, made.get())) counts = made.release();
     }
     return counts->data();
+} catch (const std::bad_alloc&) {
+    return nullptr;
 }
 
 SearchedCodes CodeScan::source(size_t queries) const {
     const double cost = scan_cost(db_.rows, db_.bits(), queries) * static_cast<double>(queries);
     const Groups* groups = tables_->groups(cost);
-    if (!groups) return {db_, nullptr, nullptr};
+    const uint32_t* weights = groups ? this->weights(*groups) : nullptr;
+    if (!weights) return {db_, nullptr, nullptr};
     Database unique = db_;
     unique.codes = groups->codes.data();
     unique.rows = groups->size();
     unique.ids = nullptr;
     unique.removed = nullptr;
-    return {unique, groups, weights(*groups)};
+    return {unique, groups, weights};
 }
 
 WorkSplit split(size_t rows, size_t queries, int threads) {

@@ -9,62 +9,90 @@
 namespace metah {
 namespace {
 
-// Where hits go while several threads find them. A lane is written by one thread at a time; a scan
-// split by rows uses one lane a rectangle, so that rows ascend from lane to lane.
+// Where the hits of a batch of queries go. One thread at a time adds to a query.
 struct Collector {
-    std::vector<std::vector<std::vector<Hit>>> lanes;  // lane, query
-    Collector(size_t lanes_, size_t queries) : lanes(lanes_) {
-        for (auto& lane : lanes) lane.resize(queries);
-    }
-    void add(const SearchedCodes& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
-        auto& out = lanes[lane][query];
+    std::vector<std::vector<Hit>> hits;  // of each query
+    explicit Collector(size_t queries) : hits(queries) {}
+    void add(const SearchedCodes& source, size_t query, const Hit* found, uint32_t n) {
+        auto& out = hits[query];
         for (uint32_t i = 0; i < n; ++i)
-            if (source.groups ? source.weights[hits[i].row] > 0 : !source.db.gone(hits[i].row))
-                out.push_back(hits[i]);
+            if (source.groups ? source.weights[found[i].row] > 0 : !source.db.gone(found[i].row))
+                out.push_back(found[i]);
     }
-    void drop(size_t query) { lanes[0][query].clear(); }
+    void append(size_t query, Collector& other, size_t other_query) {
+        auto& from = other.hits[other_query];
+        hits[query].insert(hits[query].end(), from.begin(), from.end());
+        std::vector<Hit>().swap(from);
+    }
+    void drop(size_t query) { hits[query].clear(); }
 };
 
 struct Counter {
-    std::vector<std::vector<int64_t>> lanes;
-    Counter(size_t lanes_, size_t queries) : lanes(lanes_) {
-        for (auto& lane : lanes) lane.resize(queries);
-    }
-    void add(const SearchedCodes& source, size_t lane, size_t query, const Hit* hits, uint32_t n) {
+    std::vector<int64_t> counts;
+    explicit Counter(size_t queries) : counts(queries) {}
+    void add(const SearchedCodes& source, size_t query, const Hit* found, uint32_t n) {
         int64_t sum = 0;
         for (uint32_t i = 0; i < n; ++i)
-            sum += source.groups ? source.weights[hits[i].row]
-                                 : static_cast<uint32_t>(!source.db.gone(hits[i].row));
-        lanes[lane][query] += sum;
+            sum += source.groups ? source.weights[found[i].row]
+                                 : static_cast<uint32_t>(!source.db.gone(found[i].row));
+        counts[query] += sum;
     }
-    void drop(size_t query) { lanes[0][query] = 0; }
+    void append(size_t query, Counter& other, size_t other_query) {
+        counts[query] += other.counts[other_query];
+    }
+    void drop(size_t query) { counts[query] = 0; }
 };
 
-// Scans some queries; `names[i]` is the sink's number of query i.
+// Scans some rows for up to kMaxQueries queries; `add` is called as Scan::consume.
+template <class Add>
+void scan_block(const Database& db, const WorkRectangle& some, const uint8_t* queries, int radius,
+                Add add) {
+    Scan scan = make_scan(db);
+    scan.first = some.first_row;
+    scan.last = some.last_row;
+    scan.queries = queries + some.first_query * db.width;
+    scan.count = static_cast<uint32_t>(some.last_query - some.first_query);
+    const std::vector<int32_t> bounds(scan.count, radius);
+    scan.bounds = bounds.data();
+    scan.context = &add;
+    scan.consume = [](void* f, uint32_t i, const Hit* hits, uint32_t n) {
+        (*static_cast<Add*>(f))(i, hits, n);
+    };
+    if (scan.last > scan.first) db.kernels->scan(scan);
+}
+
+// Scans for some queries; `names[i]` is the sink's number of query i.
 template <class Sink>
 void scan_into(const SearchedCodes& source, const uint8_t* codes, const std::vector<size_t>& names,
                int radius, int threads, Sink& sink) {
     const WorkSplit work = split(source.db.rows, names.size(), threads);
-    parallel(work.rectangles.size(), [&](size_t r) {
-        const WorkRectangle& some = work.rectangles[r];
-        for (size_t q = some.first_query; q < some.last_query; q += kMaxQueries) {
-            Scan scan = make_scan(source.db);
-            scan.first = some.first_row;
-            scan.last = some.last_row;
-            scan.queries = codes + q * source.db.width;
-            scan.count = static_cast<uint32_t>(std::min<size_t>(kMaxQueries, some.last_query - q));
-            const std::vector<int32_t> bounds(scan.count, radius);
-            scan.bounds = bounds.data();
-            auto consume = [&](uint32_t i, const Hit* hits, uint32_t n) {
-                sink.add(source, work.by_rows ? r : 0, names[q + i], hits, n);
-            };
-            scan.context = &consume;
-            scan.consume = [](void* f, uint32_t i, const Hit* hits, uint32_t n) {
-                (*static_cast<decltype(consume)*>(f))(i, hits, n);
-            };
-            if (scan.last > scan.first) source.db.kernels->scan(scan);
-        }
-    });
+    if (!work.by_rows) {
+        parallel(work.rectangles.size(), [&](size_t r) {
+            WorkRectangle some = work.rectangles[r];
+            for (const size_t last = some.last_query; some.first_query < last;
+                 some.first_query = some.last_query) {
+                some.last_query = std::min<size_t>(some.first_query + kMaxQueries, last);
+                scan_block(source.db, some, codes, radius,
+                           [&](uint32_t i, const Hit* hits, uint32_t n) {
+                               sink.add(source, names[some.first_query + i], hits, n);
+                           });
+            }
+        });
+        return;
+    }
+    for (size_t first = 0; first < names.size(); first += kMaxQueries) {
+        const size_t count = std::min<size_t>(kMaxQueries, names.size() - first);
+        std::vector<Sink> found(work.rectangles.size(), Sink(count));
+        parallel(work.rectangles.size(), [&](size_t r) {
+            const WorkRectangle some{first, first + count, work.rectangles[r].first_row,
+                                     work.rectangles[r].last_row};
+            scan_block(
+                source.db, some, codes, radius,
+                [&](uint32_t i, const Hit* hits, uint32_t n) { found[r].add(source, i, hits, n); });
+        });
+        for (size_t q = 0; q < count; ++q)  // rows ascend from rectangle to rectangle
+            for (Sink& rows : found) sink.append(names[first + q], rows, q);
+    }
 }
 
 // Probes the tables for all queries; returns those that were given up.
@@ -88,7 +116,7 @@ std::vector<size_t> probe_into(const SearchedCodes& source, const Mih& mih, Quer
         probe.radius = radius;
         probe.most_candidates = source.db.rows / 8;
         auto consume = [&](size_t q, const Hit* hits, uint32_t n) {
-            if (n != kGiveUp) return sink.add(source, 0, first + q, hits, n);
+            if (n != kGiveUp) return sink.add(source, first + q, hits, n);
             sink.drop(first + q);
             given_up[t].push_back(first + q);
         };
@@ -225,16 +253,12 @@ bool CodeScan::find_hits(const SearchedCodes& from, Queries queries, int radius,
 RangeFound CodeScan::find(Queries queries, int radius, int threads) const {
     RangeFound found;
     found.source = source(queries.count);
-    const size_t lanes = std::max(threads, 1);
-    Collector collector(lanes, queries.count);
+    Collector collector(queries.count);
     found.ascending = find_hits(found.source, queries, radius, threads, collector);
-    found.hits.swap(collector.lanes[0]);
+    found.hits.swap(collector.hits);
     found.lims.assign(queries.count + 1, 0);
     for (size_t q = 0; q < queries.count; ++q) {
-        auto& hits = found.hits[q];
-        for (size_t lane = 1; lane < lanes; ++lane)
-            hits.insert(hits.end(), collector.lanes[lane][q].begin(),
-                        collector.lanes[lane][q].end());
+        const auto& hits = found.hits[q];
         int64_t rows = static_cast<int64_t>(hits.size());
         if (found.source.groups) {
             rows = 0;
@@ -259,11 +283,9 @@ void CodeScan::write(const RangeFound& found, int threads, int64_t* ids, int32_t
 
 void CodeScan::count(Queries queries, int radius, int threads, int64_t* counts) const {
     const SearchedCodes from = source(queries.count);
-    Counter counter(static_cast<size_t>(std::max(threads, 1)), queries.count);
+    Counter counter(queries.count);
     find_hits(from, queries, radius, threads, counter);
-    std::fill(counts, counts + queries.count, 0);
-    for (const auto& lane : counter.lanes)
-        for (size_t q = 0; q < queries.count; ++q) counts[q] += lane[q];
+    std::copy(counter.counts.begin(), counter.counts.end(), counts);
 }
 
 }  // namespace metah

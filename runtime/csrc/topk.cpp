@@ -143,8 +143,7 @@ class TopKBatch {
 void write_first(const SearchedCodes& source, const Database& rows, const std::vector<Hit>& hits,
                  size_t k, int64_t* ids, int32_t* distances) {
     const auto need = [&](size_t hit) {
-        if (hit >= hits.size())
-            throw std::runtime_error("the codes were changed while the index was searched");
+        if (hit >= hits.size()) throw CodesChanged();
     };
     if (!source.groups) {
         if (k) need(k - 1);
@@ -177,6 +176,12 @@ void write_first(const SearchedCodes& source, const Database& rows, const std::v
     }
 }
 
+// Queries that a thread scans at once: as many as keep the hits that TopK holds below 64 MiB.
+size_t queries_at_once(uint64_t k) {
+    constexpr uint64_t kMost = (uint64_t{64} << 20) / sizeof(Hit);
+    return std::clamp<uint64_t>(kMost / TopK::most_hits(k), 1, kMaxQueries);
+}
+
 }  // namespace
 
 void CodeScan::search(Queries queries, uint64_t k, int threads, int64_t* ids,
@@ -185,30 +190,42 @@ void CodeScan::search(Queries queries, uint64_t k, int threads, int64_t* ids,
     const HitKind kind = !from.groups  ? HitKind::row
                          : db_.removed ? HitKind::pruned_group
                                        : HitKind::group;
+    const size_t most = queries_at_once(k);
     const WorkSplit work = split(from.db.rows, queries.count, threads);
-    const bool by_rows = work.by_rows;
-    std::vector<std::vector<std::vector<Hit>>> found(by_rows ? work.rectangles.size() : 0);
-    parallel(work.rectangles.size(), [&](size_t r) {
-        const WorkRectangle& some = work.rectangles[r];
-        for (size_t q = some.first_query; q < some.last_query; q += kMaxQueries) {
-            const size_t n = std::min<size_t>(kMaxQueries, some.last_query - q);
-            TopKBatch batch(from, kind, queries.codes + q * db_.width, n, k);
-            batch.run(some.first_row, some.last_row);
-            for (size_t i = 0; i < n; ++i)
-                if (by_rows)
-                    found[r].push_back(batch.best(i).sorted());
-                else
-                    write_first(from, db_, batch.best(i).sorted(), k, ids + (q + i) * k,
-                                distances + (q + i) * k);
-        }
-    });
-    for (size_t q = 0; by_rows && q < queries.count; ++q) {
-        std::vector<Hit> all;
-        for (const auto& rows : found) all.insert(all.end(), rows[q].begin(), rows[q].end());
-        std::sort(all.begin(), all.end(), [](Hit a, Hit b) {
-            return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
+    const auto best_of = [&](const WorkRectangle& some, size_t first, size_t n) {
+        TopKBatch batch(from, kind, queries.codes + first * db_.width, n, k);
+        batch.run(some.first_row, some.last_row);
+        return batch;
+    };
+    const auto write = [&](size_t query, const std::vector<Hit>& hits) {
+        write_first(from, db_, hits, k, ids + query * k, distances + query * k);
+    };
+    if (!work.by_rows) {
+        parallel(work.rectangles.size(), [&](size_t r) {
+            const WorkRectangle& some = work.rectangles[r];
+            for (size_t q = some.first_query; q < some.last_query; q += most) {
+                const size_t n = std::min(most, some.last_query - q);
+                const TopKBatch batch = best_of(some, q, n);
+                for (size_t i = 0; i < n; ++i) write(q + i, batch.best(i).sorted());
+            }
         });
-        write_first(from, db_, all, k, ids + q * k, distances + q * k);
+        return;
+    }
+    for (size_t q = 0; q < queries.count; q += most) {
+        const size_t n = std::min(most, queries.count - q);
+        std::vector<std::vector<std::vector<Hit>>> found(work.rectangles.size());
+        parallel(work.rectangles.size(), [&](size_t r) {
+            const TopKBatch batch = best_of(work.rectangles[r], q, n);
+            for (size_t i = 0; i < n; ++i) found[r].push_back(batch.best(i).sorted());
+        });
+        for (size_t i = 0; i < n; ++i) {
+            std::vector<Hit> all;
+            for (const auto& rows : found) all.insert(all.end(), rows[i].begin(), rows[i].end());
+            std::sort(all.begin(), all.end(), [](Hit a, Hit b) {
+                return a.distance != b.distance ? a.distance < b.distance : a.row < b.row;
+            });
+            write(q + i, all);
+        }
     }
 }
 

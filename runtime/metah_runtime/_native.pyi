@@ -5,9 +5,25 @@ MAX_ROWS: int
 MAX_BITS: int
 MAX_THREADS: int
 
+class FileMap:
+    """A file, mapped read-only: a buffer. What is cut off the file later reads as zeros."""
+
+    def __init__(self, file: int, length: int, /) -> None:
+        """Map ``length`` bytes of the open file; raises OSError."""
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def change(self) -> str | None:
+        """Return what became of the file since it was mapped ("was cut ..."), None for nothing."""
+
 class CodeScan:
+    """Raises CodesChanged where codes or ids lie in a mapped file that was cut."""
+
     def __init__(self, codes: NDArray[np.uint8], ids: NDArray[np.int64] | None) -> None: ...
     def without(self, removed: NDArray[np.bool_], /) -> CodeScan: ...
+    def limit_tables(self, bytes: int, /) -> None:
+        """Bound the memory of groups and tables together."""
+    def take_refused(self) -> int:
+        """Return the bytes of what did not fit in memory, once; else 0."""
     def prepare(self, radius: int, threads: int, /) -> None: ...
     @property
     def simd(self) -> str: ...

@@ -35,6 +35,15 @@ def check_threads(threads: Any) -> int:
     return int(threads)
 
 
+def check_table_memory(table_memory: Any) -> int:
+    """Return ``table_memory`` in bytes if it is a whole number >= 0; else raise ConfigError."""
+    if not _whole(table_memory) or table_memory < 0:
+        raise ConfigError(
+            f"table_memory must be a whole number of bytes >= 0, got {table_memory!r}"
+        )
+    return min(int(table_memory), _INT64_MAX)
+
+
 def check_batch(batch: Any) -> int:
     """Return ``batch`` if it is a whole number >= 1; else raise ConfigError."""
     if not _whole(batch) or batch < 1:

@@ -47,6 +47,10 @@ class IndexMismatch(MetahError):  # noqa: N818
     """Codes, ids or a model do not belong to this index (other model, other width, taken id)."""
 
 
+class CodesChanged(MetahError):  # noqa: N818
+    """The codes that a search reads, or the file that holds them, were changed meanwhile."""
+
+
 class IndexLocked(MetahError):  # noqa: N818
     """Another writer holds the index."""
 

@@ -1,13 +1,14 @@
 """Exact Hamming search over codes in memory."""
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import _native
-from metah_runtime.checks import check_k, check_radius, check_threads
+from metah_runtime.checks import check_k, check_radius, check_table_memory, check_threads
 from metah_runtime.codes import Codes, check_codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
@@ -45,7 +46,7 @@ def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
         raise DataError(
             f"removed must be bool of shape ({n},), one a code, got {array.dtype} {array.shape}"
         )
-    return array.copy(order="C")  # the native index borrows it
+    return np.not_equal(array.view(np.uint8), 0, order="C")  # a byte of True may be any but 0
 
 
 def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan:
@@ -70,8 +71,12 @@ class CodeIndex:
     with one warning, the CPU. On a GPU queries may be any array with __cuda_array_interface__.
     Every answer is in the order (distance, id), whatever the machine and the thread count.
     Searches build groups of equal codes and multi-index hashing tables beside the codes once that
-    pays (see ``prepare``). C-contiguous codes with ascending ids are searched where they lie,
-    read-only maps too; other codes are copied once. They must not change while the index lives.
+    pays (see ``prepare``). table_memory: the most bytes of all of them, 0 for none; default half of
+    the memory that is free (in this container) when one is to be built. What does not fit is left
+    out, with one warning; answers stay the same.
+    C-contiguous codes with ascending ids are searched where they lie, read-only maps too; other
+    codes are copied once. They must not change while the index lives: a search that meets it raises
+    CodesChanged where it can tell, so also where a mapped file was cut.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class CodeIndex:
         threads: int | None = None,
         removed: Any = None,
         device: str = "cpu",
+        table_memory: int | None = None,
     ) -> None:
         codes = check_codes(codes)
         keys = None if ids is None else check_ids(ids, len(codes))
@@ -94,6 +100,8 @@ class CodeIndex:
         self.threads = check_threads(threads)
         self.device = device
         self._native = make_native(codes, keys)
+        if table_memory is not None:
+            self._native.limit_tables(check_table_memory(table_memory))
         gone = None if removed is None else self._removed(removed)
         if gone is not None:
             self._native = self._native.without(gone)
@@ -139,6 +147,7 @@ class CodeIndex:
         """
         radius = -1 if radius is None else min(check_radius(radius), self.bits)
         self._native.prepare(radius, self.threads)
+        self._warn_of_refused()
 
     @property
     def table_bytes(self) -> int:
@@ -157,23 +166,36 @@ class CodeIndex:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
         if self._gpu is not None:
             return self._gpu.search(self._queries(queries), check_k(k))
-        return Matches(*self._native.search(self._queries(queries), check_k(k), self.threads))
+        found = self._native.search(self._queries(queries), check_k(k), self.threads)
+        self._warn_of_refused()
+        return Matches(*found)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius (in bits) of each query."""
         radius = min(check_radius(radius), self.bits)
         if self._gpu is not None:
             return self._gpu.range_search(self._queries(queries), radius)
-        return RangeMatches(
-            *self._native.range_search(self._queries(queries), radius, self.threads)
-        )
+        found = self._native.range_search(self._queries(queries), radius, self.threads)
+        self._warn_of_refused()
+        return RangeMatches(*found)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
         radius = min(check_radius(radius), self.bits)
         if self._gpu is not None:
             return self._gpu.count(self._queries(queries), radius)
-        return self._native.count(self._queries(queries), radius, self.threads)
+        counts = self._native.count(self._queries(queries), radius, self.threads)
+        self._warn_of_refused()
+        return counts
+
+    def _warn_of_refused(self) -> None:
+        if refused := getattr(self._native, "take_refused", int)():
+            warnings.warn(
+                f"tables of {refused / 2**20:,.1f} MiB that would speed up searches do not fit in "
+                "memory: searches go on without them; fix: give them room by CodeIndex(..., "
+                "table_memory=BYTES), or forbid them by table_memory=0",
+                stacklevel=3,
+            )
 
     def _removed(self, removed: Any) -> NDArray[np.bool_]:
         array = check_removed(removed, len(self.codes))

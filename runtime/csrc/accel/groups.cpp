@@ -76,6 +76,11 @@ Groups make_groups(const Database& db) {
     return out;
 }
 
+double groups_bytes(const Database& db, double unique) {
+    // Rows and their groups; codes while their vector grows, slots of the numbering, offsets.
+    return 8 * static_cast<double>(db.rows) + unique * (3 * static_cast<double>(db.width) + 16 + 8);
+}
+
 double estimate_unique(const Database& db) {
     constexpr size_t kSample = 16384;
     if (db.rows == 0) return 0;

@@ -18,7 +18,11 @@ struct Groups {
     size_t bytes() const { return codes.size() + 4 * (offsets.size() + rows.size()); }
 };
 
+// Throws std::bad_alloc.
 Groups make_groups(const Database& db);
+
+// The most memory that make_groups takes at once for so many unique codes.
+double groups_bytes(const Database& db, double unique);
 
 // Estimate of the number of unique codes from a strided sample: pairs of equal codes in it.
 double estimate_unique(const Database& db);

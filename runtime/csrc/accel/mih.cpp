@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "system/pool.h"
 
@@ -55,6 +56,11 @@ MihShape best_shape(size_t rows, int bits, int radius) {
     return best;
 }
 
+size_t mih_bytes(size_t rows, size_t width, MihShape shape) {
+    const size_t buckets = (size_t{1} << shape.length) + 1;
+    return static_cast<size_t>(shape.tables) * (4 * buckets + rows * (4 + width));
+}
+
 Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, int threads) {
     Mih mih;
     mih.length = shape.length;
@@ -62,26 +68,31 @@ Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, in
     mih.tables.resize(static_cast<size_t>(shape.tables));
     const size_t m = mih.tables.size(), workers = std::min(m, static_cast<size_t>(threads));
     parallel(workers, [&](size_t worker) {
+        // Each key is read once: codes that change meanwhile must not move a row to another bucket
+        // than the one that was counted for it.
+        const Buffer<uint32_t> keys(rows);
         for (size_t j = worker; j < m; j += workers) {
             Mih::Table& table = mih.tables[j];
             const int first = static_cast<int>(j) * shape.length;
-            auto key = [&](size_t row) {
-                return substring(codes + row * width, width, first, shape.length);
-            };
             // The offsets move up by one bucket while the rows are placed.
             const size_t buckets = size_t{1} << shape.length;
             table.offsets = Buffer<uint32_t>(buckets + 1);
             uint32_t* next = table.offsets.data() + 1;
             std::fill_n(table.offsets.data(), buckets + 1, 0);
-            for (size_t row = 0; row < rows; ++row) ++next[key(row)];
+            for (size_t row = 0; row < rows; ++row) {
+                keys[row] = substring(codes + row * width, width, first, shape.length);
+                ++next[keys[row]];
+            }
             uint32_t sum = 0;
             for (size_t i = 0; i < buckets; ++i) sum += std::exchange(next[i], sum);
             table.items = Buffer<uint32_t>(rows);
             table.codes = Buffer<uint8_t>(rows * width);
             for (size_t row = 0; row < rows; ++row) {
-                const uint32_t at = next[key(row)]++;
+                const uint32_t at = next[keys[row]]++;
+                uint8_t* code = &table.codes[at * width];
                 table.items[at] = static_cast<uint32_t>(row);
-                std::memcpy(&table.codes[at * width], codes + row * width, width);
+                std::memcpy(code, codes + row * width, width);
+                if (substring(code, width, first, shape.length) != keys[row]) throw CodesChanged();
             }
         }
     });

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "database.h"
 #include "scan/kernels.h"
 #include "system/buffer.h"
 
@@ -39,6 +40,10 @@ MihShape best_shape(size_t rows, int bits, int radius);
 // The cost of answering this radius with tables of that shape.
 double probe_cost(size_t rows, int tables, int length, int radius);
 
+// Memory of the tables of that shape.
+size_t mih_bytes(size_t rows, size_t width, MihShape shape);
+
+// Throws std::bad_alloc, and CodesChanged if the codes are written meanwhile.
 Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, int threads);
 
 // The view that the kernels read, and the queries to answer.

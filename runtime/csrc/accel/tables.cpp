@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
+
+#include "system/free_memory.h"
 
 namespace metah {
 namespace {
@@ -28,18 +31,43 @@ Tables::~Tables() {
     for (auto& mih : mihs_) delete mih.load();
 }
 
+void Tables::limit(size_t bytes) {
+    limit_ = bytes;
+    too_large_ = INFINITY;
+}
+
 bool Tables::repetitive() {
-    int known = repetitive_;
-    if (known < 0)
-        repetitive_ = known =
-            db_.rows >= kLeastRows && estimate_unique(db_) <= static_cast<double>(db_.rows) / 4;
-    return known == 1;
+    if (db_.rows < kLeastRows) return false;
+    if (unique_ < 0) unique_ = estimate_unique(db_);
+    return unique_ <= static_cast<double>(db_.rows) / 4;
+}
+
+bool Tables::fits(double bytes) {
+    if (bytes >= too_large_) return false;
+    const size_t limit = limit_;
+    const size_t room =
+        limit == SIZE_MAX ? free_memory() / 2 : limit - std::min(limit, this->bytes());
+    if (bytes <= static_cast<double>(room)) return true;
+    refuse(bytes);
+    return false;
+}
+
+void Tables::refuse(double bytes) {
+    too_large_ = bytes;
+    refused_ = static_cast<size_t>(bytes);
 }
 
 const Groups* Tables::build_groups() {
-    auto made = std::make_unique<Groups>(make_groups(db_));
-    groups_ = made.get();
-    return made.release();
+    const double bytes = groups_bytes(db_, unique_);
+    try {
+        if (!fits(bytes)) return nullptr;
+        auto made = std::make_unique<Groups>(make_groups(db_));
+        groups_ = made.get();
+        return made.release();
+    } catch (const std::bad_alloc&) {
+        refuse(bytes);
+        return nullptr;
+    }
 }
 
 const Groups* Tables::groups(double cost) {
@@ -55,13 +83,21 @@ const Groups* Tables::groups(double cost) {
 }
 
 const Mih* Tables::build_mih(const Groups* groups, MihShape shape, int threads) {
+    const uint8_t* codes = groups ? groups->codes.data() : db_.codes;
+    const size_t rows = groups ? groups->size() : db_.rows;
+    const double keys = 4 * static_cast<double>(rows) * std::min(shape.tables, threads);
+    const double bytes = static_cast<double>(mih_bytes(rows, db_.width, shape)) + keys;
     for (auto& slot : mihs_) {
         if (slot.load()) continue;
-        const uint8_t* codes = groups ? groups->codes.data() : db_.codes;
-        const size_t rows = groups ? groups->size() : db_.rows;
-        auto made = std::make_unique<Mih>(make_mih(codes, rows, db_.width, shape, threads));
-        slot = made.get();
-        return made.release();
+        try {
+            if (!fits(bytes)) return nullptr;
+            auto made = std::make_unique<Mih>(make_mih(codes, rows, db_.width, shape, threads));
+            slot = made.get();
+            return made.release();
+        } catch (const std::bad_alloc&) {
+            refuse(bytes);
+            return nullptr;
+        }
     }
     return nullptr;  // enough kinds of tables
 }

@@ -2,6 +2,8 @@
 #pragma once
 #include <array>
 #include <atomic>
+#include <cmath>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -13,7 +15,8 @@ namespace metah {
 
 // Built while searches run, read without a lock. A structure is built once the searches that
 // lacked it have cost as much as building it (the ski-rental rule: at most twice the best cost in
-// hindsight). While one thread builds, the others scan.
+// hindsight). While one thread builds, the others scan. What does not fit in memory is not built,
+// and not tried again: the searches go on without it.
 class Tables {
   public:
     explicit Tables(const Database& db) : db_(db) {}
@@ -35,13 +38,25 @@ class Tables {
 
     size_t bytes() const;
 
+    // The most memory of all that is built; without it half of the memory that is free when
+    // something is to be built.
+    void limit(size_t bytes);
+
+    // The size of something that did not fit; 0: nothing, or this was told before.
+    size_t take_refused() { return refused_.exchange(0); }
+
   private:
     bool repetitive();
+    bool fits(double bytes);
+    void refuse(double bytes);
+    // Null: it does not fit.
     const Groups* build_groups();
     const Mih* build_mih(const Groups* groups, MihShape shape, int threads);
 
     const Database db_;
-    std::atomic<int> repetitive_{-1};
+    std::atomic<double> unique_{-1};  // estimate of the number of unique codes
+    std::atomic<size_t> limit_{SIZE_MAX}, refused_{0};
+    std::atomic<double> too_large_{INFINITY};  // bytes that are known not to fit
     std::atomic<double> spent_groups_{0}, spent_mih_{0};
     ForkLock building_;
     std::atomic<const Groups*> groups_{nullptr};

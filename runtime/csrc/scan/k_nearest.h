@@ -31,7 +31,10 @@ class TopK {
           loose_(first_bound),
           count_(bits + 1, 0),
           weight_(kind == HitKind::row ? 0 : bits + 1, 0),
-          room_(4 * k + 64) {}
+          room_(most_hits(k)) {}
+
+    // How many hits of weight 1 it holds at once.
+    static constexpr uint64_t most_hits(uint64_t k) { return 4 * k + 64; }
 
     int bound() const { return std::min(strict_, loose_); }  // < 0: nothing can be improved
 

@@ -83,7 +83,7 @@ constexpr const char* kHardware = "armv8";
 template <size_t kStride>
 struct Shift {
     std::array<Table, 4> tables{};
-    Shift() {
+    constexpr Shift() {
         std::array<uint32_t, 32> image{};
         for (size_t bit = 0; bit < 32; ++bit) {
             uint32_t crc = uint32_t(1) << bit;
@@ -108,7 +108,7 @@ struct Shift {
 
 template <size_t kStride>
 METAH_CRC_TARGET void interleaved(uint64_t& crc, const uint8_t*& data, size_t& length) {
-    static const Shift<kStride> shift;
+    static constexpr Shift<kStride> shift;
     while (length >= 3 * kStride) {
         uint64_t a = crc, b = 0, c = 0;
         for (size_t at = 0; at < kStride; at += 8) {
