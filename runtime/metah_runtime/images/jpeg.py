@@ -1,9 +1,10 @@
-"""JPEG by simplejpeg: the pixels that Pillow gives, with less around them for small images.
+"""JPEG: what decoding a file would cost, and decoding by simplejpeg to the pixels of Pillow.
 
-Only plain files are taken: 8 bits, grey or three colours, upright, without a fault. Everything
-else is Pillow's, so that a file gives the same pixels, or the same error, with either decoder.
+simplejpeg takes plain files alone: 8 bits, grey or three colours, upright, without a fault. All
+others are left to Pillow, so that both decoders give the same pixels or the same error.
 """
 
+import re
 from typing import NamedTuple
 
 from PIL import Image
@@ -13,7 +14,66 @@ from metah_runtime.images.orientation import exif_orientation, suppress_warnings
 _SCALES = (8, 4, 2, 1)
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN, _END = 0xDA, 0xD9
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+MAX_SCANS = 500
+"""A file with more scans is refused: each may take as long as a whole image, and few bytes."""
+
+MAX_SCAN_PIXELS = 1 << 32
+"""Limit of scans x pixels, a few seconds of decoding: 48 scans of the largest image."""
+
+MAX_SEGMENTS = 10_000
+"""Limit of marker segments; Pillow reads each in Python."""
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker as libjpeg finds the next one: fill bytes and markers without a segment are skipped."""
+
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+
+
+def refusal(data: bytes) -> str | None:
+    """Return why a JPEG is refused before it is decoded: its scans or segments; None if it is not.
+
+    A progressive file may repeat a scan of 14 bytes as often as it likes.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    place, scans, pixels, components, sequential = 2, 0, 1, b"", False
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None:
+            return None
+        marker, place = data[found.end() - 1], found.end()
+        if marker == _END:
+            return None
+        if marker in _FRAMES or marker in _OTHER_FRAMES:
+            sequential = marker in _SEQUENTIAL
+            height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (3, 5))
+            pixels, components = (
+                max(1, height * width),
+                data[place + 7] if len(data) > place + 7 else 0,
+            )
+        if marker == _SCAN:
+            scans += 1
+            if scans == 1:
+                if sequential and data[place + 2 : place + 3] == components:
+                    return None  # one scan holds all: libjpeg reads no other
+                if _allowed(1 + data.count(b"\xff\xda", place), pixels):
+                    return None
+            if not _allowed(scans, pixels):
+                return (
+                    f"a JPEG of {scans} or more scans of {pixels:,} pixels, which takes too long "
+                    f"to decode (at most {MAX_SCANS} scans, {MAX_SCAN_PIXELS:,} pixels in all); "
+                    "fix: save it again"
+                )
+        place += max(2, int.from_bytes(data[place : place + 2]))
+    return f"a JPEG of more than {MAX_SEGMENTS:,} segments; fix: save it again"
+
+
+def _allowed(scans: int, pixels: int) -> bool:
+    return scans <= MAX_SCANS and scans * pixels <= MAX_SCAN_PIXELS
 
 
 class Frame(NamedTuple):
@@ -69,7 +129,7 @@ def header(data: bytes) -> Frame | None:
         body = data[place + 4 : place + 2 + length]
         if len(body) != length - 2:
             return None
-        if marker == 0xDA:
+        if marker == _SCAN:
             return frame
         if marker in _FRAMES:
             if frame is not None or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):

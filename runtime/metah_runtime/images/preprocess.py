@@ -128,6 +128,8 @@ def load_image(source: Source, spec: Preprocess, decoder: Decoder = "pillow") ->
 
 
 def _decode(data: bytes, name: str, spec: Preprocess, decoder: Decoder) -> NDArray[np.uint8]:
+    if reason := jpeg.refusal(data):
+        raise ImageError(f"{name}: {reason}")
     side = 2 * max(spec.height, spec.width)
     if decoder == "simplejpeg" and (plain := jpeg.decode(data, side, MAX_PIXELS)) is not None:
         return _convert(plain, name, spec)

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from metah_runtime.errors import ImageError
-from metah_runtime.images import frames, sandbox
+from metah_runtime.images import frames, jpeg, sandbox
 from metah_runtime.images.formats import FORMATS, MAX_PIXELS
 from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_runtime.images.shared_images import BAD, BUSY, DONE, SharedImages
@@ -100,6 +100,8 @@ def _thumbnail(data: bytes, size: int) -> tuple[str, bytes]:
 
 def _too_large(data: bytes, limit: int) -> str | None:
     """Judge an image by the size that its header states, before anything is decoded."""
+    if jpeg.refusal(data):  # load_image says so
+        return None
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

@@ -1,5 +1,6 @@
 """Decoding ahead: the pixels of one process, whatever ends or holds a worker, and nothing left."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -185,6 +186,7 @@ def test_workers_end_with_the_iteration(tmp_path: Path, monkeypatch: pytest.Monk
         return started[-1]
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", popen)  # type: ignore[attr-defined]
+    gc.collect()  # what earlier tests left
     before = set(Path("/proc/self/fd").iterdir())
     batches = decode_ahead(iter(paths), SPEC, 4, 2, "processes")
     next(batches)
