@@ -51,10 +51,7 @@ def refusal(data: bytes) -> str | None:
         if marker in _FRAMES or marker in _OTHER_FRAMES:
             sequential = marker in _SEQUENTIAL
             height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (3, 5))
-            pixels, components = (
-                max(1, height * width),
-                data[place + 7] if len(data) > place + 7 else 0,
-            )
+            pixels, components = max(1, height * width), data[place + 7 : place + 8]
         if marker == _SCAN:
             scans += 1
             if scans == 1:
