@@ -5,7 +5,7 @@ relevant to each other if they share a label. Every query counts, also one that 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class RetrievalMetrics:
     database: int
     bits: int
     radius: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the scores by name; a score inside the ball names its radius, as ``map_h3``."""
+        return {k.replace("_h2", f"_h{self.radius}"): v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ everywhere.
 """
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+from metah_runtime import schema
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.splits import SplitSizes
@@ -23,8 +23,6 @@ from metah_train.settings import NESTED, Options, Settings, listed
 
 if TYPE_CHECKING:
     from metah_train.methods.base import Method
-
-T = TypeVar("T")
 
 RECIPES = ("digits", "emoji", "metah-plus", "paper", "photos")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
@@ -49,12 +47,12 @@ class Config(Settings):
         chosen = _method(flat.get("method", cls.method))
         options, split = flat.pop("options", {}), flat.pop("split", {})
         preprocess = flat.pop("preprocess", None)
-        _check_keys(flat, SETTINGS, "a setting")
+        schema.check_keys(flat, SETTINGS, "a setting")
         return cls(
             **flat,
-            split=_build(SplitSizes, "split", split),
+            split=schema.from_table(SplitSizes, split, "an option of [split]"),
             preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
-            options=_build(chosen.options_type, chosen.options_type.section, options),
+            options=schema.from_table(chosen.options_type, options, f"an option of {chosen.title}"),
         )
 
 
@@ -91,7 +89,7 @@ def load(
                 tables.setdefault(key, {}).update(value)
             else:
                 values[key] = value
-    _check_keys(values, SETTINGS, "a setting")
+    schema.check_keys(values, SETTINGS, "a setting")
     method = values.get("method", Config.method)
     chosen = _method(method)
     own = chosen.options_type.section
@@ -100,15 +98,15 @@ def load(
     for key, value in assigned:
         section, dot, name = key.partition(".")
         if dot:
-            _check_keys([section], used, f"a table of method {method}")
+            schema.check_keys([section], used, f"a table of method {method}")
             used[section][name] = value
     return Config(
         **values,
-        split=_build(SplitSizes, "split", used["split"]),
-        preprocess=_build(Preprocess, "preprocess", used["preprocess"])
-        if used["preprocess"]
+        split=schema.from_table(SplitSizes, used["split"], "an option of [split]"),
+        preprocess=schema.from_table(Preprocess, read, "an option of [preprocess]", "preprocess")
+        if (read := used["preprocess"])
         else None,
-        options=_build(chosen.options_type, own, used[own]),
+        options=schema.from_table(chosen.options_type, used[own], f"an option of [{own}]"),
     )
 
 
@@ -170,10 +168,10 @@ def _check_layer(layer: Mapping[str, Any], recipe: str) -> None:
         sections.setdefault(options_type.section, set()).update(_names(options_type))
     for key, value in layer.items():
         if isinstance(value, dict):
-            _check_keys([key], sections, f"a table of a recipe ({recipe})")
-            _check_keys(value, sections[key], f"an option of [{key}] ({recipe})")
+            schema.check_keys([key], sections, f"a table of a recipe ({recipe})")
+            schema.check_keys(value, sections[key], f"an option of [{key}] ({recipe})")
         else:
-            _check_keys([key], SETTINGS, f"a setting ({recipe})")
+            schema.check_keys([key], SETTINGS, f"a setting ({recipe})")
 
 
 def _check_length(layer: Mapping[str, Any]) -> None:
@@ -183,25 +181,6 @@ def _check_length(layer: Mapping[str, Any]) -> None:
             f"epochs={layer['epochs']} and steps={layer['steps']} are two lengths of training; "
             "fix: give one of them"
         )
-
-
-def _build(kind: type[T], section: str, table: Mapping[str, Any]) -> T:
-    """Build a dataclass from a table of a recipe; lists become tuples."""
-    _check_keys(table, _names(kind), f"an option of [{section}]")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"[{section}]: {str(error).partition(') ')[2] or error}") from None
-
-
-def _check_keys(keys: Iterable[str], known: Iterable[str], what: str) -> None:
-    known = sorted(known)
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {listed(known)}"
-            raise ConfigError(f"{key!r} is not {what}; {hint}")
 
 
 def _names(kind: type) -> set[str]:

@@ -5,12 +5,11 @@
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from metah_runtime import schema
 from metah_runtime.checks import check_threads
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError
@@ -29,7 +28,7 @@ class Options:
     base: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        schema.check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ class Settings:
     options: Options = dataclasses.field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        check_types(self, skip=NESTED)
+        schema.check_fields(self, skip=NESTED)
         check_bits(self.bits)
         check_threads(self.threads)
         one_of(self, "statistics", ("target", "training"))
@@ -153,23 +152,6 @@ def within(owner: Any, name: str, low: float, high: float = math.inf) -> None:
     if not low <= value <= high:
         rule = f">= {low}" if high == math.inf else f"in {low}..{high}"
         raise ConfigError(f"{name} must be {rule}, got {value}")
-
-
-def check_types(owner: Any, skip: Iterable[str] = ()) -> None:
-    """Check the fields against their annotations; a whole number is accepted as a float."""
-    hints = typing.get_type_hints(type(owner))
-    for field in dataclasses.fields(owner):
-        if field.name in skip:
-            continue
-        hint, value = hints[field.name], getattr(owner, field.name)
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if float in allowed and type(value) is int:
-            object.__setattr__(owner, field.name, float(value))
-        elif type(value) not in allowed:
-            name = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            raise ConfigError(f"{field.name} must be of type {name}, got {value!r}")
-        if type(value) is float and not math.isfinite(value):
-            raise ConfigError(f"{field.name} must be finite, got {value}")
 
 
 def listed(names: Iterable[str]) -> str:

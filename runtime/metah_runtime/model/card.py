@@ -126,10 +126,13 @@ def _scores(evaluation: Any) -> list[str]:
         "source images, of which every second one queries the others. The scores are those of the "
         "trained network before export."
     )
+    names = {key: key.replace("_h2", f"_h{found.get('radius')}") for key in _SCORES}
+    if names["map_h2"] not in found:  # an evaluation of an early version, of any radius
+        names = {key: key for key in _SCORES}
     rows = [
-        (label, _number(found[key]), _number(held.get(key)))
-        for key, label in _SCORES.items()
-        if key in found
+        (label, _number(found[name]), _number(held.get(name)))
+        for label, name in zip(_SCORES.values(), names.values(), strict=True)
+        if name in found
     ]
     return [target, _table(rows, ("score", "target", "held-out source"))]
 

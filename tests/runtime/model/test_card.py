@@ -219,3 +219,13 @@ def test_hostile_text_of_a_card_does_not_reach_the_terminal(
     value["files"][card.FILE] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     path.write_text(json.dumps(seal(value)))
     assert run(capsys, "card", bundle.path)[:2] == (0, "\\x1b[2J\\xff evil\n")
+
+
+def test_scores_of_another_radius_are_found_under_their_names(make_bundle: Make) -> None:
+    metrics = {"map_h3": 0.5, "recall_h3": 0.25, "map_full": 0.75, "radius": 3}
+    text = make_bundle(training={"evaluation": {"metrics": metrics}}).read(card.FILE).decode()
+    for row in ("MAP within the ball | 0.5", "recall within the ball | 0.25", "ranking | 0.75"):
+        assert f"{row} | not stated |" in text
+    old = {"metrics": {"map_h2": 0.5, "radius": 3}}  # the names of an early version
+    text = make_bundle(training={"evaluation": old}).read(card.FILE).decode()
+    assert "| MAP within the ball | 0.5 | not stated |" in text

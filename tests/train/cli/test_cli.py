@@ -83,7 +83,14 @@ def test_evaluate_repeats_the_score_of_fit(run: Path) -> None:
     assert json.loads(result.stdout) == json.loads(before)
     assert (run / "evaluation.json").read_text() == before
     assert "recall@H3" in call("evaluate", str(run), "--radius", "3").stdout
+    wide = json.loads((run / "evaluation.json").read_text())
     call("evaluate", str(run))
+    for scores, radius in ((wide, 3), (json.loads(before), 2)):
+        for part in ("metrics", "source_validation"):
+            names = {name for name in scores[part] if "_h" in name}
+            kinds = ("map_h{}", "map_h{}_tieavg", "precision_h{}", "recall_h{}")
+            assert names == {kind.format(radius) for kind in kinds}
+    assert wide["metrics"]["recall_h3"] >= json.loads(before)["metrics"]["recall_h2"]
 
 
 def test_no_evaluate_prints_no_table(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metah_train.compare.grid import Cell, plan
+from metah_train.compare.grid import Trial, plan
 
 TINY = (
     "batch=16",
@@ -43,10 +43,10 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def make_cells(bars: str) -> Callable[..., list[Cell]]:
-    """Give make_cells(*methods, bits=(16,), seeds=(0,), assignments=("epochs=1",)) -> cells."""
+def make_trials(bars: str) -> Callable[..., list[Trial]]:
+    """Give make_trials(*methods, bits=(16,), seeds=(0,), assignments=("epochs=1",)) -> trials."""
 
-    def make(*methods: str, **changes: Any) -> list[Cell]:
+    def make(*methods: str, **changes: Any) -> list[Trial]:
         seeds = changes.pop("seeds", (0,))
         return plan(
             "digits",

@@ -1,4 +1,4 @@
-"""Workers: a failure or a death costs one cell."""
+"""Workers: a failure or a death costs one trial."""
 
 import multiprocessing
 import os
@@ -9,45 +9,45 @@ from pathlib import Path
 import pytest
 
 from metah_runtime.errors import RunError
-from metah_train.compare.grid import Cell
-from metah_train.compare.pool import _environment, run_cells
-from metah_train.compare.store import Store, locked
-from metah_train.compare.trial import run_cell
+from metah_train.compare.comparison import Comparison, locked
+from metah_train.compare.grid import Trial
+from metah_train.compare.pool import _environment, run_trials
+from metah_train.compare.trial import run_trial
 
-MakeCells = Callable[..., list[Cell]]
+MakeTrials = Callable[..., list[Trial]]
 
 
-def test_a_killed_worker_costs_one_cell(make_cells: MakeCells, tmp_path: Path) -> None:
-    cells = make_cells("lsh", "metah", assignments=("epochs=2",))
-    store = Store(tmp_path)
+def test_a_killed_worker_costs_one_trial(make_trials: MakeTrials, tmp_path: Path) -> None:
+    trials = make_trials("lsh", "metah", assignments=("epochs=2",))
+    comparison = Comparison(tmp_path)
     events: list[tuple[str, str]] = []
     killed: list[int | None] = []
 
-    def update(cell: Cell, event: str, fraction: float) -> None:
+    def update(trial: Trial, event: str, fraction: float) -> None:
         assert 0 <= fraction <= 1
         if event != "step":
-            events.append((cell.config.method, event))
-        elif cell.config.method == "lsh" and not killed:
+            events.append((trial.config.method, event))
+        elif trial.config.method == "lsh" and not killed:
             (child,) = multiprocessing.active_children()
             killed.append(child.pid)
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
 
-    run_cells(cells, store, workers=1, update=update)
+    run_trials(trials, comparison, workers=1, update=update)
     assert events == [("lsh", "failed"), ("metah", "done")]
     assert multiprocessing.active_children() == []
-    lsh, metah = cells
-    assert store.error(lsh) == "its process was killed by signal 9"
-    assert store.result(lsh) is None
-    found = store.result(metah)
+    lsh, metah = trials
+    assert comparison.error(lsh) == "its process was killed by signal 9"
+    assert comparison.result(lsh) is None
+    found = comparison.result(metah)
     assert found is not None
     assert found["metrics"]["queries"] == 15
     assert 0 <= found["criteria"]["density"] <= 1
     assert found["source_metrics"]["database"] == 66
-    assert [record["method"] for record in store.write_results(cells)] == ["metah"]
-    run_cell(lsh, store)
-    assert store.error(lsh) is None
-    assert store.result(lsh) is not None
+    assert [record["method"] for record in comparison.write_results(trials)] == ["metah"]
+    run_trial(lsh, comparison)
+    assert comparison.error(lsh) is None
+    assert comparison.result(lsh) is not None
 
 
 def test_one_comparison_at_a_time(tmp_path: Path) -> None:
@@ -58,18 +58,18 @@ def test_one_comparison_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_record_is_not_taken_for_a_result(make_cells: MakeCells, tmp_path: Path) -> None:
-    store, (cell,) = Store(tmp_path), make_cells("lsh")
-    path = store.folder(cell) / "result.json"
+def test_a_damaged_record_is_no_result(make_trials: MakeTrials, tmp_path: Path) -> None:
+    comparison, (trial,) = Comparison(tmp_path), make_trials("lsh")
+    path = comparison.folder(trial) / "result.json"
     path.parent.mkdir(parents=True)
     for text, message in (
         ("{", r"result.json cannot be read .*; fix: delete .*lsh-16-s0-"),
         ('{"format": 2}', "is not of format 1"),
-        ('{"format": 1, "key": "x"}', "belongs to another cell"),
+        ('{"format": 1, "key": "x"}', "belongs to another trial"),
     ):
         path.write_text(text)
         with pytest.raises(RunError, match=message):
-            store.result(cell)
+            comparison.result(trial)
 
 
 @pytest.mark.parametrize("chosen", [None, "/elsewhere"])

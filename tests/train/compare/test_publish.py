@@ -7,7 +7,7 @@ from metah_train.compare.publish import batch_norm
 def said(*assignments: str) -> str:
     names = ("lsh", "hashnet", "tah")
     seeds = dict.fromkeys(names, (0, 1))
-    cells = plan(
+    trials = plan(
         "digits",
         data=None,
         direction=None,
@@ -16,7 +16,7 @@ def said(*assignments: str) -> str:
         seeds=seeds,
         assignments=assignments,
     )
-    return batch_norm(cells)
+    return batch_norm(trials)
 
 
 def test_the_head_says_whose_batch_statistics_are_those_of_the_target() -> None:

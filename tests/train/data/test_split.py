@@ -108,8 +108,8 @@ class TestMakeSplit:
         ("change", "message"),
         [
             ({"queries_per_class": 0}, "queries_per_class must be a whole number >= 1, got 0"),
-            ({"synthetic": 2.5}, "synthetic must be a whole number"),
-            ({"target_train": 0}, "target_train must be None or >= 1, got 0"),
+            ({"synthetic": 2.5}, "synthetic must be int, got float 2.5"),
+            ({"target_train": 0}, "target_train must be a whole number >= 1, got 0"),
             ({"valid_fraction": 1.0}, r"valid_fraction must be in \(0, 1\), got 1\.0"),
         ],
     )

@@ -10,8 +10,8 @@ from PIL import Image
 from metah_runtime import metrics, reference
 from metah_runtime.errors import ConfigError, DataError
 from metah_train.data import ArrayImages
-from metah_train.evaluation.report import Report, choose_queries, compare, page
-from metah_train.evaluation.report_files import write
+from metah_train.evaluation.report import Report, choose_queries, compare
+from metah_train.evaluation.report_page import page, write
 from metah_train.evaluation.report_picture import draw
 
 RNG = np.random.default_rng(5)

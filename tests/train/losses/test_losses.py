@@ -194,7 +194,7 @@ def test_unknown_form_is_refused(h: torch.Tensor) -> None:
         pairwise.pairwise_loss(h, pairwise.shared_label(LABELS), form="gauss")
 
 
-# Quantisation
+# Quantization
 
 
 def test_quantization_is_zero_on_codes_even_and_stable(h: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""DHN: its pairwise form, its quantisation and its identity with TAH's objective."""
+"""DHN: its pairwise form, its quantization and its identity with TAH's objective."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_codes_of_zero_cost_log_two() -> None:
     assert float(pairwise.product(h, torch.eye(5).bool())) == pytest.approx(math.log(2))
 
 
-def test_quantisation_is_zero_at_one_alone_and_even() -> None:
+def test_quantization_is_zero_at_one_alone_and_even() -> None:
     assert float(quantization.log_cosh_quantization(torch.tensor([[1.0, -1.0]]))) == 0
     h = torch.tanh(torch.randn(5, 8))
     value = float(quantization.log_cosh_quantization(h))
@@ -63,7 +63,7 @@ def test_dissimilar_pairs_hardly_move_once_unscaled_products_are_negative() -> N
     assert slope(0.2) > 0.03
 
 
-def test_the_default_quantisation_has_the_strength_of_the_authors_gradient(
+def test_the_default_quantization_has_the_strength_of_the_authors_gradient(
     make_method: Callable[..., Any],
 ) -> None:
     assert make_method("dhn").weights["quantization"] == pytest.approx(0.3 * 16)

@@ -1,4 +1,4 @@
-"""Iterative quantisation: its objective, its rotation and its guards."""
+"""Iterative quantization: its objective, its rotation and its guards."""
 
 from collections.abc import Callable
 from typing import Any

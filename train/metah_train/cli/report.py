@@ -31,7 +31,7 @@ from metah_runtime.cli import console
     show_default=True,
     help="How many neighbours are shown.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@console.json_option
 def report(
     runs: tuple[Path, ...], out: Path, queries: int, drawn: int, k: int, as_json: bool
 ) -> None:
@@ -44,10 +44,10 @@ def report(
     Examples:
       metah-train report runs/lsh runs/metah --out report --queries 5
     """
-    from metah_train.evaluation.report_files import write
+    from metah_train.evaluation.report_page import write
     from metah_train.evaluation.report_runs import compare_runs
 
-    found = compare_runs(runs, queries=queries, k=k)
+    found = compare_runs(runs, queries=queries, k=k, progress=console.progress_bar)
     paths = write(found, out, drawn=drawn)
     if as_json:
         console.print_json({**found.to_dict(), "files": paths})

@@ -1,10 +1,10 @@
-"""The grid behind a table of methods: plan its cells, run them, tabulate and draw the results.
+"""The grid behind a table of methods: plan its trials, run them, tabulate and draw the results.
 
-A cell is one training run with its scores: one method, one code length, one seed.
+A trial is one training run with its scores: one method, one code length, one seed.
 
     OUT/cells/METHOD-BITS-sSEED-KEY/   run/, codes.safetensors, curves.json, result.json
-    OUT/cache/                         backbones and features that cells share
-    OUT/results.jsonl                  one line a finished cell, rebuilt from the cells
+    OUT/cache/                         backbones and features that trials share
+    OUT/results.jsonl                  one line a finished trial, rebuilt from the trials
     OUT/table.md, table.html           mean and deviation over seeds, one table a metric
     OUT/*.png, gallery-BITS/           curves, maps of codes, what the methods find for a query
 """

@@ -1,4 +1,4 @@
-"""Which cells a comparison has: methods x code lengths x seeds, each with its full Config."""
+"""Which trials a comparison has: methods x code lengths x seeds, each with its full Config."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _ALSO = {"data": "--data", "direction": "--direction"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Trial:
     """One training run of the grid; ``key``: SHA-256 of everything that decides its result.
 
     variant: the name of its row, where that is not its method.
@@ -63,8 +63,8 @@ def plan(
     seeds: Mapping[str, Sequence[int]],
     assignments: Iterable[str] = (),
     variants: Iterable[str] = (),
-) -> list[Cell]:
-    """Return the cells, seed by seed, so that an early table already has every method.
+) -> list[Trial]:
+    """Return the trials, seed by seed, so that an early table already has every method.
 
     seeds: of each method in ``methods``. assignments: ``KEY=VALUE`` for all methods (an option of
     a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. variants: further rows,
@@ -88,7 +88,7 @@ def plan(
         variant, name, changes = _variant(text, methods)
         rows.append((name, variant, own[name] + changes))
     _check_once("rows", [variant or name for name, variant, _ in rows])
-    cells: dict[str, Cell] = {}
+    trials: dict[str, Trial] = {}
     longest = max((len(seeds[name]) for name in methods), default=0)
     for turn in range(longest):
         for width in bits:
@@ -101,17 +101,17 @@ def plan(
                 config = load(recipe, settings, changes)
                 if config.devices > 1:
                     raise ConfigError(
-                        f"devices must be 1, got {config.devices}: the grid trains each cell in a "
+                        f"devices must be 1, got {config.devices}: the grid trains each trial in a "
                         f"process of its own; fix: --workers {config.devices}"
                     )
-                cell = Cell(config=config, key=cell_key(config), variant=variant)
-                twin = cells.setdefault(cell.key, cell)
-                if twin is not cell:
-                    raise ConfigError(f"rows {twin.row} and {cell.row} have the same settings")
-    return list(cells.values())
+                trial = Trial(config=config, key=trial_key(config), variant=variant)
+                twin = trials.setdefault(trial.key, trial)
+                if twin is not trial:
+                    raise ConfigError(f"rows {twin.row} and {trial.row} have the same settings")
+    return list(trials.values())
 
 
-def cell_key(config: Config) -> str:
+def trial_key(config: Config) -> str:
     """Return the SHA-256 (64 hex digits) of a configuration and of the weights file it names."""
     settings = config.to_dict()
     if config.weights is not None:

@@ -1,4 +1,7 @@
-"""Worker processes that train cells: one fails or dies alone, all end with their parent."""
+"""Worker processes that train trials: one fails or dies alone, all end with their parent.
+
+A dead worker breaks the whole pool of ``concurrent.futures`` and of loky, with every trial in it.
+"""
 
 import multiprocessing
 import os
@@ -12,81 +15,81 @@ from pathlib import Path
 from typing import Any
 
 from metah_runtime.errors import MetahError
-from metah_train.compare.grid import Cell
-from metah_train.compare.store import Store
+from metah_train.compare.comparison import Comparison
+from metah_train.compare.grid import Trial
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 NOTICE = 0.5
 """Seconds between two messages of a worker about its steps."""
 
-Update = Callable[[Cell, str, float], None]
-"""Called with (cell, "step" | "done" | "failed", fraction of the training that is done)."""
+Update = Callable[[Trial, str, float], None]
+"""Called with (trial, "step" | "done" | "failed", fraction of the training that is done)."""
 
 
-def run_cells(
-    cells: Sequence[Cell], store: Store, *, workers: int, update: Update | None = None
+def run_trials(
+    trials: Sequence[Trial], comparison: Comparison, *, workers: int, update: Update | None = None
 ) -> None:
-    """Run cells in up to ``workers`` processes; a failure is recorded in the store.
+    """Run trials in up to ``workers`` processes; a failure is recorded in the comparison.
 
-    A worker that dies (out of memory, killed) fails its cell, and another takes its place.
+    A worker that dies (out of memory, killed) fails its trial, and another takes its place.
     """
-    waiting = list(cells)
+    waiting = list(trials)
     staff: list[_Worker] = []
-    tell = update or (lambda cell, event, fraction: None)  # noqa: ARG005
+    tell = update or (lambda trial, event, fraction: None)  # noqa: ARG005
     try:
-        while waiting or any(worker.cell for worker in staff):
+        while waiting or any(worker.trial for worker in staff):
             for worker in staff:
-                if waiting and worker.cell is None:
+                if waiting and worker.trial is None:
                     worker.give(waiting.pop(0))
             while waiting and len(staff) < workers:
-                staff.append(_Worker(store))
+                staff.append(_Worker(comparison))
                 staff[-1].give(waiting.pop(0))
-            for ready in wait([worker.pipe for worker in staff if worker.cell]):
+            for ready in wait([worker.pipe for worker in staff if worker.trial]):
                 worker = next(worker for worker in staff if worker.pipe is ready)
-                cell = worker.cell
-                assert cell is not None
+                trial = worker.trial
+                assert trial is not None
                 event, fraction = worker.hear()
                 if event != "step":
-                    worker.cell = None
+                    worker.trial = None
                 if event == "died":
                     staff.remove(worker)
                     event = "failed"
-                tell(cell, event, fraction)
+                tell(trial, event, fraction)
     finally:
         for worker in staff:
             worker.stop()
 
 
 class _Worker:
-    """A process that trains the cells it is given, one after the other."""
+    """A process that trains the trials it is given, one after the other."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, comparison: Comparison) -> None:
         context = multiprocessing.get_context("spawn")
-        self.store = store
-        self.cell: Cell | None = None
+        self.comparison = comparison
+        self.trial: Trial | None = None
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, store.out), daemon=True)
-        with _environment(store.out):
+        self.process = context.Process(target=_work, args=(theirs, comparison.out), daemon=True)
+        with _environment(comparison.out):
             self.process.start()
         theirs.close()
 
-    def give(self, cell: Cell) -> None:
-        self.cell = cell
-        self.pipe.send(cell)
+    def give(self, trial: Trial) -> None:
+        self.trial = trial
+        self.pipe.send(trial)
 
     def hear(self) -> tuple[str, float]:
-        """Return the next message; record the failure of a cell."""
-        assert self.cell is not None
+        """Return the next message; record the failure of a trial."""
+        assert self.trial is not None
         try:
             event, value, trace = self.pipe.recv()
         except EOFError:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            self.store.save_error(self.cell, f"its process {how}", "")
+            self.comparison.save_error(self.trial, f"its process {how}", "")
             return "died", 0.0
         if event == "failed":
-            self.store.save_error(self.cell, value, trace)
+            self.comparison.save_error(self.trial, value, trace)
             return event, 0.0
         return event, float(value)
 
@@ -106,18 +109,18 @@ def _work(pipe: Connection, out: Path) -> None:
     def report(done: int, total: int, terms: Mapping[str, float]) -> None:  # noqa: ARG001
         nonlocal last
         if os.getppid() != parent:
-            os._exit(1)  # nobody waits for this cell; its state is on disk
+            os._exit(1)  # nobody waits for this trial; its state is on disk
         if time.monotonic() - last > NOTICE:
             last = time.monotonic()
             _send(pipe, ("step", done / total, ""))
 
-    store = Store(out)
+    comparison = Comparison(out)
     while True:
         try:
-            cell = pipe.recv()
+            trial = pipe.recv()
         except EOFError:
             return
-        _send(pipe, _outcome(cell, store, report))
+        _send(pipe, _outcome(trial, comparison, report))
 
 
 def _send(pipe: Connection, message: Any) -> None:
@@ -127,12 +130,12 @@ def _send(pipe: Connection, message: Any) -> None:
         os._exit(1)
 
 
-def _outcome(cell: Cell, store: Store, report: Any) -> tuple[str, float | str, str]:
-    """Run a cell and return the message about its end."""
-    from metah_train.compare.trial import run_cell
+def _outcome(trial: Trial, comparison: Comparison, report: Any) -> tuple[str, float | str, str]:
+    """Run a trial and return the message about its end."""
+    from metah_train.compare.trial import run_trial
 
     try:
-        run_cell(cell, store, report)
+        run_trial(trial, comparison, report)
     except (MetahError, OSError) as error:
         return "failed", str(error), ""
     except Exception as error:

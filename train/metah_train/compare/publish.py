@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from metah_runtime import files
 from metah_runtime.codes import Codes
 from metah_train.compare import curves
-from metah_train.compare.grid import Cell
-from metah_train.compare.store import Store
+from metah_train.compare.comparison import Comparison
+from metah_train.compare.grid import Trial
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
 from metah_train.data.base import spread
-from metah_train.evaluation import report, report_files
+from metah_train.evaluation import report, report_page
 from metah_train.methods import method_class
 from metah_train.methods.base import DeepMethod
 
@@ -26,12 +26,12 @@ MAP_POINTS = 600
 """Codes of each domain in a map."""
 
 
-def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
+def document(trials: Sequence[Trial], comparison: Comparison, split: Split) -> Document:
     """Rebuild results.jsonl and collect what the tables show."""
-    records = store.write_results(cells)
+    records = comparison.write_results(trials)
     done = {record["key"] for record in records}
-    titles = {cell.row: cell.title for cell in cells}
-    first = cells[0].config
+    titles = {trial.row: trial.title for trial in trials}
+    first = trials[0].config
     facts = [
         ("data", f"{split.name} {split.direction}, data seed {first.data_seed}"),
         ("source training", f"{len(split.source_train):,} labelled images"),
@@ -39,24 +39,24 @@ def document(cells: Sequence[Cell], store: Store, split: Split) -> Document:
         ("queries", f"{len(split.query):,} of the target"),
         ("database", f"{len(split.database):,} images of the target"),
         ("backbone", f"{first.backbone}, {first.features} features"),
-        ("batch norm", batch_norm(cells)),
-        ("cells", f"{len(records)} of {len(cells)} finished"),
+        ("batch norm", batch_norm(trials)),
+        ("trials", f"{len(records)} of {len(trials)} finished"),
     ]
     return Document(
         title=f"{split.name} {split.direction}: {len(titles)} methods",
         records=records,
         methods=list(titles.items()),
-        bits=sorted({cell.config.bits for cell in cells}),
+        bits=sorted({trial.config.bits for trial in trials}),
         facts=facts,
         missing=[
-            (cell.label, store.error(cell) or "not run yet")
-            for cell in cells
-            if cell.key not in done
+            (trial.label, comparison.error(trial) or "not run yet")
+            for trial in trials
+            if trial.key not in done
         ],
     )
 
 
-def batch_norm(cells: Sequence[Cell]) -> str:
+def batch_norm(trials: Sequence[Trial]) -> str:
     """Say which methods' codes are made with batch statistics of the target domain.
 
     The setting ``statistics`` belongs to the protocol, not to a method; shallow methods use their
@@ -64,12 +64,12 @@ def batch_norm(cells: Sequence[Cell]) -> str:
     """
     target: list[str] = []
     source: list[str] = []
-    for cell in cells:
-        kind = method_class(cell.config.method)
-        adapted = issubclass(kind, DeepMethod) and cell.config.statistics == "target"
+    for trial in trials:
+        kind = method_class(trial.config.method)
+        adapted = issubclass(kind, DeepMethod) and trial.config.statistics == "target"
         names = target if adapted else source
-        if cell.title not in names:
-            names.append(cell.title)
+        if trial.title not in names:
+            names.append(trial.title)
     parts = []
     if target:
         parts.append(
@@ -81,16 +81,18 @@ def batch_norm(cells: Sequence[Cell]) -> str:
     return "; ".join(parts)
 
 
-def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) -> list[Path]:
-    """Write tables and pictures of the finished cells into the store's folder; return the paths."""
-    out = store.out
-    done = [cell for cell in cells if store.result(cell) is not None]
+def publish(
+    trials: Sequence[Trial], comparison: Comparison, split: Split, found: Document
+) -> list[Path]:
+    """Write tables and pictures of the finished trials into OUT; return the paths."""
+    out = comparison.out
+    done = [trial for trial in trials if comparison.result(trial) is not None]
     pictures: list[tuple[str, str, bytes]] = []
     links: list[tuple[str, str]] = []
     paths = [out / "table.md"]  # first: the pictures take a while
     files.write_bytes(paths[0], markdown(found).encode())
     if done:
-        lines = mean_curves(done, store)
+        lines = mean_curves(done, comparison)
         titles, bits = found.methods, found.bits
         pictures += [
             ("map_recall.png", "MAP@H≤2 against recall@H≤2", b""),
@@ -104,14 +106,14 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
         )
         pictures = [(a, b, data) for (a, b, _), data in zip(pictures, drawn, strict=True)]
     for width in found.bits:
-        shown = gallery_cells(done, width)
+        shown = gallery_trials(done, width)
         if not shown:
             continue
         seed = shown[0].config.seed
         title = f"{split.name} {split.direction}, {width} bits, seed {seed}"
-        codes = {c.title: store.codes(c) for c in shown}
+        codes = {c.title: comparison.codes(c) for c in shown}
         folder = out / f"gallery-{width}"
-        paths += report_files.write(
+        paths += report_page.write(
             report.compare(
                 {name: (part["query"], part["database"]) for name, part in codes.items()},
                 split.query,
@@ -135,28 +137,30 @@ def publish(cells: Sequence[Cell], store: Store, split: Split, found: Document) 
     return paths
 
 
-def mean_curves(cells: Sequence[Cell], store: Store) -> dict[tuple[str, int], curves.Line]:
-    """Average the curves of finished cells over seeds."""
+def mean_curves(
+    trials: Sequence[Trial], comparison: Comparison
+) -> dict[tuple[str, int], curves.Line]:
+    """Average the curves of finished trials over seeds."""
     seeds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        seeds.setdefault((cell.row, cell.config.bits), []).append(store.curves(cell))
+    for trial in trials:
+        seeds.setdefault((trial.row, trial.config.bits), []).append(comparison.curves(trial))
     return {key: curves.Line.mean(found) for key, found in seeds.items()}
 
 
-def gallery_cells(done: Sequence[Cell], bits: int) -> list[Cell]:
-    """Return one finished cell a method, of one seed: TAH, METAH-e, METAH, or else the last three.
+def gallery_trials(done: Sequence[Trial], bits: int) -> list[Trial]:
+    """Return one finished trial a method, of one seed: TAH, METAH-e, METAH, or else the last three.
 
     The seed is the first that most of these methods have.
     """
-    of_length = [cell for cell in done if cell.config.bits == bits]
-    present = list(dict.fromkeys(cell.row for cell in of_length))
+    of_length = [trial for trial in done if trial.config.bits == bits]
+    present = list(dict.fromkeys(trial.row for trial in of_length))
     wanted = [name for name in GALLERY if name in present] or present[-3:]
-    chosen = [cell for cell in of_length if cell.row in wanted]
+    chosen = [trial for trial in of_length if trial.row in wanted]
     if not chosen:
         return []
-    seeds = [cell.config.seed for cell in chosen]
+    seeds = [trial.config.seed for trial in chosen]
     seed = max(dict.fromkeys(seeds), key=seeds.count)
-    by_method = {cell.row: cell for cell in chosen if cell.config.seed == seed}
+    by_method = {trial.row: trial for trial in chosen if trial.config.seed == seed}
     return [by_method[name] for name in wanted if name in by_method]
 
 

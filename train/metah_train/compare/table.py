@@ -1,13 +1,14 @@
 """Tables of a comparison as Tables 2-4 of Zhuo et al. 2020: methods down, bits across."""
 
 import base64
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from metah_runtime.html import page as html
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class Document:
     """What the tables are made from.
 
     records: those of results.jsonl; methods: (name, title) in the order of the rows; missing:
-    (cell, reason) of each cell that has no record; facts: (name, value) for the head.
+    (trial, reason) of each trial that has no record; facts: (name, value) for the head.
     """
 
     title: str
@@ -147,7 +148,7 @@ def markdown(document: Document) -> str:
                 cells.append({1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place or 0, text))
             lines.append(f"| {' | '.join([title, *cells, document.seeds(name)])} |")
     if document.missing:
-        lines += ["", "## Cells without a result", ""]
+        lines += ["", "## Trials without a result", ""]
         lines += [f"- {cell}: {' '.join(reason.split())}" for cell, reason in document.missing]
     return "\n".join(lines) + "\n"
 
@@ -158,80 +159,46 @@ def page(
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return tables and pictures as one self-contained HTML page; links: (text, relative path)."""
-    facts = "".join(f"<dt>{_text(a)}</dt><dd>{_text(b)}</dd>" for a, b in document.facts)
-    tables = "".join(_table(document, measure) for measure in MEASURES)
-    shown = "".join(
-        f"<figure><figcaption>{_text(caption)}</figcaption>"
-        f'<img alt="{_text(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(data).decode()}"></figure>'
-        for caption, data in pictures
-    )
-    named = "".join(f'<li><a href="{_text(path)}">{_text(text)}</a></li>' for text, path in links)
-    more = f"<h2>What they find</h2><ul>{named}</ul>" if named else ""
-    missing = ""
+    text = html.text
+    body = [
+        "<p>Mean ± standard deviation over seeds. <b>Best</b> and <u>second</u> of a column.</p>"
+    ]
     if document.missing:
-        items = "".join(f"<li>{_text(c)}: {_text(r)}</li>" for c, r in document.missing)
-        missing = f"<section><h2>Cells without a result</h2><ul>{items}</ul></section>"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(document.title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{_text(document.title)}</h1>
-<dl>{facts}</dl>
-<p>Mean ± standard deviation over seeds. <b>Best</b> and <u>second</u> of each column.</p>
-{missing}{tables}{more}{shown}
-</body>
-</html>
-"""
+        items = "".join(f"<li>{text(c)}: {text(r)}</li>" for c, r in document.missing)
+        body.append(f"<section><h2>Trials without a result</h2><ul>{items}</ul></section>")
+    body += [_section(document, measure) for measure in MEASURES]
+    if links:
+        named = "".join(f'<li><a href="{text(path)}">{text(name)}</a></li>' for name, path in links)
+        body.append(f"<section><h2>What they find</h2><ul>{named}</ul></section>")
+    body += [
+        f"<section><figure><figcaption>{text(caption)}</figcaption>"
+        f'<img alt="{text(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(data).decode()}"></figure></section>'
+        for caption, data in pictures
+    ]
+    return html.document(document.title, body, header=html.facts(document.facts), style=_STYLE)
 
 
-def _table(document: Document, measure: Measure) -> str:
+def _section(document: Document, measure: Measure) -> str:
     stats = aggregate(document.records, measure)
     names = [name for name, _ in document.methods]
     marks = {width: places(stats, names, width, measure.best) for width in document.bits}
-    head = "".join(f'<th scope="col">{width} bits</th>' for width in document.bits)
     rows = []
     for name, title in document.methods:
-        cells = []
+        row: list[str] = [title]
         for width in document.bits:
-            text = _text(cell_text(stats.get((name, width)), measure.digits))
+            text = html.text(cell_text(stats.get((name, width)), measure.digits))
             tag = {1: "b", 2: "u"}.get(marks[width].get(name, 0))
-            cells.append(f"<td>{f'<{tag}>{text}</{tag}>' if tag else text}</td>")
-        rows.append(
-            f'<tr><th scope="row">{_text(title)}</th>{"".join(cells)}'
-            f"<td>{document.seeds(name)}</td></tr>"
-        )
-    note = f"<p>{_text(measure.note)}</p>" if measure.note else ""
+            row.append(html.Html(f"<{tag}>{text}</{tag}>" if tag else text))
+        rows.append([*row, document.seeds(name)])
+    note = f"<p>{html.text(measure.note)}</p>" if measure.note else ""
+    columns = ("method", *(f"{width} bits" for width in document.bits), "seeds")
     return (
-        f"<section><h2>{_text(measure.title)}</h2>{note}<table><thead><tr>"
-        f'<th scope="col">method</th>{head}<th scope="col">seeds</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></section>\n"
+        f"<section><h2>{html.text(measure.title)}</h2>{note}{html.table(columns, rows)}</section>"
     )
 
 
-def _text(value: str) -> str:
-    return html.escape(value.encode("utf-8", "backslashreplace").decode())
-
-
 _STYLE = """
-:root { color-scheme: light dark; }
-body { margin: 2rem auto 4rem; padding: 0 1rem; max-width: 72rem; }
-body { font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.05rem; margin: 1.8rem 0 .3rem; }
-p { margin: .2rem 0; } p, dt { color: GrayText; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; } dd { margin: 0; }
-p b, p u { color: CanvasText; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem 1.4rem .28rem 0; border-bottom: 1px solid #8884; text-align: right; }
-th:first-child { text-align: left; } thead th { font-weight: 400; color: GrayText; }
-td u { text-underline-offset: 3px; }
-figure { margin: 2rem 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
+figcaption { font-weight: 600; margin-bottom: .4rem; }
 img { max-width: 100%; background: #fff; border-radius: 8px; }
 """

@@ -1,9 +1,8 @@
-"""One cell: train (or go on), encode, score, write the record."""
+"""One trial: train (or go on), encode, score, write the record."""
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from metah_runtime import metrics
 from metah_runtime.errors import DataError, MetahError
 from metah_train import data
-from metah_train.compare.grid import Cell
-from metah_train.compare.store import ELAPSED, RESULT, RUN, Store, locked
+from metah_train.compare.comparison import ELAPSED, RESULT, RUN, Comparison, locked
+from metah_train.compare.grid import Trial
 from metah_train.config import Config
 from metah_train.data import Split
 from metah_train.evaluation.evaluate import encode, unsupervised
@@ -28,7 +27,7 @@ _last: dict[tuple[Any, ...], Split] = {}
 
 
 def split_of(config: Config) -> Split:
-    """Return the split of a configuration; the last one is kept, for cells share it."""
+    """Return the split of a configuration; the last one is kept, for trials share it."""
     key = data.split_key(config)
     if key not in _last:
         _last.clear()
@@ -36,16 +35,16 @@ def split_of(config: Config) -> Split:
     return _last[key]
 
 
-def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> None:
-    """Train and score a cell, or return at once if it is finished.
+def run_trial(trial: Trial, comparison: Comparison, report: loop.Report | None = None) -> None:
+    """Train and score a trial, or return at once if it is finished.
 
     An interrupted training goes on from its own state. Raises what training and scoring raise.
     """
-    folder = store.folder(cell)
+    folder = comparison.folder(trial)
     with locked(folder / "lock", wait=True):
         if (folder / RESULT).exists():
             return
-        split = split_of(cell.config)
+        split = split_of(trial.config)
         clock = Clock(folder / ELAPSED)
 
         def step(done: int, total: int, terms: Mapping[str, float]) -> None:
@@ -53,8 +52,8 @@ def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> Non
             if report is not None:
                 report(done, total, terms)
 
-        cache = TensorCache(store.out / "cache")
-        run = loop.fit(cell.config, split, folder / RUN, resume=True, report=step, cache=cache)
+        cache = TensorCache(comparison.out / "cache")
+        run = loop.fit(trial.config, split, folder / RUN, resume=True, report=step, cache=cache)
         clock.save()
         clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)
         clock.values["cached_seconds"] = round(cache.seconds, 3)
@@ -62,19 +61,19 @@ def run_cell(cell: Cell, store: Store, report: loop.Report | None = None) -> Non
         scored, curves = score(split, codes)
         scored["criteria"] = unsupervised(run, split)
         result = {
-            "method": cell.row,
-            "bits": cell.config.bits,
-            "seed": cell.config.seed,
+            "method": trial.row,
+            "bits": trial.config.bits,
+            "seed": trial.config.seed,
             "data": split.name,
             "direction": split.direction,
             **scored,
             "training": clock.values,
-            "config": cell.config.to_dict(),
+            "config": trial.config.to_dict(),
             "run_digest": run.digest,
             "versions": {name: version(name) for name in ("metah", "torch", "numpy")},
         }
         kept = {name: codes[name] for name in ("query", "database", "source_valid")}
-        store.save(cell, result, kept, curves)
+        comparison.save(trial, result, kept, curves)
 
 
 def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -102,8 +101,8 @@ def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         "precision_at_n": metrics.precision_at_n(*target, ns).tolist(),
     }
     scores = {
-        "metrics": asdict(metrics.evaluate(*target)),
-        "source_metrics": asdict(metrics.evaluate(*source)),
+        "metrics": metrics.evaluate(*target).to_dict(),
+        "source_metrics": metrics.evaluate(*source).to_dict(),
     }
     return scores, curves
 

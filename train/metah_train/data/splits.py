@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime import schema
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, ImageSet, Split, spread
@@ -37,16 +38,11 @@ class SplitSizes:
     train_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("queries_per_class", "synthetic", "train_per_class"):
+        schema.check_fields(self)
+        for name in ("queries_per_class", "target_train", "synthetic", "train_per_class"):
             value = getattr(self, name)
-            if value is None and name != "synthetic":
-                continue
-            if type(value) is not int or value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
-        if self.target_train is not None and (
-            type(self.target_train) is not int or self.target_train < 1
-        ):
-            raise ConfigError(f"target_train must be None or >= 1, got {self.target_train!r}")
         if not 0 < self.valid_fraction < 1:
             raise ConfigError(f"valid_fraction must be in (0, 1), got {self.valid_fraction!r}")
 

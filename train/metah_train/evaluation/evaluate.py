@@ -91,25 +91,20 @@ def evaluate(
         "data": split.name,
         "direction": split.direction,
         "run_digest": run.digest,
-        "metrics": asdict(_score(run, split.query, split.database, radius)),
-        "source_validation": asdict(validate(run, split, radius=radius)),
+        "metrics": _score(run, split.query, split.database, radius).to_dict(),
+        "source_validation": validate(run, split, radius=radius).to_dict(),
         "criteria": unsupervised(run, split, radius=radius),
     }
     if split.groups:
         result["groups"] = {
-            name: asdict(_score(run, split.query.subset(rows), split.database, radius))
+            name: _score(run, split.query.subset(rows), split.database, radius).to_dict()
             for name, rows in split.groups.items()
         }
     if shifts:
         result["shifts"] = {
-            kind: asdict(
-                _score(
-                    run,
-                    ShiftedImages(split.query, kind),
-                    ShiftedImages(split.database, kind),
-                    radius,
-                )
-            )
+            kind: _score(
+                run, ShiftedImages(split.query, kind), ShiftedImages(split.database, kind), radius
+            ).to_dict()
             for kind in shifts
         }
     files.write_json(run.path / EVALUATION, result)

@@ -6,7 +6,7 @@ database. All methods get the same queries and the same order of equal distances
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from metah_runtime import metrics
 from metah_runtime.checks import check_k
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.html import gallery
 from metah_runtime.search import CodeIndex
 from metah_train.data.base import ImageSet
 
@@ -84,7 +83,7 @@ class Report:
             "bits": self.bits,
             "k": self.k,
             "methods": {
-                answer.method: {**asdict(answer.scores), "precision_at_k": answer.precision_at_k}
+                answer.method: {**answer.scores.to_dict(), "precision_at_k": answer.precision_at_k}
                 for answer in self.answers
             },
             "queries": [
@@ -178,52 +177,3 @@ def choose_queries(labels: NDArray[Any], count: int, seed: int = 0) -> NDArray[n
             turn[place] = seen[label] = seen.get(label, -1) + 1
         order = order[np.argsort(turn, kind="stable")]
     return order[:count]
-
-
-def page(report: Report) -> str:
-    """Return the report as one self-contained HTML document."""
-    columns, rows = report.table()
-    shown = report.query.load(report.shown)
-    sections = []
-    for place, row in enumerate(report.shown.tolist()):
-        answers = []
-        for answer in report.answers:
-            pictures = report.database.load(answer.ids[place])
-            tiles = [
-                gallery.Tile(
-                    picture=gallery.picture(pictures[rank]),
-                    label=report.label(report.database, item),
-                    name=report.database.names[item],
-                    distance=int(answer.distances[place, rank]),
-                    right=bool(answer.right[place, rank]),
-                )
-                for rank, item in enumerate(answer.ids[place].tolist())
-            ]
-            note = f"P@{report.k} {answer.right[place].mean():.1f}"
-            answers.append(gallery.Answer(heading=answer.method, note=note, neighbours=tiles))
-        label = report.label(report.query, row)
-        sections.append(
-            gallery.Row(
-                query=gallery.Tile(
-                    picture=gallery.picture(shown[place]),
-                    label=f"query: {label}",
-                    name=report.query.names[row],
-                ),
-                answers=answers,
-            )
-        )
-    facts = [
-        ("database", f"{len(report.database):,} images"),
-        ("queries", f"{len(report.query):,}; {len(report.shown)} shown, drawn at random"),
-        ("codes", f"{report.bits} bits"),
-        ("order", "by (distance, place in the database)"),
-    ]
-    return gallery.render(
-        gallery.Gallery(
-            title=report.title,
-            bits=report.bits,
-            facts=facts,
-            table=(columns, *rows),
-            rows=sections,
-        )
-    )

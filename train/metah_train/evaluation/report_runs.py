@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from metah_runtime.cli import console
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError
-from metah_train.data import SPLIT_FIELDS, ImageSet, split_of
+from metah_runtime.reporting import Progress, no_progress
+from metah_train.data import SPLIT_FIELDS, split_of
 from metah_train.evaluation.evaluate import encode
 from metah_train.evaluation.report import Report, compare
 from metah_train.training.checkpoint import Run
@@ -14,7 +14,9 @@ from metah_train.training.checkpoint import Run
 TITLES = {"lsh": "LSH", "source": "source only", "tah": "TAH", "metah-e": "METAH-e"}
 
 
-def compare_runs(paths: Sequence[Path], *, queries: int = 10, k: int = 10) -> Report:
+def compare_runs(
+    paths: Sequence[Path], *, queries: int = 10, k: int = 10, progress: Progress = no_progress
+) -> Report:
     """Return the report of finished runs, in the order given.
 
     Raises RunError for a run that cannot be opened, ConfigError for runs that differ in data,
@@ -37,8 +39,11 @@ def compare_runs(paths: Sequence[Path], *, queries: int = 10, k: int = 10) -> Re
     split = split_of(first.config)
     names = method_names(runs)
     codes: dict[str, tuple[Codes, Codes]] = {}
-    for name, run in console.progress(list(zip(names, runs, strict=True)), "encode", unit="runs"):
-        codes[name] = _codes(run, split.query), _codes(run, split.database)
+    with progress("encode", len(runs), "runs") as advance:
+        for name, run in zip(names, runs, strict=True):
+            query, database = (encode(run.model, part)[0] for part in (split.query, split.database))
+            codes[name] = query, database
+            advance()
     return compare(
         codes,
         split.query,
@@ -57,7 +62,3 @@ def method_names(runs: Sequence[Run]) -> list[str]:
         f"{name} ({run.path})" if names.count(name) > 1 else name
         for name, run in zip(names, runs, strict=True)
     ]
-
-
-def _codes(run: Run, images: ImageSet) -> Codes:
-    return encode(run.model, images)[0]

@@ -74,7 +74,7 @@ class ProductMethod(DeepMethod[OptionsT]):
 
 
 class DHN(ProductMethod[DHNOptions]):
-    """Pairwise logistic loss and quantisation on source images."""
+    """Pairwise logistic loss and quantization on source images."""
 
     title = "DHN"
     source = "Zhu et al., Deep Hashing Network for Efficient Similarity Retrieval, AAAI 2016"

@@ -4,7 +4,7 @@
     L = sum_ij w_ij [log(1 + exp(x_ij)) - s_ij x_ij] / sum_ij w_ij
     beta(t) = (1 + growth t)^power, refreshed every ``refresh`` steps
 
-Cao et al., HashNet: Deep Learning to Hash by Continuation, ICCV 2017. No quantisation term: the
+Cao et al., HashNet: Deep Learning to Hash by Continuation, ICCV 2017. No quantization term: the
 growing beta takes |h| to 1. A code is the sign of z, whatever beta is.
 """
 

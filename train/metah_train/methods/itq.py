@@ -1,4 +1,4 @@
-"""Iterative quantisation: principal components, rotated to lie close to binary codes.
+"""Iterative quantization: principal components, rotated to lie close to binary codes.
 
     V = (X - mean) W;  min over B in {-1, 1}^{n x b}, R^T R = I of || B - V R ||_F^2
     B = sign(V R);  U S T^T = svd(B^T V);  R = T U^T
@@ -73,7 +73,7 @@ class ITQ(ShallowMethod[ITQOptions]):
 
     @property
     def fit_on(self) -> str:
-        """The domains whose features are quantised."""
+        """The domains whose features are quantized."""
         return self.options.fit_on
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor | None) -> None:  # noqa: ARG002

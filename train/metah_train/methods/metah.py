@@ -3,7 +3,7 @@
     h = tanh(logits);  o = W_c h + b_c
     minimise  lp Lp(h_s, y_s) + lq Lq(h_s) + lc Lc(o_s, y_s) + lE LE(o_t) + lD LD(GRL(h_s, h_t))
 
-Lp pairwise, Lq quantisation, LD domain-adversarial, Lc classification, LE target entropy; GRL
+Lp pairwise, Lq quantization, LD domain-adversarial, Lc classification, LE target entropy; GRL
 reverses gradients with a strength that rises from 0 to 1. METAH: Zhuo et al., Journal of Computer
 Research and Development 57(4), 2020. TAH: Cao et al., AAAI 2018 (no Lc, no LE).
 """
@@ -26,7 +26,7 @@ class ObjectiveOptions(Options):
     """Weights of the five terms (lp, lq, lD, lc, lE of the paper) and the form of each.
 
     ``form``: of the pairwise term, ``released``, ``paper`` (with ``alpha``) or ``cauchy`` (with
-    ``gamma``, in bits). ``quantize``: the domains of the quantisation term. ``classifier_input``:
+    ``gamma``, in bits). ``quantize``: the domains of the quantization term. ``classifier_input``:
     ``h`` or the backbone's ``features``. ``multilabel_head``: classifier for several labels an
     item. ``ramp_high``, ``ramp_gain``: gradient reversal. ``entropy_ramp``: fraction of training
     over which the entropy weight rises linearly. ``initial_std``: of the heads' weights.
@@ -254,7 +254,7 @@ class METAHe(METAH):
 
 
 class TAH(METAH):
-    """Transfer adversarial hashing: pairwise, quantisation and adversarial terms."""
+    """Transfer adversarial hashing: pairwise, quantization and adversarial terms."""
 
     title = "TAH"
     source = "Cao et al., Transfer Adversarial Hashing, AAAI 2018"

@@ -1,4 +1,4 @@
-"""The cells on disk: results that are never half written, locks, codes for curves and pictures."""
+"""The trials on disk: results that are never half written, locks, codes for curves and pictures."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from metah_runtime import files, schema
 from metah_runtime.codes import Codes
 from metah_runtime.errors import RunError
-from metah_train.compare.grid import Cell
+from metah_train.compare.grid import Trial
 
 FORMAT = 1
 RUN = "run"
@@ -29,36 +29,36 @@ RESULTS = "results.jsonl"
 MAX_BYTES = 1 << 30
 
 
-class Store:
+class Comparison:
     """The folder of a comparison."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def folder(self, cell: Cell) -> Path:
-        """Return the folder of a cell."""
-        return self.out / "cells" / cell.name
+    def folder(self, trial: Trial) -> Path:
+        """Return the folder of a trial."""
+        return self.out / "cells" / trial.name
 
-    def result(self, cell: Cell) -> dict[str, Any] | None:
-        """Return the record of a finished cell, None for another; raises RunError if damaged."""
-        path = self.folder(cell) / RESULT
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """Return the record of a finished trial, None for another; raises RunError if damaged."""
+        path = self.folder(trial) / RESULT
         if not path.exists():
             return None
         value = _read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise RunError(f"{path} is not of format {FORMAT}; fix: delete {path.parent}")
-        if value.get("key") != cell.key:
-            raise RunError(f"{path} belongs to another cell; fix: delete {path.parent}")
+        if value.get("key") != trial.key:
+            raise RunError(f"{path} belongs to another trial; fix: delete {path.parent}")
         return value
 
-    def error(self, cell: Cell) -> str | None:
-        """Return the message of a cell that failed."""
-        path = self.folder(cell) / ERROR
+    def error(self, trial: Trial) -> str | None:
+        """Return the message of a trial that failed."""
+        path = self.folder(trial) / ERROR
         return str(_read_json(path)["message"]) if path.exists() else None
 
-    def codes(self, cell: Cell) -> dict[str, Codes]:
-        """Return the packed codes of a finished cell: query, database, source_valid."""
-        path = self.folder(cell) / CODES
+    def codes(self, trial: Trial) -> dict[str, Codes]:
+        """Return the packed codes of a finished trial: query, database, source_valid."""
+        path = self.folder(trial) / CODES
         try:
             return safetensors.numpy.load(files.read_regular(path, MAX_BYTES))
         except (OSError, safetensors.SafetensorError) as error:
@@ -66,36 +66,36 @@ class Store:
                 f"{path} cannot be read ({error}); fix: delete {path.parent} and run again"
             ) from None
 
-    def curves(self, cell: Cell) -> dict[str, NDArray[np.float64]]:
-        """Return precision and recall by radius, and precision at each N, of a finished cell."""
-        found = _read_json(self.folder(cell) / CURVES)
+    def curves(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
+        """Return precision and recall by radius, and precision at each N, of a finished trial."""
+        found = _read_json(self.folder(trial) / CURVES)
         return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
     def save(
         self,
-        cell: Cell,
+        trial: Trial,
         result: Mapping[str, Any],
         codes: Mapping[str, Codes],
         curves: Mapping[str, list[float]],
     ) -> None:
-        """Write a finished cell; its result comes last and makes it finished."""
-        folder = self.folder(cell)
+        """Write a finished trial; its result comes last and makes it finished."""
+        folder = self.folder(trial)
         files.write_bytes(folder / CODES, safetensors.numpy.save(dict(codes)))
         files.write_json(folder / CURVES, dict(curves))
-        record = {"format": FORMAT, "key": cell.key, **result}
+        record = {"format": FORMAT, "key": trial.key, **result}
         files.write_json(folder / RESULT, record)
         for name in (ERROR, ELAPSED):
             files.unlink(folder / name)
 
-    def save_error(self, cell: Cell, message: str, trace: str) -> None:
-        """Record why a cell failed; it is tried again at the next call."""
-        folder = self.folder(cell)
+    def save_error(self, trial: Trial, message: str, trace: str) -> None:
+        """Record why a trial failed; it is tried again at the next call."""
+        folder = self.folder(trial)
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / ERROR, {"message": message, "trace": trace})
 
-    def write_results(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
-        """Rebuild results.jsonl from the finished cells of the grid, and return its records."""
-        found = [record for cell in cells if (record := self.result(cell)) is not None]
+    def write_results(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+        """Rebuild results.jsonl from the finished trials of the grid, and return its records."""
+        found = [record for trial in trials if (record := self.result(trial)) is not None]
         lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in found)
         files.write_bytes(self.out / RESULTS, lines.encode())
         return found

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from metah_runtime.cli import console
 from metah_train.cli.main import cli
-from metah_train.compare.grid import Cell
-from metah_train.compare.store import CODES, RUN, Store
-from metah_train.compare.trial import run_cell
+from metah_train.compare.comparison import CODES, RUN, Comparison
+from metah_train.compare.grid import Trial
+from metah_train.compare.trial import run_trial
 
 PROGRAM = "from metah_train.cli.main import main; main()"
-MakeCells = Callable[..., list[Cell]]
+MakeTrials = Callable[..., list[Trial]]
 
 
 def start(out: Path, *args: str) -> subprocess.Popen[str]:
@@ -38,13 +38,13 @@ def options(data: str, settings: tuple[str, ...], *more: str) -> list[str]:
 
 
 def test_a_killed_comparison_goes_on_where_it_was(
-    bars: str, settings: tuple[str, ...], make_cells: MakeCells, tmp_path: Path
+    bars: str, settings: tuple[str, ...], make_trials: MakeTrials, tmp_path: Path
 ) -> None:
-    out, twin = tmp_path / "out", Store(tmp_path / "twin")
-    lsh, metah = make_cells("lsh", "metah", assignments=("epochs=1", "metah:epochs=30"))
+    out, twin = tmp_path / "out", Comparison(tmp_path / "twin")
+    lsh, metah = make_trials("lsh", "metah", assignments=("epochs=1", "metah:epochs=30"))
     args = ["--methods", "lsh,metah", *options(bars, settings, "epochs=1", "metah:epochs=30")]
-    store = Store(out)
-    state = store.folder(metah) / RUN / "state.safetensors"
+    comparison = Comparison(out)
+    state = comparison.folder(metah) / RUN / "state.safetensors"
     process = start(out, *args)
     limit = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < limit:
@@ -52,27 +52,27 @@ def test_a_killed_comparison_goes_on_where_it_was(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert store.result(lsh) is not None
-    assert store.result(metah) is None
-    record = store.folder(lsh) / "result.json"
+    assert comparison.result(lsh) is not None
+    assert comparison.result(metah) is None
+    record = comparison.folder(lsh) / "result.json"
     before = record.stat().st_mtime_ns
 
     process = start(out, *args)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
-    assert "1 of 2 cells are finished" in stderr
+    assert "1 of 2 trials are finished" in stderr
     assert "source_train: 66 images, 22..22 a class, pixels" in stderr
     assert "[2/2] metah, 16 bits, seed 0: MAP@H2" in stderr
     assert f"MAP@H≤2, {bars} src2tgt: 2 methods" in stdout
     assert record.stat().st_mtime_ns == before
-    found = store.result(metah)
+    found = comparison.result(metah)
     assert found is not None
     first, second = found["training"]["legs"]
     assert first == 0
     assert second > 0
     assert second % 4 == 0  # state is kept after each epoch
-    run_cell(metah, twin)
-    codes = [place.folder(metah) / CODES for place in (store, twin)]
+    run_trial(metah, twin)
+    codes = [place.folder(metah) / CODES for place in (comparison, twin)]
     assert codes[0].read_bytes() == codes[1].read_bytes()
 
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -84,7 +84,7 @@ def test_a_killed_comparison_goes_on_where_it_was(
     assert "| METAH | " in (out / "table.md").read_text()
 
 
-def test_a_cell_that_fails_is_reported_at_the_end(
+def test_a_trial_that_fails_is_reported_at_the_end(
     bars: str,
     settings: tuple[str, ...],
     tmp_path: Path,
@@ -99,10 +99,10 @@ def test_a_cell_that_fails_is_reported_at_the_end(
     assert "LSH" in stdout
     last = stderr.splitlines()[-2:]
     assert last[0].startswith("metah, 16 bits, seed 0: the loss is")
-    assert last[1] == "metah-train: error: 1 of 2 cells failed; the rest is done"
+    assert last[1] == "metah-train: error: 1 of 2 trials failed; the rest is done"
     assert "Traceback" not in stderr
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "## Cells without a result\n\n- metah, 16 bits, seed 0: the loss is" in text
+    assert "## Trials without a result\n\n- metah, 16 bits, seed 0: the loss is" in text
     assert "| METAH | - | 0 |" in text
 
     monkeypatch.setattr("metah_train.compare.publish.publish", lambda *_: [Path("table.md")])
