@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from metah_runtime.checks import usable_cores
 from metah_runtime.cli import console
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import ConfigError, MetahError
@@ -29,7 +30,7 @@ QUERIES = 10
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--bits", type=int, default=48, show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Passed to every fit.")
-@click.option("--workers", type=int, default=os.cpu_count(), help="Trainings that run at once.")
+@click.option("--workers", type=int, default=usable_cores(), help="Trainings that run at once.")
 def demo(out: Path, bits: int, settings: Sequence[str], workers: int) -> None:
     """Train four methods on digits, compare them, export METAH and search handwritten digits.
 

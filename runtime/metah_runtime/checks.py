@@ -1,10 +1,12 @@
 """Rules for the numbers that users give: neighbours, radius, threads, batch, workers."""
 
+import math
 import os
 from typing import Any
 
 import numpy as np
 
+from metah_runtime.cpu_quota import cpu_quota
 from metah_runtime.errors import ConfigError
 
 MAX_THREADS = 1024
@@ -61,7 +63,14 @@ def check_workers(workers: Any) -> int:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use: its affinity, cut by a CPU quota."""
+    quota = cpu_quota()
+    cores = affine_cores()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def affine_cores() -> int:
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -6,7 +6,7 @@ images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits float32 (n, bits)
 import warnings
 from collections.abc import Callable
 
-from metah_runtime.checks import check_threads
+from metah_runtime.checks import affine_cores, check_threads, usable_cores
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.runners.interface import Runner
@@ -34,6 +34,8 @@ def open(  # noqa: A001
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if threads is not None:
         threads = check_threads(threads)
+    elif usable_cores() < affine_cores():  # ONNX Runtime knows nothing of a container's quota
+        threads = usable_cores()
     if device == "auto":
         return _open_any(bundle, threads, spin, warn)
     if device == "tensorrt":
