@@ -18,6 +18,9 @@ from metah_runtime.errors import StorageError
 
 CHUNK = 8 << 20
 
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""Errors of file systems that have no hard links."""
+
 
 class Disk:
     """The system calls that change a disk, one method each."""
@@ -42,6 +45,10 @@ class Disk:
     def rename(self, old: Path, new: Path) -> None:
         """Give ``old`` the name ``new``; a file of that name is replaced."""
         os.rename(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give the file ``old`` a second name ``new``, which must not exist."""
+        os.link(old, new, follow_symlinks=False)
 
     def sync_folder(self, path: Path) -> None:
         """Make the names inside a folder durable."""
@@ -106,16 +113,26 @@ class NewFile:
                 taken = _taken(disk.write_at(self._handle, part, offset))
                 part, offset = part[taken:], offset + taken
 
-    def commit(self) -> None:
-        """Make the contents durable and give the file its name."""
+    def commit(self, *, replace: bool = True, durable: bool = True) -> None:
+        """Make the contents durable and give the file its name.
+
+        replace: a file of that name is replaced; otherwise it is kept and FileExistsError raised.
+        """
         with _failing(f"write {self.path}"):
             size = os.fstat(self._handle).st_size
             if size != self.length:
                 raise OSError(errno.EIO, f"{size} bytes arrived of {self.length} written")
-        with _failing(f"sync {self.path}", final=True):
-            disk.sync(self._handle)
+        if durable:
+            with _failing(f"sync {self.path}", final=True):
+                disk.sync(self._handle)
+        taken = False
         with _failing(f"rename to {self.path}"):
-            disk.rename(self.temporary, self.path)
+            if replace:
+                disk.rename(self.temporary, self.path)
+            else:
+                taken = not _rename_new(self.temporary, self.path)
+        if taken:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
         self._close()
 
     def discard(self) -> None:
@@ -142,17 +159,23 @@ def unlink(path: Path) -> None:
         disk.unlink(path)
 
 
-def write_file(path: Path, fill: Callable[[NewFile], None]) -> None:
-    """Replace ``path`` by what ``fill`` writes, atomically: readers see the old file or the new."""
+def write_file(path: Path, fill: Callable[[NewFile], None], *, replace: bool = True) -> None:
+    """Replace ``path`` by what ``fill`` writes, atomically: readers see the old file or the new.
+
+    replace: False keeps a file of that name and raises FileExistsError.
+    """
     file = NewFile(path)
     try:
         file.begin()
         fill(file)
-        file.commit()
+        file.commit(replace=replace)
     except BaseException:
         file.discard()
         raise
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except MemoryError as error:
+        raise StorageError(f"cannot sync {path.parent}: out of memory", final=True) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -236,6 +259,26 @@ def _sync_tree(folder: Path) -> None:
         elif file.is_dir():
             disk.sync_folder(file)
     disk.sync_folder(folder)
+
+
+def _rename_new(old: Path, new: Path) -> bool:
+    """Rename a file; return False, and change nothing, if there is a file of the new name."""
+    try:
+        disk.link(old, new)
+    except FileExistsError:
+        # A network file system may do it and then report that it was there before.
+        if not (new.exists() and new.samefile(old)):
+            return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(new):
+            return False
+        disk.rename(old, new)
+        return True
+    with suppress(OSError):
+        disk.unlink(old)
+    return True
 
 
 def _taken(count: int) -> int:

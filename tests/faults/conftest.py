@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from metah_runtime.index import Index
+from metah_runtime.index import Index, manifest
 
 Content: TypeAlias = dict[int, tuple[bytes, str | None]]
 
@@ -93,3 +93,9 @@ def _python(script: str, *arguments: object, before: tuple[str, ...] = ()) -> su
 def python() -> Callable[..., subprocess.Popen[str]]:
     """Give python(script, *arguments, before=()): a started child process."""
     return _python
+
+
+@pytest.fixture
+def plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are numbered 1, 2, 3: their numbers have no random part."""
+    monkeypatch.setattr(manifest, "random_digits", str)

@@ -98,6 +98,12 @@ class Recorder(Disk):
             )
         )
 
+    def link(self, old: Path, new: Path) -> None:
+        self._tick()
+        number = self._objects[self._key(old.stat())]
+        super().link(old, new)
+        self._note(Call("link", number, folder=self._folder(new), name=new.name))
+
     def sync_folder(self, path: Path) -> None:
         self._tick()
         super().sync_folder(path)
@@ -176,7 +182,7 @@ def _pending_names(calls: list[Call]) -> set[int]:
                 touched.discard(call.folder)
                 if not touched:
                     del pending[key]
-        elif call.kind in ("create", "make_folder", "unlink"):
+        elif call.kind in ("create", "make_folder", "link", "unlink"):
             pending[at] = {call.folder}
         elif call.kind == "rename":
             pending[at] = {call.folder, call.target[0]}
@@ -190,7 +196,7 @@ def _names(calls: list[Call], keep: Choice) -> dict[tuple[int, str], int]:
     for at, call in enumerate(calls):
         if at in lost:
             continue
-        if call.kind in ("create", "make_folder"):
+        if call.kind in ("create", "make_folder", "link"):
             names[call.folder, call.name] = call.file
         elif call.kind == "unlink":
             names.pop((call.folder, call.name), None)

@@ -15,6 +15,8 @@ from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("plain_numbers")
+
 Small = Callable[[Path], Index]
 Read = Callable[..., dict]
 

@@ -25,7 +25,7 @@ ACTIONS: dict[str, Callable[[Index, Codes], object]] = {
     "compact": lambda index, codes: index.compact(),
     "metadata": lambda index, codes: index.set_metadata({"a": 1}),
 }
-CALLS = ["create", "write", "write_at", "sync", "rename", "sync_folder", "unlink"]
+CALLS = ["create", "write", "write_at", "sync", "link", "rename", "sync_folder", "unlink"]
 
 
 class FailingDisk(files.Disk):

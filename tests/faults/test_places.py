@@ -93,6 +93,7 @@ except StorageError as error:
     assert "Permission denied" in out.splitlines()[1]
 
 
+@pytest.mark.usefixtures("plain_numbers")
 @pytest.mark.parametrize("name", ["MANIFEST", "segment-00000001.metah", "removed-00000003.metah"])
 @pytest.mark.parametrize("kind", ["link", "outside", "loop", "pipe", "folder"])
 def test_only_regular_files_of_the_folder_are_opened(
@@ -157,6 +158,7 @@ except StorageError as error:
     assert read(index.path, check="open") == old
 
 
+@pytest.mark.usefixtures("plain_numbers")
 def test_hostile_sizes_take_no_memory(ram: Path, small: Small, python: Python) -> None:
     """Every field at its extremes, with valid checksums, in a process that may not grow."""
     import struct

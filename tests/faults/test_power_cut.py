@@ -20,8 +20,8 @@ from metah_runtime import files
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index import Index
 from metah_runtime.index.commit import Committer
-from metah_runtime.index.manifest import Manifest
-from metah_runtime.index.transaction import leftovers
+from metah_runtime.index.leftovers import find_leftovers
+from metah_runtime.index.transaction import Transaction
 
 Step = Callable[[Path], object]
 
@@ -253,9 +253,11 @@ def test_old_files_stay_until_the_manifest_without_them_is_durable(
     """The next writer syncs the folder before it clears leftovers: without that, files that the
     durable manifest needs are gone."""
 
-    def careless(self: Committer, manifest: Manifest) -> None:
-        for path in leftovers(self._path, manifest):
-            files.unlink(path)
+    def careless(self: Committer, transaction: Transaction) -> None:
+        manifest = transaction.base.manifest
+        for item in find_leftovers(self._path, manifest):
+            if item.is_dead(manifest):
+                files.unlink(item.path)
 
     monkeypatch.setattr(Committer, "_clear", careless)
     with pytest.raises(AssertionError, match=r"the file is missing"):

@@ -49,6 +49,7 @@ NAMES = {
     "write": "write",
     "pwrite": "?pwrite64,?pwrite",
     "fsync": "fsync",
+    "link": "?link,?linkat",
     "rename": "?rename,?renameat,?renameat2",
     "unlink": "?unlink,?unlinkat",
 }
@@ -114,6 +115,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_or_the_new_state(
         ("pwrite", "EIO"),
         ("fsync", "EIO"),
         ("rename", "EXDEV"),
+        ("link", "EIO"),
         ("write", "EDQUOT"),
     ],
 )

@@ -53,7 +53,8 @@ class BatchWriter:
         if writer is None:
             return
         if writer.rows:
-            self._transaction.keep(writer.finish(first_id=self._transaction.reserve(writer.rows)))
+            first_id = self._transaction.reserve(writer.rows)
+            self._transaction.keep(writer.path, writer.finish(first_id=first_id))
         else:
             writer.discard()
         self._open = None

@@ -55,7 +55,7 @@ def rebuild(
     except BaseException:
         writer.discard()
         raise
-    transaction.keep(header)
+    transaction.keep(writer.path, header)
 
 
 class MergedRows:

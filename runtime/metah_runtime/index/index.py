@@ -1,25 +1,21 @@
 """Index: codes on disk that survive crashes and damage, searched where they lie."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import files
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_bits, check_codes
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.errors import (
     ConfigError,
-    IndexCorrupt,
-    IndexLocked,
     IndexMismatch,
     MetahError,
-    StorageError,
 )
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.batch_writer import BatchWriter
@@ -34,6 +30,8 @@ from metah_runtime.results import Matches, RangeMatches
 
 OnDuplicate = Literal["error", "upsert"]
 BUFFER = 256 << 20
+
+R = TypeVar("R")
 
 
 class Index:
@@ -62,7 +60,7 @@ class Index:
         model: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> "Index":
-        """Create an empty index at ``path``, which must not exist, and open it.
+        """Create an empty index at ``path``, which must not exist or be an empty folder; open it.
 
         bits: a multiple of 8 in 8..1024. fingerprint: of the model whose codes it will hold;
         model: its name, for people. metadata: a small JSON object. Raises ConfigError,
@@ -76,10 +74,7 @@ class Index:
             model=model,
             metadata=check_metadata(metadata),
         )
-        if folder.exists() or folder.is_symlink():
-            raise ConfigError(f"{folder} exists already; fix: another path, or open it")
-        with files.new_folder(folder) as staging:
-            manifest.write(staging)
+        manifest.create(folder)
         return cls(folder, Snapshot.open(folder, manifest, "first-use"), "first-use")
 
     @classmethod
@@ -257,10 +252,12 @@ class Index:
         """
         _check_on_duplicate(on_duplicate)
         batch = CodeBatch(codes, ids, paths, bits=self.bits)
-        with self._transaction() as transaction:
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, Ids]:
             added = transaction.add(batch, upsert=on_duplicate == "upsert")
-            if len(added):
-                self._commit(transaction, transaction.manifest())
+            return transaction.manifest() if len(added) else None, added
+
+        added = self._write(write)
         self._merge_tail()
         return added
 
@@ -277,7 +274,8 @@ class Index:
         ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
         """
         _check_on_duplicate(on_duplicate)
-        with self._transaction() as transaction:
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, int]:
             writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
                 for batch in batches:
@@ -286,9 +284,9 @@ class Index:
             except BaseException:
                 writer.discard()
                 raise
-            if writer.count:
-                self._commit(transaction, transaction.manifest())
-        return writer.count
+            return transaction.manifest() if writer.count else None, writer.count
+
+        return self._write(write)
 
     def remove(self, ids: Any, *, missing: Literal["error", "ignore"] = "error") -> int:
         """Remove codes by id in one durable commit and return how many there were.
@@ -297,17 +295,18 @@ class Index:
         """
         if missing not in ("error", "ignore"):
             raise ConfigError(f"missing must be error or ignore, got {missing!r}")
-        ids = distinct(lookup_ids(ids))
-        with self._transaction() as transaction:
+        wanted = distinct(lookup_ids(ids))
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, int]:
             unknown = transaction.base.locate(
-                ids, lambda view, _at, rows: transaction.remove(view, rows)
+                wanted, lambda view, _at, rows: transaction.remove(view, rows)
             )
             if missing == "error":
-                refuse_unknown(ids, unknown)
-            count = len(ids) - len(unknown)
-            if count:
-                self._commit(transaction, transaction.manifest())
-        return count
+                refuse_unknown(wanted, unknown)
+            count = len(wanted) - len(unknown)
+            return transaction.manifest() if count else None, count
+
+        return self._write(write)
 
     def compact(self, done: Callable[[int], None] | None = None) -> None:
         """Write all codes that were not removed as one segment and free the rest.
@@ -315,17 +314,20 @@ class Index:
         Readers that have the old state open keep it until they close or refresh. done: called
         with the number of codes of each segment that was written.
         """
-        with self._transaction() as transaction:
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, None]:
             views = transaction.base.views
-            if len(views) > 1 or any(len(view.removed) for view in views):
-                rebuild(transaction, views, done)
-                self._commit(transaction, transaction.replacement([]))
+            if len(views) == 1 and not len(views[0].removed):
+                return None, None
+            rebuild(transaction, views, done)
+            return transaction.replacement([]) if views else None, None
+
+        self._write(write)
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Replace the small JSON object in one durable commit."""
         value = check_metadata(metadata)
-        with self._transaction() as transaction:
-            self._commit(transaction, transaction.base.manifest.following(metadata=value))
+        self._write(lambda transaction: (transaction.base.manifest.following(metadata=value), None))
 
     def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check, str]]:
         snapshot = self._snapshot
@@ -343,25 +345,38 @@ class Index:
             return queries
         return check_codes(queries, bits=self.bits, name="queries")
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
-        with self._committer.transaction(self._snapshot) as transaction:
-            self._state = transaction.base
-            yield transaction
+    def _write(self, write: Callable[[Transaction], tuple[Manifest | None, R]]) -> R:
+        """Commit the manifest that ``write`` returns, if any, and return its result.
 
-    def _commit(self, transaction: Transaction, manifest: Manifest) -> None:
-        self._state = self._committer.commit(transaction, manifest)
+        Nothing that happens after the commit fails the call: it is durable.
+        """
+        transaction = None
+        try:
+            with self._committer.transaction(self._snapshot) as transaction:
+                self._state = transaction.base
+                manifest, result = write(transaction)
+                if manifest is not None:
+                    self._committer.commit(transaction, manifest)
+        except Exception:
+            if transaction is None or transaction.committed is None:
+                raise
+        if transaction.committed is not None:
+            self._state = transaction.committed
+        return result
 
     def _merge_tail(self) -> None:
         """Merge many small segments; a failure is not reported, as the addition is durable."""
-        with suppress(StorageError, IndexLocked, IndexCorrupt):
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, None]:
+            tail = merge_tail(transaction.base.views)
+            if not tail:
+                return None, None
+            rebuild(transaction, tail)
+            return transaction.replacement(transaction.base.views[: -len(tail)]), None
+
+        with suppress(Exception):
             while merge_tail(self._snapshot.views):
-                with self._transaction() as transaction:
-                    tail = merge_tail(transaction.base.views)
-                    if tail:
-                        rebuild(transaction, tail)
-                        keep = transaction.base.views[: -len(tail)]
-                        self._commit(transaction, transaction.replacement(keep))
+                self._write(write)
 
 
 def _reopen(path: str, index_id: str, check: Check, device: str) -> Index:

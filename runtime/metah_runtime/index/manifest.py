@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,15 @@ VERSION: Final = 1
 LIMIT: Final = 64 << 20
 METADATA_LIMIT: Final = 64 << 10
 
+TEXT_LIMIT: Final = 64 << 10
+MAX_COUNTER: Final = 2**62
+
 _TAIL: Final = re.compile(rb"crc32c:([0-9a-f]{8})\n")
 _TAIL_LENGTH: Final = 16
-_FILE_NAME: Final = re.compile(r"(?:segment|removed)-[0-9]{8,19}\.metah")
+FILE_NAME: Final = re.compile(r"(?:segment|removed)-([0-9]{8,19})\.metah")
+_UNRELATED: Final = re.compile(
+    r"lost\+found|\.snapshot|\.zfs|\.DS_Store|\.MANIFEST\.[0-9a-f]{12}\.tmp"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +110,7 @@ class Manifest:
         if int(tail[1], 16) != _checksum.crc32c(body):
             raise _corrupt(path, "its checksum does not match")
         try:
-            value = schema.parse_json(body)
-            if not isinstance(value, dict) or value.get("format") != FORMAT:
-                raise ValueError("not the manifest of a METAH index")
-            version = value.get("version")
-            if type(version) is not int or version != VERSION:
-                raise ValueError(f"version {version!r:.20}, this software reads {VERSION}")
-            manifest = schema.from_json(cls, value)
-            manifest._check()
+            manifest = cls._parse(body)
         except ValueError as error:
             raise _corrupt(path, str(error)) from None
         return manifest
@@ -130,21 +130,75 @@ class Manifest:
             raise _corrupt(path, error.strerror or str(error)) from None
         return cls.decode(data, path)
 
+    def create(self, folder: Path) -> None:
+        """Write the manifest of a new index in a folder that does not exist or is empty.
+
+        Raises ConfigError if the folder holds something or the manifest breaks a rule,
+        StorageError.
+        """
+        data = self._checked(folder)
+        if not is_vacant(folder):
+            raise ConfigError(f"{folder} exists already; fix: another path, or open it")
+        if not folder.exists():
+            with files.new_folder(folder) as staging:
+                files.write_bytes(staging / NAME, data)
+            return
+        try:
+            files.write_file(folder / NAME, lambda file: file.write(data), replace=False)
+        except FileExistsError:
+            raise ConfigError(f"{folder} exists already; fix: another path, or open it") from None
+
     def write(self, folder: Path) -> None:
-        """Replace the manifest of an index folder: the commit."""
-        files.write_bytes(folder / NAME, self.encode())
+        """Replace the manifest of an index folder: the commit.
+
+        Raises ConfigError, and writes nothing, if it breaks a rule of the format; StorageError.
+        """
+        files.write_bytes(folder / NAME, self._checked(folder))
+
+    def _checked(self, folder: Path) -> bytes:
+        """Return the bytes of the file, after they were read as a reader reads them."""
+        try:
+            data = self.encode()
+            if len(data) > LIMIT:
+                raise ValueError(f"{len(data)} bytes, at most {LIMIT} allowed")
+            if self._parse(data[:-_TAIL_LENGTH]) != self:
+                raise ValueError("it does not survive JSON")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"the state of {folder} cannot be written, nothing was changed: {error}"
+            ) from error
+        return data
+
+    @classmethod
+    def _parse(cls, body: bytes) -> "Manifest":
+        """Return the manifest of a JSON text; raise ValueError."""
+        value = schema.parse_json(body)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise ValueError("not the manifest of a METAH index")
+        version = value.get("version")
+        if type(version) is not int or version != VERSION:
+            raise ValueError(f"version {version!r:.20}, this software reads {VERSION}")
+        manifest = schema.from_json(cls, value)
+        manifest._check()
+        return manifest
 
     def _check(self) -> None:
-        numbers = (self.generation, self.next_file, self.next_id)
-        _require(all(0 <= n <= 2**63 for n in numbers), "a counter is out of range")
+        """Raise ValueError for what breaks a rule, or could not be written again."""
+        _require(0 <= self.generation < MAX_COUNTER, "the counter generation is out of range")
+        _require(0 <= self.next_file < MAX_COUNTER, "the counter next_file is out of range")
+        _require(0 <= self.next_id <= MAX_ID + 1, "the counter next_id is out of range")
         _require(8 <= self.bits <= MAX_BITS and self.bits % 8 == 0, f"{self.bits} bits")
         _require(re.fullmatch("[0-9a-f]{32}", self.index_id) is not None, "index_id")
+        _require(len(self.model or "") <= TEXT_LIMIT, f"model of more than {TEXT_LIMIT} characters")
+        _require_text(self.fingerprint)
+        _require_metadata(self.metadata)
         entries = [entry for s in self.segments for entry in (s.codes, s.removed) if entry]
         for entry in entries:
             _require(
-                _FILE_NAME.fullmatch(entry.file) is not None,
+                FILE_NAME.fullmatch(entry.file) is not None,
                 f"file name {entry.file!r:.60} is not one of an index file",
             )
+            _require(number_of(entry.file) < self.next_file, f"{entry.file}: next_file is too low")
             _require(1 <= entry.rows <= MAX_ROWS, f"{entry.file}: {entry.rows} rows")
             _require(0 < entry.bytes < 2**63, f"{entry.file}: {entry.bytes} bytes")
             _require(
@@ -160,18 +214,61 @@ class Manifest:
         )
 
 
+def new_name(kind: str, number: int) -> str:
+    """Return a name for file ``number`` that no other writer chooses: kind-NUMBERRANDOM.metah."""
+    return f"{kind}-{number:08d}{random_digits() if number < 10**8 else ''}.metah"
+
+
+def random_digits() -> str:
+    """Return the 11 digits that follow the 8 of the number."""
+    return f"{int.from_bytes(os.urandom(8), 'little') % 10**11:011d}"
+
+
+def number_of(name: str) -> int:
+    """Return the number of an index file: the first 8 of 19 digits, all of fewer."""
+    digits = "".join(filter(str.isdigit, name))
+    return int(digits[:8] if len(digits) == 19 else digits)
+
+
+def is_vacant(path: Path) -> bool:
+    """Return whether an index can be created at ``path``: nothing is there, or an empty folder.
+
+    What a volume comes with, such as ``lost+found``, and what an interrupted creation left do not
+    count.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return not os.path.lexists(path)
+    return all(_UNRELATED.fullmatch(entry.name) for entry in path.iterdir())
+
+
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return ``metadata`` if it is small and plain JSON; else raise ConfigError."""
+    if not isinstance(metadata, Mapping | None):
+        raise ConfigError(f"metadata must be a mapping, got {type(metadata).__name__}")
     value = dict(metadata or {})
     try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        _require_metadata(value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"metadata must be plain JSON: {error}") from None
-    if len(text) > METADATA_LIMIT:
-        raise ConfigError(f"metadata must be at most {METADATA_LIMIT} bytes, got {len(text)}")
-    if json.loads(text) != value:
-        raise ConfigError("metadata must survive JSON: keys are strings, sequences are lists")
     return value
+
+
+def _require_metadata(value: Mapping[str, Any]) -> None:
+    schema.check_depth(value)
+    text = json.dumps(value, allow_nan=False)
+    if len(text) > METADATA_LIMIT:
+        raise ValueError(f"metadata must be at most {METADATA_LIMIT} bytes, got {len(text)}")
+    if schema.parse_json(text.encode()) != value:
+        raise ValueError("metadata must survive JSON: keys are strings, sequences are lists")
+
+
+def _require_text(fingerprint: str | None) -> None:
+    text = fingerprint or ""
+    _require(len(text) <= TEXT_LIMIT, f"fingerprint of more than {TEXT_LIMIT} characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("fingerprint is not text in UTF-8") from None
 
 
 def _require(rule: bool, message: str) -> None:

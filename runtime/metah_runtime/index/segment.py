@@ -181,6 +181,7 @@ class SegmentWriter:
         fingerprint: bytes,
         done: Callable[[int], None] | None = None,
     ) -> None:
+        self.path = path
         self.rows = 0
         self._done = done
         self._header = {
@@ -325,7 +326,12 @@ class _BodyWriter:
         assert layout.table == self._file.length, (layout, self._file.length)
         self._file.write(table)
         self._file.write_at(header.pack(), 0)
-        self._file.commit()
+        try:
+            self._file.commit(replace=False)
+        except FileExistsError as error:
+            raise StorageError(
+                f"cannot write {self._file.path}: another writer has it; fix: try again"
+            ) from error
         # What was just written must be readable: a disk that lost it is found before the commit.
         try:
             kept = MappedFile(self._file.path).header

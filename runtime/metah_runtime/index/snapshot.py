@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.ids import Ids
-from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry
+from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, number_of
 from metah_runtime.index.mapped_file import MappedFile
 from metah_runtime.index.segment import RemovedRows, Segment, fingerprint_digest
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
@@ -148,6 +148,8 @@ class Snapshot:
                 continue
             last = before.get(entry.codes)
             segment = last.segment if last else _open(Segment, folder, entry.codes, manifest)
+            if segment.last_id >= manifest.next_id:
+                raise segment.corrupt("has ids above the manifest's next_id")
             removed = None
             if entry.removed:
                 removed = _open(RemovedRows, folder, entry.removed, manifest)
@@ -211,8 +213,6 @@ class Snapshot:
                 done(view.segment.length)
         views = sorted(self.views, key=lambda view: view.segment.first_id)
         for at, view in enumerate(views):
-            if view.segment.last_id >= self.manifest.next_id:
-                raise view.segment.corrupt("has ids above the manifest's next_id")
             for other in views[at + 1 :]:
                 if other.segment.first_id > view.segment.last_id:
                     break
@@ -268,6 +268,7 @@ def _open(kind: type[F], folder: Path, entry: FileEntry, manifest: Manifest) -> 
     header = file.header
     _same(file, "rows", header.rows, entry.rows)
     _same(file, "length", file.length, entry.bytes)
+    _same(file, "number", header.number, number_of(entry.file))
     _same(file, "bits", header.bits, manifest.bits)
     _same(file, "index id", header.index_id.hex(), manifest.index_id)
     _same(file, "fingerprint", header.fingerprint, fingerprint_digest(manifest.fingerprint))

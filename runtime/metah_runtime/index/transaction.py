@@ -1,33 +1,28 @@
 """The next state of an index while it is written: new segments, removed rows, a new manifest."""
 
-import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import files
-from metah_runtime.errors import DataError, IndexMismatch, StorageError
+from metah_runtime.errors import DataError, IndexMismatch
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.format import MAX_ID, Header
 from metah_runtime.index.ids import Ids, distinct
-from metah_runtime.index.manifest import NAME, FileEntry, Manifest, SegmentEntry
+from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, new_name
 from metah_runtime.index.segment import Segment, SegmentWriter, fingerprint_digest, write_removed
 from metah_runtime.index.snapshot import SegmentView, Snapshot
 
 GATHER: Final = 1 << 18
 """Rows that are copied at a time where rows change place."""
 
-_OWN_FILE: Final = re.compile(r"(?:segment|removed)-[0-9]+\.metah|\..*\.[0-9a-f]{12}\.tmp")
-
 
 class Transaction:
     """The next state of an index while its files are being written.
 
-    Files that end up in no committed state are removed by ``abandon``.
+    written: paths of its files; committed: the state that was committed, None before.
     """
 
     def __init__(self, folder: Path, base: Snapshot) -> None:
@@ -37,27 +32,27 @@ class Transaction:
         self.new: list[SegmentEntry] = []
         self._fresh: list[Segment] = []
         self._removed: dict[SegmentView, list[NDArray[np.int64]]] = {}
-        self._next_file = base.manifest.next_file
-        self._written: list[Path] = []
+        self.next_file = base.manifest.next_file
+        self.written: list[Path] = []
+        self.committed: Snapshot | None = None
 
     def segment(self, done: Callable[[int], None] | None = None) -> SegmentWriter:
         """Begin a new segment; done: called with the number of codes of each write."""
         manifest = self.base.manifest
-        path = self._new_path("segment")
+        path, number = self._new_file("segment")
         return SegmentWriter(
             path,
             bits=manifest.bits,
-            number=self._next_file - 1,
+            number=number,
             index_id=bytes.fromhex(manifest.index_id),
             fingerprint=fingerprint_digest(manifest.fingerprint),
             done=done,
         )
 
-    def keep(self, header: Header) -> None:
+    def keep(self, path: Path, header: Header) -> None:
         """Take a finished segment into the next state."""
-        name = f"segment-{header.number:08d}.metah"
-        self.new.append(SegmentEntry(codes=FileEntry.of(name, header)))
-        self._fresh.append(Segment(self.folder / name))
+        self.new.append(SegmentEntry(codes=FileEntry.of(path.name, header)))
+        self._fresh.append(Segment(path))
         self.next_id = max(self.next_id, header.last_id + 1)
 
     def add(self, batch: CodeBatch, *, upsert: bool = False) -> Ids:
@@ -79,7 +74,7 @@ class Transaction:
         except BaseException:
             writer.discard()
             raise
-        self.keep(header)
+        self.keep(writer.path, header)
         return ids
 
     def reserve(self, count: int) -> int:
@@ -111,11 +106,11 @@ class Transaction:
         """Return the next state where the new segments stand for all views but ``keep``."""
         return self._following([view.entry for view in keep])
 
-    def abandon(self) -> None:
-        """Remove the files that were written."""
-        for path in self._written:
-            with suppress(StorageError):  # the next writer clears what stays
-                files.unlink(path)
+    def skip_files(self, numbers: Iterable[int | None]) -> None:
+        """Give no file a number up to these."""
+        for number in numbers:
+            if number is not None and number >= self.next_file:
+                self.next_file = number + 1
 
     def _make_room(self, ids: Ids, upsert: bool) -> None:
         """Remove what ids will replace; without ``upsert``, and within this transaction, refuse."""
@@ -137,33 +132,22 @@ class Transaction:
             )
 
     def _following(self, kept: list[SegmentEntry]) -> Manifest:
-        return self.base.manifest.following(
-            segments=(*kept, *self.new), next_id=self.next_id, next_file=self._next_file
-        )
+        return self.base.manifest.following(segments=(*kept, *self.new), next_id=self.next_id)
 
     def _without(self, view: SegmentView, rows: NDArray[np.int64]) -> SegmentEntry | None:
         removed = distinct(np.concatenate([view.removed, rows]))
         if len(removed) == len(view.segment):
             return None
-        path = self._new_path("removed")
-        header = write_removed(path, removed, view.segment.header, self._next_file - 1)
+        path, number = self._new_file("removed")
+        header = write_removed(path, removed, view.segment.header, number)
         return SegmentEntry(codes=view.entry.codes, removed=FileEntry.of(path.name, header))
 
-    def _new_path(self, kind: str) -> Path:
-        path = self.folder / f"{kind}-{self._next_file:08d}.metah"
-        self._next_file += 1
-        self._written.append(path)
-        return path
-
-
-def leftovers(folder: Path, manifest: Manifest) -> list[Path]:
-    """Return the files with names of an index that the manifest does not name."""
-    names = manifest.names() | {NAME}
-    return [
-        path
-        for path in folder.iterdir()
-        if _OWN_FILE.fullmatch(path.name) and path.name not in names
-    ]
+    def _new_file(self, kind: str) -> tuple[Path, int]:
+        """Return the path and the number of a new file."""
+        number, self.next_file = self.next_file, self.next_file + 1
+        path = self.folder / new_name(kind, number)
+        self.written.append(path)
+        return path, number
 
 
 def _write_sorted(writer: SegmentWriter, batch: CodeBatch, ids: Ids) -> Header:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metah_runtime import reference
-from metah_runtime.index import Index
+from metah_runtime.index import Index, manifest
 
 
 @pytest.fixture
@@ -59,3 +59,9 @@ def _assert_holds(index: Index, content: dict[int, bytes]) -> None:
 def assert_holds() -> Callable[[Index, dict[int, bytes]], None]:
     """Give assert_holds(index, {id: code}): the index is exactly this set of codes."""
     return _assert_holds
+
+
+@pytest.fixture
+def plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are numbered 1, 2, 3: their numbers have no random part."""
+    monkeypatch.setattr(manifest, "random_digits", str)

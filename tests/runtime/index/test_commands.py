@@ -29,6 +29,7 @@ def failed(result: tuple[int, str, str], status: int, message: str) -> None:
     assert "Traceback" not in result[2]
 
 
+@pytest.mark.usefixtures("plain_numbers")
 def test_info(run: Run, filled: Index) -> None:
     status, out, _ = run("info", filled.path)
     assert status == 0
@@ -39,6 +40,7 @@ def test_info(run: Run, filled: Index) -> None:
     assert (facts["codes"], facts["bits"], len(facts["segments"])) == (25, 64, 2)
 
 
+@pytest.mark.usefixtures("plain_numbers")
 def test_verify(run: Run, filled: Index) -> None:
     assert run("verify", filled.path)[1].endswith("25 codes in 2 blocks, all checksums match\n")
     assert json.loads(run("verify", filled.path, "--json")[1])["ok"] is True

@@ -305,10 +305,11 @@ def test_metadata(index: Index) -> None:
 
 
 def test_create_never_replaces(tmp_path: Path, index: Index) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name in ("index", "empty", "file", "link"):
+    for name in ("index", "full", "file", "link"):
         with pytest.raises(ConfigError, match="exists already"):
             Index.create(tmp_path / name, bits=64)
     with pytest.raises(ConfigError, match="multiple of 8"):
@@ -344,6 +345,7 @@ def test_a_second_writer_is_told_who_holds_the_lock(index: Index, make_codes: Ma
     index.add(make_codes(1))
 
 
+@pytest.mark.usefixtures("plain_numbers")
 def test_leftovers_are_ignored_and_then_removed(index: Index, make_codes: Make) -> None:
     index.add(make_codes(3))
     for name in ("segment-00000077.metah", ".segment-00000002.metah.0123456789ab.tmp"):
@@ -357,7 +359,7 @@ def test_leftovers_are_ignored_and_then_removed(index: Index, make_codes: Make) 
         "MANIFEST",
         "notes.txt",
         "segment-00000001.metah",
-        "segment-00000002.metah",
+        "segment-00000078.metah",
     ]
 
 
@@ -381,6 +383,7 @@ def test_the_map_itself_is_searched(index: Index, make_codes: Make) -> None:
         assert not view.segment.codes.flags.writeable
 
 
+@pytest.mark.usefixtures("plain_numbers")
 def test_adding_to_a_damaged_index_is_not_undone(index: Index, make_codes: Make) -> None:
     """What was added is durable, though the small segments cannot be joined."""
     for _ in range(7):
