@@ -179,6 +179,7 @@ void raise_python_error(const std::exception_ptr& error, void*) {
 
 NB_MODULE(_native, m) {
     m.doc() = "Native search core of metah_runtime.";
+    nb::set_leak_warnings(false);  // threads and maps may outlive the interpreter
     m.attr("MAX_ROWS") = metah::kMaxRows;
     m.attr("MAX_BITS") = metah::kMaxWidth * 8;
     m.attr("MAX_THREADS") = metah::kMaxThreads;
@@ -197,6 +198,10 @@ NB_MODULE(_native, m) {
     nb::class_<metah::FileMap>(m, "FileMap", nb::type_slots(file_map_slots))
         .def(nb::init<int, size_t>())
         .def("__len__", &metah::FileMap::size)
-        .def("change", &metah::FileMap::change);
+        .def("change", &metah::FileMap::change)
+        .def("settle", [](const metah::FileMap& map) {
+            const metah::ReleasedGil released;
+            map.settle();
+        });
     nb::register_exception_translator(raise_python_error);
 }

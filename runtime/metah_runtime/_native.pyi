@@ -14,6 +14,8 @@ class FileMap:
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def change(self) -> str | None:
         """Return what became of the file since it was mapped ("was cut ..."), None for nothing."""
+    def settle(self) -> None:
+        """Wait, for 20 ms at most, until ``change`` would see any further write."""
 
 class CodeScan:
     """Raises CodesChanged where codes or ids lie in a mapped file that was cut."""

@@ -47,6 +47,23 @@ FileMap::~FileMap() {
     close(file_);
 }
 
+void FileMap::settle() const {
+#ifdef CLOCK_REALTIME_COARSE
+    constexpr auto kClock = CLOCK_REALTIME_COARSE;  // that of the kernel's file times
+#else
+    constexpr auto kClock = CLOCK_REALTIME;
+#endif
+    const timespec step{0, 1'000'000};
+    for (int steps = 0; steps < 20; ++steps) {
+        timespec now;
+        clock_gettime(kClock, &now);
+        if (now.tv_sec > written_.tv_sec ||
+            (now.tv_sec == written_.tv_sec && now.tv_nsec > written_.tv_nsec))
+            return;
+        nanosleep(&step, nullptr);
+    }
+}
+
 const char* FileMap::change() const {
     struct stat facts;
     if (fstat(file_, &facts) != 0) return "cannot be examined any more";

@@ -26,6 +26,10 @@ class FileMap {
     // its length or its time of modification tells.
     const char* change() const;
 
+    // Waits until a write from now on would be seen by change(): file systems count time in ticks,
+    // and a file may have been written in this very tick. At most about 20 ms.
+    void settle() const;
+
   private:
     int file_ = -1;
     const uint8_t* data_ = nullptr;

@@ -1,6 +1,7 @@
 """Compaction: the rows of several segments become one segment, in bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 import numpy as np
@@ -51,7 +52,10 @@ def rebuild(
         view.ensure_checked()
     writer = transaction.segment(done)
     try:
-        header = _write(writer, views)
+        with ExitStack() as stack:
+            for view in views:
+                stack.enter_context(view.reading())
+            header = _write(writer, views)
     except BaseException:
         writer.discard()
         raise

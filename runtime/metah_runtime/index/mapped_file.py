@@ -1,24 +1,27 @@
 """One index file, mapped for reading and checked block by block."""
 
-import mmap
 import os
 import threading
+from functools import partial
+from mmap import PROT_READ, mmap
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import _checksum, files
+from metah_runtime import _checksum, _native, files
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.format import BLOCK, HEADER, FormatError, Header, block_sums
+
+map_file = getattr(_native, "FileMap", None) or partial(mmap, prot=PROT_READ)
 
 
 class MappedFile:
     """One index file, mapped read-only. Nothing is copied; columns are views.
 
     Opening checks the header, the length and the table of block checksums; ``check`` reads the
-    blocks themselves, once. The file may be unlinked while it is mapped, and must never be
-    truncated: a truncated map kills the process (SIGBUS).
+    blocks themselves, once. The file may be unlinked while it is mapped. Where it was cut it reads
+    as zeros; ``ensure_unchanged`` tells that, and that it was written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +36,7 @@ class MappedFile:
                 raise self.corrupt(str(error)) from None
             self._layout = self.header.layout()
             # The real length is what the header needs: the map cannot go past the file.
-            self._map = mmap.mmap(handle, length, mmap.MAP_SHARED, mmap.PROT_READ)
+            self._map = map_file(handle, length)
         finally:
             os.close(handle)
         table = self.column(self._layout.table, length - self._layout.table)
@@ -60,6 +63,7 @@ class MappedFile:
                 return 0
             first, last = int(todo[0]), int(todo[-1]) + 1
             begin, end = HEADER + first * BLOCK, min(HEADER + last * BLOCK, self._layout.table)
+            getattr(self._map, "settle", lambda: None)()
             wrong = np.flatnonzero(
                 block_sums(self.column(begin, end - begin)) != self._sums[first:last]
             )
@@ -78,6 +82,12 @@ class MappedFile:
         with self._lock:
             self._checked[:] = False
         return self.check()
+
+    def ensure_unchanged(self) -> None:
+        """Raise IndexCorrupt if the file was cut or written to since it was opened."""
+        change = getattr(self._map, "change", lambda: None)()
+        if change is not None:
+            raise self.corrupt(change)
 
     def corrupt(self, reason: str) -> IndexCorrupt:
         """Return the error that names this file."""

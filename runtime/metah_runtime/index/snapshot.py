@@ -1,6 +1,7 @@
 """One committed state of an index, open for reading: its segments mapped, its answers exact."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,16 @@ class SegmentView:
         if self._check != "never":
             self.segment.check_search()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise IndexCorrupt at the end, whatever happened, if a file was cut or written to."""
+        try:
+            yield
+        finally:
+            self.segment.ensure_unchanged()
+            if self.removed_file is not None:
+                self.removed_file.ensure_unchanged()
+
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the row of each id, -1 where it is not here or removed."""
         if self._check != "never":
@@ -92,7 +103,8 @@ class SegmentView:
     def ids(self) -> Ids:
         """Return the ids that are not removed, ascending."""
         self.ensure_checked()
-        return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
+        with self.reading():
+            return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
 
     def describe(self) -> dict[str, Any]:
         """Return the facts of this segment as plain JSON."""
@@ -164,8 +176,9 @@ class Snapshot:
         """Return the min(k, n) nearest codes of each query, (q, bits / 8), over all segments."""
         found = []
         for view in self.views:
-            near = view.searcher.search(queries, k)
-            found.append(Matches(view.segment.ids_of(near.ids), near.distances))
+            with view.reading():
+                near = view.searcher.search(queries, k)
+                found.append(Matches(view.segment.ids_of(near.ids), near.distances))
         if not found:
             shape = (len(queries), 0)
             return Matches(np.empty(shape, np.int64), np.empty(shape, np.int32))
@@ -175,8 +188,9 @@ class Snapshot:
         """Return all codes within the radius of each query over all segments."""
         found = []
         for view in self.views:
-            near = view.searcher.range_search(queries, radius)
-            found.append(RangeMatches(near.lims, view.segment.ids_of(near.ids), near.distances))
+            with view.reading():
+                near = view.searcher.range_search(queries, radius)
+                found.append(RangeMatches(near.lims, view.segment.ids_of(near.ids), near.distances))
         if not found:
             lims = np.zeros(len(queries) + 1, np.int64)
             return RangeMatches(lims, np.empty(0, np.int64), np.empty(0, np.int32))
@@ -186,18 +200,20 @@ class Snapshot:
         """Return the number of codes within the radius of each query over all segments."""
         total = np.zeros(len(queries), np.int64)
         for view in self.views:
-            total += view.searcher.count(queries, radius)
+            with view.reading():
+                total += view.searcher.count(queries, radius)
         return total
 
     def locate(self, ids: Ids, visit: Callable[[SegmentView, NDArray[np.int64], Ids], None]) -> Ids:
         """Call ``visit(view, positions in ids, rows)`` for each view; return the rest."""
         missing = np.ones(len(ids), np.bool_)
         for view in self.views:
-            rows = view.rows_of(ids)
-            here = np.flatnonzero(rows >= 0)
-            if len(here):
-                missing[here] = False
-                visit(view, here, rows[here])
+            with view.reading():
+                rows = view.rows_of(ids)
+                here = np.flatnonzero(rows >= 0)
+                if len(here):
+                    missing[here] = False
+                    visit(view, here, rows[here])
         return np.flatnonzero(missing)
 
     def verify(self, done: Callable[[int], None] | None = None) -> int:

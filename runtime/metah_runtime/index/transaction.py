@@ -135,7 +135,8 @@ class Transaction:
         return self.base.manifest.following(segments=(*kept, *self.new), next_id=self.next_id)
 
     def _without(self, view: SegmentView, rows: NDArray[np.int64]) -> SegmentEntry | None:
-        removed = distinct(np.concatenate([view.removed, rows]))
+        with view.reading():
+            removed = distinct(np.concatenate([view.removed, rows]))
         if len(removed) == len(view.segment):
             return None
         path, number = self._new_file("removed")
