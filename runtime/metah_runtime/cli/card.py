@@ -12,7 +12,7 @@ from metah_runtime.model.bundle import Bundle
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="print the facts behind the card as JSON")
+@console.json_option
 def card(bundle: Path, as_json: bool) -> None:
     """Show the model card of BUNDLE: data, method, scores, preprocessing, limits, licence.
 

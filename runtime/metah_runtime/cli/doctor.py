@@ -219,7 +219,7 @@ def _first(*needed: Probe) -> str | None:
     show_default=True,
     help="The exit code says whether it works; auto: whether any does.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@console.json_option
 def doctor(device: str, as_json: bool) -> None:
     """Show what runs on this machine: driver, GPUs, ONNX Runtime, TensorRT, and what to fix.
 

@@ -39,7 +39,7 @@ def import_(
     \b
     Examples:
       metah-search import photos.index photos.parquet
-      metah-search import photos.index codes.npy --ids ids.npy
+      metah-search import codes.index codes.npy --ids ids.npy
       metah-search import photos.index postgresql://db.example/images --table photos
     """
     from metah_runtime.interop import formats
