@@ -8,7 +8,7 @@ and the next one runs; the JSON file is written after every step.
 
 1. build the kernels and load them,
 2. compare with the numpy reference: all widths, kinds of codes, k, radii, sizes up to 1e7,
-3. compare what is joined: queries and model outputs on the GPU, captured graphs, streamed pieces,
+3. compare what is joined: queries and model outputs on the GPU, captured graphs, streamed chunks,
 4. time searches, kernels, graphs and the rivals,
 5. compute-sanitizer (memcheck, racecheck) on small sizes, and the tests that need a GPU,
 6. print a table.
@@ -42,7 +42,7 @@ from gpu_timing import Timed, floors, time_joins, time_search  # noqa: E402
 from gpu_verify import make, nearest, same, verify  # noqa: E402
 
 from metah_runtime.cuda import driver, planner  # noqa: E402
-from metah_runtime.cuda.index import CudaIndex  # noqa: E402
+from metah_runtime.cuda.search import CudaSearch  # noqa: E402
 from metah_runtime.results import Matches  # noqa: E402
 
 LIMIT = 500.0  # seconds until no further step begins; nine minutes are the promise
@@ -173,7 +173,7 @@ def timings(
         codes, queries = make(rng, n, bits // 8), make(rng, max(batches), bits // 8)
         truth = nearest(codes, queries[:2], k)
         timed = Timed(device)
-        index = CudaIndex(codes, devices=[timed])
+        index = CudaSearch(codes, devices=[timed])
         for q in batches:
             some = np.ascontiguousarray(queries[:q])
             row = {"rows": n, "bits": bits, "queries": q, "k": k}

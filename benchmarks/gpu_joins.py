@@ -1,6 +1,6 @@
 """What meets on the GPU, checked for gpu_check.py: each join is right, wrong, or left out.
 
-Queries that lie on the GPU, captured graphs, shared rows, pieces sent at each search, arrays of
+Queries that lie on the GPU, captured graphs, shared rows, chunks sent at each search, arrays of
 PyTorch on a stream of their own, and ONNX Runtime's outputs.
 """
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.queries import DeviceCodes
 from metah_runtime.cuda.resident import ResidentSearch
+from metah_runtime.cuda.search import CudaSearch
 
 K = 50
 # An ONNX model without weights: logits: the first 64 bytes of an image - 127.5; codes: their signs.
@@ -62,8 +62,8 @@ class Case:
         self.queries = self.codes[rng.integers(0, rows, 64)] ^ make(rng, 64, 8) // 128
         self.removed = rng.random(rows) < 0.3
 
-    def index(self, **options: Any) -> CudaIndex:
-        return CudaIndex(self.codes, devices=[self.device], **options)
+    def index(self, **options: Any) -> CudaSearch:
+        return CudaSearch(self.codes, devices=[self.device], **options)
 
     def right(
         self, found: Any, queries: NDArray[np.uint8], removed: NDArray[np.bool_] | None = None
@@ -111,15 +111,15 @@ def rows_taken_out(case: Case) -> bool:
     )
 
 
-def pieces_sent_at_each_search(case: Case) -> bool:
-    """As if the codes did not fit: eight pieces, copied while others are searched."""
-    plan = planner.plan_pieces
+def chunks_sent_at_each_search(case: Case) -> bool:
+    """As if the codes did not fit: eight chunks, copied while others are searched."""
+    plan = planner.plan_chunks
     step = max(planner.ROW_STEP, len(case.codes) // 8 // planner.ROW_STEP * planner.ROW_STEP)
-    planner.plan_pieces = lambda **_: (False, step)
+    planner.plan_chunks = lambda **_: (False, step)
     try:
         index = case.index(removed=case.removed)
     finally:
-        planner.plan_pieces = plan
+        planner.plan_chunks = plan
     return all(
         case.right(index.search(case.queries, K), case.queries, case.removed) for _ in range(3)
     )
@@ -171,7 +171,7 @@ JOINS: dict[str, Callable[[Case], bool]] = {
     "queries on the GPU": queries_on_the_gpu,
     "captured graph": captured,
     "rows taken out": rows_taken_out,
-    "pieces sent at each search": pieces_sent_at_each_search,
+    "chunks sent at each search": chunks_sent_at_each_search,
     "tensors of PyTorch": tensors_of_torch,
     "outputs of ONNX Runtime": outputs_of_onnx_runtime,
 }

@@ -72,7 +72,7 @@ def predict(
     read = planner.code_bytes(rows, bits) / card.memory
     times, limits = [], []
     for worst in (False, True):
-        units = clocks(sass.tally(hot), [o.opcode for o in hot], worst)
+        units = clocks(sass.opcode_counts(hot), [o.opcode for o in hot], worst)
         limit, cycles = max(units.items(), key=lambda item: item[1])
         seconds = cycles * warps * passes / (PARTS * card.processors * card.clock)
         times.append(max(seconds, read))
@@ -121,7 +121,7 @@ def main() -> None:
         for words in planner.WIDTHS:
             for name in (f"scan_w{words}", f"mma_w{words}"):
                 if name in kernels:
-                    count = sass.tally(sass.hot_loop(kernels[name]))
+                    count = sass.opcode_counts(sass.hot_loop(kernels[name]))
                     cells = " | ".join(str(count[o]) for o in ("POPC", "LOP3", "BMMA", "LDS"))
                     print(f"| sm_{arch} | {name} | {sum(count.values())} | {cells} |")
 

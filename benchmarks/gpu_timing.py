@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.queries import DeviceCodes
+from metah_runtime.cuda.search import CudaSearch
 
 
 class Timed:
@@ -36,9 +36,9 @@ class Timed:
         if not self.on:
             self._device.launch(kernel, *args)
             return
-        start = self._device.mark()
+        start = self._device.time_mark()
         self._device.launch(kernel, *args)
-        self._marks.append((kernel, start, self._device.mark()))
+        self._marks.append((kernel, start, self._device.time_mark()))
 
     def take(self) -> dict[str, float]:
         """Milliseconds by kernel since the last call."""
@@ -51,7 +51,7 @@ class Timed:
 
 
 def time_search(
-    index: CudaIndex, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
+    index: CudaSearch, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
 ) -> dict[str, Any]:
     """Median wall clock of a search and median time of its kernels, in ms, after a warm-up."""
     walls, kernels = [], []
@@ -75,7 +75,7 @@ def time_search(
 
 
 def time_joins(
-    index: CudaIndex, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
+    index: CudaSearch, device: Timed, queries: NDArray[np.uint8], k: int, budget: float
 ) -> dict[str, Any]:
     """Median wall clock in ms with queries that lie on the GPU: as it is, and as a graph."""
     with device:

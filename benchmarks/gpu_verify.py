@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.search import CudaSearch
 from metah_runtime.results import Matches
 
 
@@ -40,7 +40,7 @@ def verify(device: Any, sizes: list[int], batches: list[int], end: float) -> dic
                 codes = make(rng, n, width, kind)
                 queries = make(rng, max(batches), width)
                 queries[::2] = codes[rng.integers(0, n, len(queries[::2]))]
-                index = CudaIndex(codes, devices=[device])
+                index = CudaSearch(codes, devices=[device])
                 for q in batches:
                     some = queries[:q]
                     radius = 3 * width

@@ -177,10 +177,10 @@ class TrtBackend:
         with self._gpu as gpu:
             addresses = gpu.alloc(images.nbytes), gpu.alloc(out.nbytes)
             try:
-                gpu.synchronise()
+                gpu.synchronize()
                 start = time.perf_counter()
                 gpu.write(addresses[0], np.ascontiguousarray(images))
-                gpu.synchronise()
+                gpu.synchronize()
                 copied = time.perf_counter()
                 gpu.read(addresses[1], out)
                 read = time.perf_counter()

@@ -14,7 +14,7 @@ from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
 
 if TYPE_CHECKING:
-    from metah_runtime.cuda.index import CudaIndex
+    from metah_runtime.cuda.search import CudaSearch
 
 
 MAX_ROWS: int = getattr(_native, "MAX_ROWS", 2**32 - 2)
@@ -119,7 +119,7 @@ class CodeIndex:
         other._gpu = None if self._gpu is None else self._gpu.without(gone)
         return other
 
-    def _open_gpu(self, gone: NDArray[np.bool_] | None) -> "CudaIndex | None":
+    def _open_gpu(self, gone: NDArray[np.bool_] | None) -> "CudaSearch | None":
         """Return the index on the GPUs, None for the CPU."""
         if self.device == "cpu":
             return None

@@ -4,8 +4,8 @@ Each fills the dictionary ``found``. Nothing here is executed by importing this 
 """
 
 DRIVER = """
-from metah_runtime.cuda.probe import look
-found.update(look().as_json())
+from metah_runtime.cuda.probe import query_driver
+found.update(query_driver().as_json())
 """
 
 ONNXRUNTIME = """

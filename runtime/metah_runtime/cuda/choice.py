@@ -10,10 +10,10 @@ from metah_runtime.codes import Codes
 from metah_runtime.errors import BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
-    from metah_runtime.cuda.index import CudaIndex
+    from metah_runtime.cuda.search import CudaSearch
 
 DEVICES = ("cpu", "cuda", "auto")
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def choose_device(device: str) -> str:
@@ -42,18 +42,18 @@ def open_cuda(
     ids: NDArray[np.int64] | None,
     device: str,
     removed: NDArray[np.bool_] | None = None,
-) -> "CudaIndex | None":
-    """Return a CudaIndex for device "cuda"; for "auto" too, or None where CUDA cannot be used.
+) -> "CudaSearch | None":
+    """Return a CudaSearch for device "cuda"; for "auto" too, or None where CUDA cannot be used.
 
-    codes, ids, removed: as for CudaIndex. "auto" warns once in a process that the CPU is taken,
+    codes, ids, removed: as for CudaSearch. "auto" warns once in a process that the CPU is taken,
     and why; "cuda" raises BackendUnavailable with the reason. ConfigError for another device.
     """
     if _check(device) == "cpu":
         return None
     try:
-        from metah_runtime.cuda.index import CudaIndex
+        from metah_runtime.cuda.search import CudaSearch
 
-        return CudaIndex(codes, ids, removed=removed)
+        return CudaSearch(codes, ids, removed=removed)
     except BackendUnavailable as error:
         _explain(error, device)
         return None
@@ -69,6 +69,6 @@ def _explain(error: BackendUnavailable, device: str) -> None:
     """Raise the error again for "cuda"; say it once for "auto"."""
     if device == "cuda":
         raise error
-    if not _said:
-        _said.add(str(error))
+    if not _warned:
+        _warned.add(str(error))
         warnings.warn(f"searching on the CPU: {error}", stacklevel=5)

@@ -1,7 +1,7 @@
-"""What the CUDA search asks of a driver, and the choice among the libraries that offer one.
+"""The interface of a GPU that the CUDA search needs, and the choice of a library that has it.
 
-Nothing here is imported before a GPU is asked for. The primary context of each GPU is used, which
-PyTorch, ONNX Runtime and TensorRT use too, so all can work in one process on one memory.
+No library is imported before a GPU is asked for. The primary context of each GPU is used, as
+PyTorch, ONNX Runtime and TensorRT do, so all of them share its memory in one process.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.cuda.probe import look
+from metah_runtime.cuda.probe import query_driver
 from metah_runtime.errors import BackendUnavailable
 
 
@@ -22,14 +22,14 @@ class DeviceError(BackendUnavailable):
 
 
 class DeviceMemoryError(DeviceError):
-    """The GPU has no room for an allocation."""
+    """The GPU has too little free memory for an allocation."""
 
 
 class Device(Protocol):
     """One GPU. Memory and launches are used inside ``with device:``, which makes it current.
 
-    All work goes to one stream, in order; ``read`` waits for it. ``fork`` gives the same GPU with
-    a stream of its own; events order the work of two streams, which else run as they like.
+    All work goes to one stream, in order; ``read`` waits for it. ``with_new_stream`` gives the
+    same GPU with another stream. Only events order the work of two streams.
     """
 
     @property
@@ -50,7 +50,7 @@ class Device(Protocol):
 
     @property
     def stream(self) -> int:
-        """Address of its stream, as other libraries take it; 0 for the default stream."""
+        """Handle of its stream; 0 for the default stream."""
 
     def __enter__(self) -> Self: ...
 
@@ -60,13 +60,13 @@ class Device(Protocol):
         """Return (free, total) bytes."""
 
     def load(self, image: Callable[[], bytes], /) -> None:
-        """Load the fatbin or cubin that image() gives, once: kernels are launched by name."""
+        """Load the fatbin or cubin that image() returns, unless one is loaded already."""
 
     def alloc(self, size: int) -> int:
         """Return the address of ``size`` new bytes; raise DeviceMemoryError."""
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory of ``alloc``."""
 
     def fill(self, address: int, value: int, size: int) -> None:
         """Set ``size`` bytes to ``value``."""
@@ -78,67 +78,67 @@ class Device(Protocol):
         """Copy from the GPU into a C-contiguous array, complete when this returns."""
 
     def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
-        """Start a kernel; params: its struct, from ``interface.parameters``."""
+        """Start a kernel by name; params: its struct, from ``interface.parameters``."""
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Wait for all work of the stream."""
 
-    def mark(self) -> Any:
-        """Return a point in time of the stream."""
+    def time_mark(self) -> Any:
+        """Return a mark of the time when the stream gets to this point."""
 
     def elapsed(self, start: Any, end: Any, /) -> float:
         """Milliseconds between two marks, after waiting for the second."""
 
-    def fork(self) -> Self:
-        """Return the same GPU and kernels with a new stream, which waits for no other."""
+    def with_new_stream(self) -> Self:
+        """Return the same GPU and kernels with a new stream, independent of all others."""
 
     def close(self) -> None:
-        """Destroy the stream of a fork."""
+        """Destroy the stream that ``with_new_stream`` made."""
 
-    def event(self) -> int:
+    def create_event(self) -> Any:
         """Return a new event."""
 
-    def drop_event(self, event: int, /) -> None:
-        """Give an event back."""
+    def destroy_event(self, event: Any, /) -> None:
+        """Destroy an event."""
 
-    def record(self, event: int, /) -> None:
-        """Let the event stand for all work sent to the stream so far."""
+    def record(self, event: Any, /) -> None:
+        """Make the event complete when all work sent to the stream so far is."""
 
-    def wait(self, event: int, /) -> None:
-        """Let later work of the stream wait for the event; the CPU does not."""
+    def wait_event(self, event: Any, /) -> None:
+        """Make later work of the stream wait for the event; the CPU goes on."""
 
-    def settle(self, event: int, /) -> None:
-        """Wait for the event; at once if it was never recorded."""
+    def synchronize_event(self, event: Any, /) -> None:
+        """Wait for the event; returns at once if it was never recorded."""
 
-    def follow(self, stream: int, /) -> None:
-        """Let later work wait for what was sent to another stream of this GPU so far."""
+    def wait_stream(self, stream: int, /) -> None:
+        """Make later work wait for what was sent to another stream of this GPU so far."""
 
-    def pinned(self, size: int, /) -> NDArray[np.uint8]:
-        """Return page-locked memory of the CPU; give it back with ``unpin``."""
+    def alloc_pinned(self, size: int, /) -> NDArray[np.uint8]:
+        """Return page-locked memory of the CPU."""
 
-    def unpin(self, array: NDArray[np.uint8], /) -> None:
-        """Give page-locked memory back."""
+    def free_pinned(self, array: NDArray[np.uint8], /) -> None:
+        """Free memory of ``alloc_pinned``."""
 
-    def write_later(self, address: int, array: NDArray[Any], /) -> None:
-        """Copy page-locked memory to the GPU when the stream gets there."""
+    def write_async(self, address: int, array: NDArray[Any], /) -> None:
+        """Queue a copy of page-locked memory to the GPU."""
 
-    def read_later(self, address: int, array: NDArray[Any], /) -> None:
-        """Copy from the GPU to page-locked memory when the stream gets there."""
+    def read_async(self, address: int, array: NDArray[Any], /) -> None:
+        """Queue a copy from the GPU to page-locked memory."""
 
-    def capture(self, run: Callable[[], None], /) -> int:
-        """Return a graph of all that run() sends to this stream, which must be a fork's.
+    def capture(self, run: Callable[[], None], /) -> Any:
+        """Return a graph of all that run() sends to this stream, not the default stream.
 
-        run() may launch, fill and copy later; it may not allocate, free or wait.
+        run() may launch, fill and queue copies; it may not allocate, free or wait.
         """
 
-    def replay(self, graph: int, /) -> None:
+    def replay(self, graph: Any, /) -> None:
         """Send all of a graph to the stream, in one call."""
 
-    def drop_graph(self, graph: int, /) -> None:
-        """Give a graph back."""
+    def destroy_graph(self, graph: Any, /) -> None:
+        """Destroy a graph."""
 
 
-# Library, module that must be importable, back end; the first that is there is taken.
+# Library, module that must be importable, back end; the first that is importable is taken.
 LIBRARIES = (
     ("pycuda", "pycuda", "metah_runtime.cuda.via_pycuda"),
     ("cuda-bindings", "cuda.bindings", "metah_runtime.cuda.via_bindings"),
@@ -147,7 +147,7 @@ LIBRARIES = (
 
 def probe() -> str | None:
     """Return why no GPU can be used here, or None if one can; imports none of the libraries."""
-    reason = look().reason
+    reason = query_driver().reason
     if reason:
         return reason
     if not installed():

@@ -39,7 +39,7 @@ def source_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuildSettings:
     """How nvcc builds the kernels: files, the first of which it compiles; options; architectures.
 
     ptx: architecture of the intermediate code, for cards of all other architectures.
@@ -51,11 +51,11 @@ class Settings:
     ptx: int
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> BuildSettings:
     """Return the settings in build.json."""
     values = json.loads((folder / SETTINGS).read_text())
     lists = {name: tuple(values[name]) for name in ("sources", "options", "archs")}
-    return Settings(**lists, ptx=values["ptx"])
+    return BuildSettings(**lists, ptx=values["ptx"])
 
 
 def source_hash(folder: Path) -> str:
@@ -78,7 +78,7 @@ def load_image() -> bytes:
     return compile_image(folder, fatbin_flags(read_settings(folder)))
 
 
-def fatbin_flags(settings: Settings) -> tuple[str, ...]:
+def fatbin_flags(settings: BuildSettings) -> tuple[str, ...]:
     """Options of nvcc: code for the architectures that it knows, and PTX for all others."""
     known = _run([_nvcc(), "--list-gpu-code"]).split()
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in settings.archs if f"sm_{a}" in known]

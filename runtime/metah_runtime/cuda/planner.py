@@ -23,7 +23,7 @@ RUN = _KERNELS.numbers["RUN"]
 """Neighbouring rows that a sample takes together."""
 
 MAX_ROWS = 1 << 31
-"""Rows of one piece, so that a row and its grid fit 32 bits."""
+"""Rows of one chunk, so that a row and its grid fit 32 bits."""
 
 MAX_QUERIES = 16384
 """Queries of one launch; the y axis of a grid ends at 65535."""
@@ -48,7 +48,7 @@ def code_bytes(rows: int, bits: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan:
+class ScanPlan:
     """One launch of a scan: kernel name, grid, and queries that a block meets."""
 
     kernel: str
@@ -57,7 +57,7 @@ class Scan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class SamplePlan:
     """The sample of a first bound: runs of RUN rows, ``step`` apart; blocks on the x axis."""
 
     runs: int
@@ -68,7 +68,7 @@ class Sample:
 
 def plan_scan(
     *, bits: int, rows: int, queries: int, arch: int, processors: int, count: bool = False
-) -> Scan:
+) -> ScanPlan:
     """Plan a scan of ``rows`` codes for ``queries`` queries; count: only count, by popcount.
 
     Tensor cores have a native binary AND-popcount product on some architectures only.
@@ -86,10 +86,10 @@ def plan_scan(
     wanted = -(-8 * processors // across)  # blocks enough for every multiprocessor
     down = max(1, min(groups, wanted))
     group = -(-groups // down) * unit
-    return Scan(kernel=f"{name}_w{words}", grid=(across, -(-queries // group)), group=group)
+    return ScanPlan(kernel=f"{name}_w{words}", grid=(across, -(-queries // group)), group=group)
 
 
-def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> Sample:
+def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> SamplePlan:
     """Plan the sample whose ``rank``-th distance bounds the k-th of all with near certainty.
 
     With e = k size / rows sampled codes expected among the k nearest, rank = e + 4 sqrt(e) + 4.
@@ -100,10 +100,10 @@ def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> 
     if rank is None:
         rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
     blocks = max(1, min(-(-runs // 8), 1024 // queries))
-    return Sample(runs=runs, step=rows // runs, rank=min(rank, (1 << 32) - 1), blocks=blocks)
+    return SamplePlan(runs=runs, step=rows // runs, rank=min(rank, (1 << 32) - 1), blocks=blocks)
 
 
-def plan_room(*, rows: int, k: int, sample: Sample | None) -> int:
+def plan_room(*, rows: int, k: int, sample: SamplePlan | None) -> int:
     """Keys that the buffer of one query holds: three times what the bound lets through, >= k."""
     through = rows if sample is None else sample.rank * rows // (RUN * sample.runs)
     return min(rows, max(2048, k + 3 * through))
@@ -114,11 +114,11 @@ def plan_queries(*, room: int, budget: int) -> int:
     return max(1, min(MAX_QUERIES, budget // (2 * _KEY * room)))
 
 
-def plan_pieces(*, rows: int, bits: int, budget: int, kept: int = 0) -> tuple[bool, int]:
-    """Return (resident, rows of a piece): all rows at once if they fit three quarters of budget.
+def plan_chunks(*, rows: int, bits: int, budget: int, kept: int = 0) -> tuple[bool, int]:
+    """Return (resident, rows of a chunk): all rows at once if they fit three quarters of budget.
 
-    Otherwise pieces are copied to the GPU in turn at each search, one while the one before is
-    searched: two of a quarter of the budget and ``kept``, the bytes that such pieces have already.
+    Otherwise chunks are copied to the GPU in turn at each search, one while the one before is
+    searched: two of a quarter of the budget and ``kept``, the bytes that such chunks have already.
     budget: free bytes of the GPU; the rest is left to buffers.
     """
     if rows <= MAX_ROWS and 4 * code_bytes(rows, bits) <= 3 * budget:

@@ -1,4 +1,7 @@
-"""What the NVIDIA driver says of itself and of the GPUs, by its C interface alone."""
+"""What the NVIDIA driver says of itself and of the GPUs.
+
+By ctypes: it must work before a CUDA library is installed, to say what is missing.
+"""
 
 import ctypes
 import sys
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-NAME = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # of the compute capability, in CUdevice_attribute
 
 
@@ -36,12 +39,12 @@ class Driver:
         return asdict(self)
 
 
-def look() -> Driver:
+def query_driver() -> Driver:
     """Load the driver's library, start it and list the GPUs; never raises."""
     try:
-        library = ctypes.CDLL(NAME)
+        library = ctypes.CDLL(LIBRARY)
     except OSError:
-        reason = f"the NVIDIA driver is not installed ({NAME} not found)"
+        reason = f"the NVIDIA driver is not installed ({LIBRARY} not found)"
         return Driver(cuda=None, starts=False, gpus=(), reason=reason)
     number = ctypes.c_int(0)
     library.cuDriverGetVersion(ctypes.byref(number))

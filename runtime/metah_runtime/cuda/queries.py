@@ -1,4 +1,4 @@
-"""Queries: packed codes on the CPU, or where they lie on the GPU already."""
+"""Queries: packed codes in the memory of the CPU or of a GPU."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +14,11 @@ _LEGACY = 1  # how __cuda_array_interface__ names the default stream
 
 @dataclass(frozen=True, slots=True)
 class DeviceCodes:
-    """Packed codes that lie on the GPU already: address of (count, width) bytes, C-contiguous.
+    """Packed codes in a GPU's memory: address of (count, width) bytes, C-contiguous.
 
-    stream: address of the stream whose work so far makes them, 0 for the default one, None: they
-    are there. logits: address of the (count, 8 width) float32 that they are the signs of, or 0.
-    owner: what keeps the memory alive.
+    stream: address of the stream that still writes them, 0 for the default stream, None if they
+    are complete. logits: address of the (count, 8 width) float32 whose signs they are, or 0.
+    owner: object that keeps the memory alive.
     """
 
     address: int
@@ -43,7 +43,7 @@ class DeviceCodes:
             "version": 3,
         }
 
-    def part(self, start: int, stop: int) -> "DeviceCodes":
+    def slice(self, start: int, stop: int) -> "DeviceCodes":
         """Return the codes start..stop - 1."""
         return DeviceCodes(self.address + start * self.width, stop - start, self.width)
 
@@ -59,7 +59,7 @@ Queries = Codes | DeviceCodes
 
 
 def take_queries(queries: Any, width: int) -> Queries:
-    """Return codes on the CPU, C-contiguous, or those of an array on the GPU where they lie.
+    """Return codes on the CPU, C-contiguous, or the memory of an array on the GPU.
 
     queries: (q, width) uint8; on the GPU any array with ``__cuda_array_interface__``. Raises
     DataError for another type, shape or layout there.
@@ -86,8 +86,8 @@ def take_queries(queries: Any, width: int) -> Queries:
     )
 
 
-def part_of(queries: Queries, start: int, stop: int) -> Queries:
+def slice_queries(queries: Queries, start: int, stop: int) -> Queries:
     """Return the queries start..stop - 1, C-contiguous."""
     if isinstance(queries, DeviceCodes):
-        return queries.part(start, stop)
+        return queries.slice(start, stop)
     return np.ascontiguousarray(queries[start:stop])

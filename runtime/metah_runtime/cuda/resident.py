@@ -36,7 +36,7 @@ class ResidentSearch:
         n, device = len(codes), self._device
         with device:
             if codes.stream not in (None, device.stream):
-                device.follow(codes.stream)
+                device.wait_stream(codes.stream)
             self._make_room(n)
             given = parameters(
                 "NotFiniteParams", logits=codes.logits, bad=self._buffer[0], bits=8 * codes.width

@@ -1,24 +1,25 @@
-"""The k nearest rows of one piece: sample, bound, scan, select, and again where that failed."""
+"""The k nearest rows of one chunk: sample, bound, scan and select; rescan what failed."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
+from metah_runtime.cuda.chunk import KEY_BYTES, NO_KEY, DeviceChunk, Keys
 from metah_runtime.cuda.interface import parameters
-from metah_runtime.cuda.piece import KEY_BYTES, NO_KEY, Keys, Piece
-from metah_runtime.cuda.queries import DeviceCodes, Queries, part_of
+from metah_runtime.cuda.queries import DeviceCodes, Queries, slice_queries
 from metah_runtime.cuda.workspace import Workspace
 from metah_runtime.errors import ConfigError
 
-WHOLE = 4096
-"""Up to this many rows all go through, without a sample."""
+UNSAMPLED_ROWS = 4096
+"""Up to this many rows are scanned without a bound, so without a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TopkPlan:
     """k nearest at most, keys of room a query, rank of the sample's bound (None: no bound)."""
 
     k: int
@@ -28,43 +29,43 @@ class Plan:
     """Queries of one scan."""
 
 
-def plan_nearest(piece: Piece, n: int, k: int) -> Plan:
+def plan_topk(chunk: DeviceChunk, n: int, k: int) -> TopkPlan:
     """Plan the search of n queries."""
-    k = min(k, piece.alive)
+    k = min(k, chunk.alive)
     sample = None
-    if piece.rows > WHOLE:
-        sample = planner.plan_sample(rows=piece.rows, queries=max(1, min(n, 64)), k=k)
-    room = planner.plan_room(rows=piece.rows, k=k, sample=sample)
-    batch = planner.plan_queries(room=room, budget=piece.workspace.budget)
-    return Plan(k=k, room=room, rank=None if sample is None else sample.rank, batch=batch)
+    if chunk.rows > UNSAMPLED_ROWS:
+        sample = planner.plan_sample(rows=chunk.rows, queries=max(1, min(n, 64)), k=k)
+    room = planner.plan_room(rows=chunk.rows, k=k, sample=sample)
+    batch = planner.plan_queries(room=room, budget=chunk.workspace.budget)
+    return TopkPlan(k=k, room=room, rank=None if sample is None else sample.rank, batch=batch)
 
 
-def nearest(piece: Piece, queries: Queries, k: int, ceilings: Keys | None = None) -> Keys:
+def search_topk(chunk: DeviceChunk, queries: Queries, k: int, ceilings: Keys | None = None) -> Keys:
     """Return the keys of the k nearest rows of each query, (q, k), ascending.
 
     ceilings: (q,) keys that no answer may exceed, default none. NO_KEY fills what is missing:
     fewer than k rows, or fewer below the ceiling.
     """
     out = np.full((len(queries), k), NO_KEY)
-    plan = plan_nearest(piece, len(queries), k)
+    plan = plan_topk(chunk, len(queries), k)
     if plan.k == 0 or len(queries) == 0:
         return out
     for start in range(0, len(queries), plan.batch):
         stop = min(start + plan.batch, len(queries))
-        part = part_of(queries, start, stop)
+        some = slice_queries(queries, start, stop)
         limits = None if ceilings is None else ceilings[start:stop]
-        attempt = Attempt(piece, len(part), plan, limits)
-        piece.put_queries(part, attempt.packed)
-        attempt.start()
-        out[start:stop, : plan.k] = settle(piece, part, plan, limits, attempt.read())
+        scan = TopkScan(chunk, len(some), plan, limits)
+        chunk.put_queries(some, scan.packed)
+        scan.start()
+        out[start:stop, : plan.k] = complete(chunk, some, plan, limits, scan.read())
     return out
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """keys: (q, k); failed: the queries to scan again; bounds: for those, a sharper bound.
+class TopkResult:
+    """keys: (q, k); failed: the queries to scan again; bounds: a better bound for each of those.
 
-    The bound is NO_KEY where too few keys were let through, for which it must be a higher one.
+    The bound is NO_KEY where too few keys passed, so that it must be raised.
     """
 
     keys: Keys
@@ -72,18 +73,19 @@ class Outcome:
     bounds: Keys
 
 
-class Attempt:
-    """One scan: its buffers, its launches, and what came of it.
+class TopkScan:
+    """One scan: its buffers, its launches and its result.
 
-    bounds: (n,) keys to let through, default those of the plan's rank in a sample.
+    bounds: (n,) largest keys to keep, default those of the plan's rank in a sample.
     """
 
     def __init__(
-        self, piece: Piece, n: int, plan: Plan, ceilings: Keys | None, bounds: Keys | None = None
-    ) -> None:
-        get = piece.workspace.get
-        self._piece, self._plan, self._n, self._ceilings = piece, plan, n, ceilings
-        self.packed = get("queries", 4 * n * piece.words)
+        self, chunk: DeviceChunk, n: int, plan: TopkPlan, ceilings: Keys | None,
+        bounds: Keys | None = None,
+    ) -> None:  # fmt: skip
+        get = chunk.workspace.get
+        self._chunk, self._plan, self._n, self._ceilings = chunk, plan, n, ceilings
+        self.packed = get("queries", 4 * n * chunk.words)
         self.size = n * plan.k * KEY_BYTES + 4 * n
         self.result = get("result", self.size)
         self._kth, self._bounds = get("kth", KEY_BYTES * n), get("bounds", KEY_BYTES * n)
@@ -92,188 +94,191 @@ class Attempt:
         self._limits = self._tables()
         self._sampled = bounds is None and plan.rank is not None
         if self._sampled:
-            self._histogram = get("histogram", 4 * n * piece.bins)
+            self._histogram = get("histogram", 4 * n * chunk.bins)
         elif bounds is not None:
-            piece.device.write(self._bounds, bounds)
+            chunk.device.write(self._bounds, bounds)
         else:
             self._bounds = self._limits
 
     def _tables(self) -> int:
-        """Ceilings (n), starts of the buffers (n + 1) and of the answers (n), as uint64."""
-        n, workspace = self._n, self._piece.workspace
+        """Return ceilings (n), starts of the buffers (n + 1) and of the answers (n), as uint64."""
+        n, workspace = self._n, self._chunk.workspace
         address = workspace.get("tables", KEY_BYTES * (3 * n + 1))
-        holds = address, n, self._plan.k, self._plan.room
-        if self._ceilings is not None or holds != workspace.tables:
+        contents = address, n, self._plan.k, self._plan.room
+        if self._ceilings is not None or contents != workspace.tables:
             limits = np.full(n, NO_KEY) if self._ceilings is None else self._ceilings
             begin = np.arange(n + 1, dtype=np.uint64) * np.uint64(self._plan.room)
             starts = np.arange(n, dtype=np.uint64) * np.uint64(self._plan.k)
-            self._piece.device.write(address, np.concatenate([limits, begin, starts]))
-            workspace.tables = holds if self._ceilings is None else None
+            self._chunk.device.write(address, np.concatenate([limits, begin, starts]))
+            workspace.tables = contents if self._ceilings is None else None
         return address
 
     def start(self) -> None:
-        """Launch everything, from the packed queries to the result; waits for nothing."""
-        piece, n, plan = self._piece, self._n, self._plan
+        """Launch everything from the packed queries to the result, without waiting."""
+        chunk, n, plan = self._chunk, self._n, self._plan
         begin = self._limits + KEY_BYTES * n
         counts = self.result + n * plan.k * KEY_BYTES
         if self._sampled:
-            self._first_bounds()
-        piece.scan(self.packed, n, self._bounds, begin, counts, self._keys)
-        out_begin = begin + KEY_BYTES * (n + 1)
-        piece.first_keys(
-            n, self._keys, self._scratch, begin, counts, plan.k, out_begin, self.result, self._kth
-        )
+            self._sample_bounds()
+        chunk.scan(self.packed, n, self._bounds, begin, counts, self._keys)
+        chunk.first_keys(
+            n, keys=self._keys, scratch=self._scratch, begin=begin, counts=counts, k=plan.k,
+            out_begin=begin + KEY_BYTES * (n + 1), out=self.result, kth=self._kth,
+        )  # fmt: skip
 
-    def on(self, piece: Piece) -> "Attempt":
-        """Return the same attempt with the same buffers, launched for another piece object."""
+    def on(self, chunk: DeviceChunk) -> "TopkScan":
+        """Return the same scan with the same buffers, launched through another chunk object."""
         other = copy.copy(self)
-        other._piece = piece
+        other._chunk = chunk
         return other
 
-    def _first_bounds(self) -> None:
-        piece, n, plan = self._piece, self._n, self._plan
+    def _sample_bounds(self) -> None:
+        chunk, n, plan = self._chunk, self._n, self._plan
         sample = planner.plan_sample(
-            rows=piece.rows, queries=min(n, 1024), k=plan.k, rank=plan.rank
+            rows=chunk.rows, queries=min(n, 1024), k=plan.k, rank=plan.rank
         )
-        piece.sample(sample, self.packed, n, self._histogram)
+        chunk.sample(sample, self.packed, n, self._histogram)
         given = parameters(
             "FirstBoundParams", histogram=self._histogram, ceilings=self._limits,
-            bounds=self._bounds, bins=piece.bins, rank=sample.rank, rows=piece.rows,
+            bounds=self._bounds, bins=chunk.bins, rank=sample.rank, rows=chunk.rows,
         )  # fmt: skip
-        piece.device.launch("first_bound", (n, 1), 32, given)
+        chunk.device.launch("first_bound", (n, 1), 32, given)
 
-    def read(self) -> Outcome:
+    def read(self) -> TopkResult:
         """Wait, and copy the result to the CPU."""
         answer = np.empty(self.size, np.uint8)
-        self._piece.device.read(self.result, answer)
-        return self.judge(answer)
+        self._chunk.device.read(self.result, answer)
+        return self.check(answer)
 
-    def judge(self, answer: NDArray[np.uint8]) -> Outcome:
-        """Tell which queries' buffers held all keys below their bound, at least k of them."""
-        n, k, room, device = self._n, self._plan.k, self._plan.room, self._piece.device
+    def check(self, answer: NDArray[np.uint8]) -> TopkResult:
+        """Find the queries whose buffer overflowed, or whose bound let fewer than k keys pass."""
+        n, k, room, device = self._n, self._plan.k, self._plan.room, self._chunk.device
         found = answer[: n * k * KEY_BYTES].view(np.uint64).reshape(n, k)
         hits = answer[n * k * KEY_BYTES :].view(np.uint32)
         found = np.where(np.arange(k) < np.minimum(hits, room)[:, None], found, NO_KEY)
         over, short = hits > room, hits < k
         if not (over | short).any():
-            return Outcome(found, np.empty(0, np.intp), np.empty(0, np.uint64))
-        tight, sharper = np.empty(n, np.uint64), np.empty(n, np.uint64)
-        device.read(self._bounds, tight)
+            return TopkResult(found, np.empty(0, np.intp), np.empty(0, np.uint64))
+        bounds, kth = np.empty(n, np.uint64), np.empty(n, np.uint64)
+        device.read(self._bounds, bounds)
         full = np.full(n, NO_KEY) if self._ceilings is None else self._ceilings
-        failed = np.flatnonzero(over | (short & (tight < full)))
-        device.read(self._kth, sharper)
-        return Outcome(found, failed, np.where(over, sharper, NO_KEY)[failed])
+        failed = np.flatnonzero(over | (short & (bounds < full)))
+        device.read(self._kth, kth)
+        return TopkResult(found, failed, np.where(over, kth, NO_KEY)[failed])
 
 
-def settle(
-    piece: Piece, queries: Queries, plan: Plan, ceilings: Keys | None, first: Outcome
+def complete(
+    chunk: DeviceChunk, queries: Queries, plan: TopkPlan, ceilings: Keys | None, first: TopkResult
 ) -> Keys:
-    """Scan again until every query's buffer held all keys below its bound, at least k of them.
+    """Scan failed queries again until none is left; return the keys of all.
 
-    A buffer that overflowed is not used: its k-th key is a sharper bound, and the next one has
-    four times the room. A bound that let fewer than k through is taken from a higher rank of
-    the sample. Both end: with room for all rows, without a bound.
+    After an overflow the k-th key kept is a sharper bound, and the next buffer has four times the
+    room. A bound that let fewer than k keys pass is taken from a higher rank of the sample. Both
+    end: with room for all rows, and without a bound.
     """
     keys = first.keys
     todo = [(first.failed, plan, first.bounds)] if first.failed.size else []
-    while todo:  # few queries, so small batches
+    while todo:
         rows, plan, bounds = todo.pop()
-        over = bounds != NO_KEY
-        more = replace(plan, room=min(piece.rows, 4 * plan.room))
-        higher = replace(plan, rank=None if plan.rank is None else 16 * plan.rank)
-        for chosen, next_plan, sharper in (
-            (rows[over], more, bounds[over]),
-            (rows[~over], higher, None),
-        ):
-            step = planner.plan_queries(room=next_plan.room, budget=piece.workspace.budget)
-            for start in range(0, len(chosen), step):
-                part = chosen[start : start + step]
-                given = None if sharper is None else sharper[start : start + step]
-                limits = None if ceilings is None else ceilings[part]
-                attempt = Attempt(piece, len(part), next_plan, limits, given)
-                _put_some(piece, queries, part, attempt.packed)
-                attempt.start()
-                again = attempt.read()
-                keys[part] = again.keys
-                if again.failed.size:
-                    todo.append((part[again.failed], next_plan, again.bounds))
+        for some, retry, sharper in _retries(chunk, plan, rows, bounds):
+            limits = None if ceilings is None else ceilings[some]
+            scan = TopkScan(chunk, len(some), retry, limits, sharper)
+            _put_some(chunk, queries, some, scan.packed)
+            scan.start()
+            again = scan.read()
+            keys[some] = again.keys
+            if again.failed.size:
+                todo.append((some[again.failed], retry, again.bounds))
     return keys
 
 
-def _put_some(piece: Piece, queries: Queries, rows: NDArray[np.intp], target: int) -> None:
+def _retries(
+    chunk: DeviceChunk, plan: TopkPlan, rows: NDArray[np.intp], bounds: Keys
+) -> Iterator[tuple[NDArray[np.intp], TopkPlan, Keys | None]]:
+    """Yield (queries, plan, bounds or None to sample) of the scans that failed queries need."""
+    over = bounds != NO_KEY
+    more = replace(plan, room=min(chunk.rows, 4 * plan.room))
+    higher = replace(plan, rank=None if plan.rank is None else 16 * plan.rank)
+    for chosen, retry, sharper in ((rows[over], more, bounds[over]), (rows[~over], higher, None)):
+        step = planner.plan_queries(room=retry.room, budget=chunk.workspace.budget)
+        for start in range(0, len(chosen), step):
+            stop = start + step
+            yield chosen[start:stop], retry, None if sharper is None else sharper[start:stop]
+
+
+def _put_some(chunk: DeviceChunk, queries: Queries, rows: NDArray[np.intp], target: int) -> None:
     """Bring some of the queries to ``target``; those on the GPU stay there."""
     if not isinstance(queries, DeviceCodes):
-        piece.put_queries(np.ascontiguousarray(queries[rows]), target)
+        chunk.put_queries(np.ascontiguousarray(queries[rows]), target)
         return
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        piece.put_queries(queries.part(int(run[0]), int(run[-1]) + 1), target)
-        target += 4 * piece.words * len(run)
+        chunk.put_queries(queries.slice(int(run[0]), int(run[-1]) + 1), target)
+        target += 4 * chunk.words * len(run)
 
 
-class FixedSearch:
+class CapturedSearch:
     """The search of n queries for k rows as a CUDA graph: recorded once, replayed by one call.
 
-    Has buffers of its own, whose addresses the graph knows. ConfigError if n queries need more
-    than one scan.
+    It has buffers of its own, whose addresses are part of the graph. ConfigError if n queries need
+    more than one scan.
     """
 
-    def __init__(self, piece: Piece, n: int, k: int) -> None:
-        self._plan = plan_nearest(piece, 1, k)
+    def __init__(self, chunk: DeviceChunk, n: int, k: int) -> None:
+        self._plan = plan_topk(chunk, 1, k)
         most = self._plan.batch
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
             raise ConfigError(
                 f"batch must be a whole number in 1..{most} for the {k} nearest on this GPU, "
                 f"got {n!r}"
             )
-        self._k, self._shared, device = k, piece, piece.device
+        self._k, self._chunk, device = k, chunk, chunk.device
         self._own = Workspace(device)
-        width = piece.bits // 8
+        width = chunk.bits // 8
         try:
             self._staging = self._own.get("staging", n * width)
-            self._queries = self._own.pinned("queries", n * width)
-            self._attempt = Attempt(replace(piece, workspace=self._own), n, self._plan, None)
-            self._answer = self._own.pinned("answer", self._attempt.size)
-            # Once without recording: kernels that the driver loads late are there for the capture.
-            device.fill(self._attempt.packed, 0, 4 * n * piece.words)
-            self._attempt.start()
-            device.synchronise()
-            self._graph = self._record(piece)
+            self._queries = self._own.get_pinned("queries", n * width)
+            self._scan = TopkScan(replace(chunk, workspace=self._own), n, self._plan, None)
+            self._answer = self._own.get_pinned("answer", self._scan.size)
+            # The driver may load a kernel at its first launch, which a capture does not allow.
+            device.fill(self._scan.packed, 0, 4 * n * chunk.words)
+            self._scan.start()
+            device.synchronize()
+            self._graph = self._record()
         except BaseException:
             self._own.close()
             raise
 
-    def _record(self, piece: Piece) -> int:
-        fork = piece.device.fork()
+    def _record(self) -> object:
+        stream = self._chunk.device.with_new_stream()
         try:
-            elsewhere = self._attempt.on(replace(piece, device=fork, workspace=self._own))
+            scan = self._scan.on(replace(self._chunk, device=stream, workspace=self._own))
 
             def run() -> None:
-                elsewhere.start()
-                fork.read_later(elsewhere.result, self._answer)
+                scan.start()
+                stream.read_async(scan.result, self._answer)
 
-            return fork.capture(run)
+            return stream.capture(run)
         finally:
-            fork.close()
+            stream.close()
 
     def search(self, queries: Queries) -> Keys:
-        """Return as ``nearest`` does, for n queries."""
-        piece, device = self._shared, self._shared.device
+        """Return as ``search_topk`` does, for n queries."""
+        chunk, device = self._chunk, self._chunk.device
         if isinstance(queries, DeviceCodes):
             source = queries.address
         else:
             source = self._staging
             self._queries[:] = queries.reshape(-1)
-            device.write_later(source, self._queries)
-        width = piece.bits // 8
-        piece.put_device_queries(source, len(queries), width, self._attempt.packed)
+            device.write_async(source, self._queries)
+        chunk.pack_queries(source, len(queries), chunk.bits // 8, self._scan.packed)
         device.replay(self._graph)
-        device.synchronise()
+        device.synchronize()
         out = np.full((len(queries), self._k), NO_KEY)
-        found = self._attempt.judge(self._answer)
-        out[:, : self._plan.k] = settle(piece, queries, self._plan, None, found)
+        result = self._scan.check(self._answer)
+        out[:, : self._plan.k] = complete(chunk, queries, self._plan, None, result)
         return out
 
     def close(self) -> None:
-        """Give the graph and its buffers back."""
-        self._shared.device.drop_graph(self._graph)
+        """Free the graph and its buffers."""
+        self._chunk.device.destroy_graph(self._graph)
         self._own.close()

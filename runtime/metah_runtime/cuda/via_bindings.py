@@ -1,15 +1,21 @@
-"""The driver through NVIDIA's cuda-bindings."""
+"""The driver through NVIDIA's cuda-bindings; the methods are documented in ``driver.Device``."""
+# ruff: noqa: D102
 
 import copy
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
+import numpy as np
 from cuda.bindings import driver as cuda
 from numpy.typing import NDArray
 
 from metah_runtime.cuda.driver import Device, DeviceError, DeviceMemoryError
-from metah_runtime.cuda.libcuda import NON_BLOCKING, Native
+
+_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every GPU
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 
 
 def check(answer: tuple[Any, ...]) -> Any:
@@ -29,7 +35,7 @@ def open_devices(stream: Any) -> list[Device]:
     return [BindingsDevice(i, stream if i == 0 else None) for i in range(number)]
 
 
-class BindingsDevice(Native):
+class BindingsDevice:
     """One GPU, by its primary context."""
 
     library = "cuda-bindings"
@@ -42,28 +48,17 @@ class BindingsDevice(Native):
         self._modules: list[Any] = []
         self.name = check(cuda.cuDeviceGetName(128, self._device)).split(b"\0")[0].decode()
         key = cuda.CUdevice_attribute
-        self.arch = 10 * self._ask(key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) + self._ask(
-            key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
-        )
-        self.processors = self._ask(key.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self.arch = 10 * self._attribute(
+            key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        ) + self._attribute(key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        self.processors = self._attribute(key.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
 
-    def _ask(self, attribute: Any) -> int:
-        return int(check(cuda.cuDeviceGetAttribute(attribute, self._device)))
+    def _attribute(self, key: Any) -> int:
+        return int(check(cuda.cuDeviceGetAttribute(key, self._device)))
 
     @property
     def stream(self) -> int:
-        """Address of the stream."""
         return int(self._stream)
-
-    def fork(self) -> Self:
-        """Return the same GPU with a new stream."""
-        other = copy.copy(self)
-        other._stream = check(cuda.cuStreamCreate(NON_BLOCKING))
-        return other
-
-    def close(self) -> None:
-        """Destroy the stream of a fork."""
-        check(cuda.cuStreamDestroy(self._stream))
 
     def __enter__(self) -> Self:
         check(cuda.cuCtxPushCurrent(self._context))
@@ -72,40 +67,49 @@ class BindingsDevice(Native):
     def __exit__(self, *error: object) -> None:
         check(cuda.cuCtxPopCurrent())
 
+    # ---- memory --------------------------------------------------------------------------------
+
     def memory(self) -> tuple[int, int]:
-        """Return (free, total) bytes."""
         free, total = check(cuda.cuMemGetInfo())
         return int(free), int(total)
 
-    def load(self, image: Callable[[], bytes]) -> None:
-        """Load a fatbin or cubin, once."""
-        if not self._modules:
-            self._modules.append(check(cuda.cuModuleLoadData(image())))
-
     def alloc(self, size: int) -> int:
-        """Return the address of new memory."""
         return int(check(cuda.cuMemAlloc(size)))
 
     def free(self, address: int) -> None:
-        """Give memory back."""
         check(cuda.cuMemFree(address))
 
+    def alloc_pinned(self, size: int) -> NDArray[np.uint8]:
+        address = int(check(cuda.cuMemHostAlloc(size, _PORTABLE)))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
+        check(cuda.cuMemFreeHost(array.ctypes.data))
+
     def fill(self, address: int, value: int, size: int) -> None:
-        """Set bytes."""
         check(cuda.cuMemsetD8Async(address, value, size, self._stream))
 
     def write(self, address: int, array: NDArray[Any]) -> None:
-        """Copy to the GPU, and wait."""
-        check(cuda.cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, self._stream))
-        self.synchronise()
+        self.write_async(address, array)
+        self.synchronize()
 
     def read(self, address: int, array: NDArray[Any]) -> None:
-        """Copy from the GPU, and wait."""
+        self.read_async(address, array)
+        self.synchronize()
+
+    def write_async(self, address: int, array: NDArray[Any]) -> None:
+        check(cuda.cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, self._stream))
+
+    def read_async(self, address: int, array: NDArray[Any]) -> None:
         check(cuda.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, self._stream))
-        self.synchronise()
+
+    # ---- kernels -------------------------------------------------------------------------------
+
+    def load(self, image: Callable[[], bytes]) -> None:
+        if not self._modules:
+            self._modules.append(check(cuda.cuModuleLoadData(image())))
 
     def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
-        """Start a kernel."""
         if kernel not in self._kernels:
             self._kernels[kernel] = check(
                 cuda.cuModuleGetFunction(self._modules[-1], kernel.encode())
@@ -119,17 +123,72 @@ class BindingsDevice(Native):
             )
         )  # fmt: skip
 
-    def synchronise(self) -> None:
-        """Wait for the stream."""
+    # ---- streams and events --------------------------------------------------------------------
+
+    def synchronize(self) -> None:
         check(cuda.cuStreamSynchronize(self._stream))
 
-    def mark(self) -> Any:
-        """Record an event."""
+    def with_new_stream(self) -> Self:
+        other = copy.copy(self)
+        other._stream = check(cuda.cuStreamCreate(_NON_BLOCKING))
+        return other
+
+    def close(self) -> None:
+        check(cuda.cuStreamDestroy(self._stream))
+
+    def time_mark(self) -> Any:
         event = check(cuda.cuEventCreate(0))
         check(cuda.cuEventRecord(event, self._stream))
         return event
 
     def elapsed(self, start: Any, end: Any) -> float:
-        """Milliseconds between two events."""
         check(cuda.cuEventSynchronize(end))
         return float(check(cuda.cuEventElapsedTime(start, end)))
+
+    def create_event(self) -> Any:
+        return check(cuda.cuEventCreate(_NO_TIMING))
+
+    def destroy_event(self, event: Any) -> None:
+        check(cuda.cuEventDestroy(event))
+
+    def record(self, event: Any) -> None:
+        check(cuda.cuEventRecord(event, self._stream))
+
+    def wait_event(self, event: Any) -> None:
+        check(cuda.cuStreamWaitEvent(self._stream, event, 0))
+
+    def synchronize_event(self, event: Any) -> None:
+        check(cuda.cuEventSynchronize(event))
+
+    def wait_stream(self, stream: int) -> None:
+        event = self.create_event()
+        try:
+            check(cuda.cuEventRecord(event, cuda.CUstream(stream)))
+            self.wait_event(event)
+        finally:
+            self.destroy_event(event)
+
+    # ---- graphs --------------------------------------------------------------------------------
+
+    def capture(self, run: Callable[[], None]) -> Any:
+        if not self.stream:
+            raise DeviceError("the default stream cannot be captured; fix: with_new_stream")
+        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        check(cuda.cuStreamBeginCapture(self._stream, mode))
+        try:
+            run()
+        except BaseException:
+            with suppress(DeviceError):  # the error of run() is the one to report
+                check(cuda.cuGraphDestroy(check(cuda.cuStreamEndCapture(self._stream))))
+            raise
+        graph = check(cuda.cuStreamEndCapture(self._stream))
+        try:
+            return check(cuda.cuGraphInstantiate(graph, 0))
+        finally:
+            check(cuda.cuGraphDestroy(graph))
+
+    def replay(self, graph: Any) -> None:
+        check(cuda.cuGraphLaunch(graph, self._stream))
+
+    def destroy_graph(self, graph: Any) -> None:
+        check(cuda.cuGraphExecDestroy(graph))

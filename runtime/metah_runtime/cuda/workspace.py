@@ -1,4 +1,4 @@
-"""Buffers of one GPU that are kept between searches and grow when needed."""
+"""Buffers of one GPU, kept between searches and enlarged when needed."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ class Workspace:
         self.device = device
         self.budget = min(_LARGEST, device.memory()[0] // 8)
         self.tables: Any = None
-        """What the buffer ``tables`` holds, to write it only when that changes."""
+        """Contents of the buffer ``tables``, which is written only when they change."""
         self._buffers: dict[str, tuple[int, int]] = {}
         self._pinned: dict[str, NDArray[np.uint8]] = {}
 
     def get(self, name: str, size: int) -> int:
-        """Return the address of at least ``size`` bytes; what was in the buffer may be lost."""
+        """Return the address of at least ``size`` bytes; its contents may be lost."""
         address, room = self._buffers.get(name, (0, 0))
         if size > room or not address:
             self.drop(name)
@@ -31,13 +31,13 @@ class Workspace:
             self._buffers[name] = address, size
         return address
 
-    def pinned(self, name: str, size: int) -> NDArray[np.uint8]:
+    def get_pinned(self, name: str, size: int) -> NDArray[np.uint8]:
         """Return ``size`` bytes of page-locked memory of the CPU."""
         kept = self._pinned.get(name)
         if kept is None or len(kept) < size:
             if kept is not None:
-                self.device.unpin(self._pinned.pop(name))
-            kept = self._pinned[name] = self.device.pinned(size)
+                self.device.free_pinned(self._pinned.pop(name))
+            kept = self._pinned[name] = self.device.alloc_pinned(size)
         return kept[:size]
 
     def room(self, *names: str) -> int:
@@ -45,7 +45,7 @@ class Workspace:
         return sum(self._buffers.get(name, (0, 0))[1] for name in names)
 
     def available(self) -> int:
-        """Return the free bytes of the GPU, less those that searches may still ask for."""
+        """Return the free bytes of the GPU, less those that searches may still take."""
         free, _ = self.device.memory()
         return max(0, free - max(0, self.budget - self.room("keys", "scratch")))
 
@@ -60,5 +60,5 @@ class Workspace:
         for name in list(self._buffers):
             self.drop(name)
         for name in list(self._pinned):
-            self.device.unpin(self._pinned.pop(name))
+            self.device.free_pinned(self._pinned.pop(name))
         self.tables = None

@@ -2,6 +2,7 @@
 // behind them, so that the real Python libraries can be run. METAH_SIMULATOR names the library with the kernels.
 #include <dlfcn.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +24,7 @@ int context;    // its address is the primary context
 struct Kernel {
   std::string name;
 };
+using Clock = std::chrono::steady_clock;
 using Work = std::function<int()>;
 struct Stream {
   bool recording = false;
@@ -144,12 +146,15 @@ int cuGraphLaunch(void* graph, void* stream) {
   return ok;
 }
 int cuStreamSynchronize(void*) { return depth ? ok : invalid_context; }
-int cuEventCreate(void** out, unsigned) { return *out = &context, ok; }
-int cuEventRecord(void*, void*) { return ok; }
+int cuEventCreate(void** out, unsigned) { return *out = new Clock::time_point, ok; }
+int cuEventRecord(void* event, void*) { return *(Clock::time_point*)event = Clock::now(), ok; }
 int cuEventSynchronize(void*) { return ok; }
-int cuEventDestroy_v2(void*) { return ok; }
-int cuEventElapsedTime(float* ms, void*, void*) { return *ms = 1.5f, ok; }
-int cuEventElapsedTime_v2(float* ms, void*, void*) { return *ms = 1.5f, ok; }
+int cuEventDestroy_v2(void* event) { return delete (Clock::time_point*)event, ok; }
+int cuEventElapsedTime(float* ms, void* start, void* end) {
+  std::chrono::duration<float, std::milli> time = *(Clock::time_point*)end - *(Clock::time_point*)start;
+  return *ms = time.count(), ok;
+}
+int cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
 int cuGetErrorString(int status, const char** text) {
   return *text = status == out_of_memory ? "out of memory" : "an error", ok;
 }

@@ -8,13 +8,13 @@ import ctypes
 import re
 
 import numpy as np
-from tests.runtime.cuda import pieces
+from tests.runtime.cuda import chunks
 from tests.runtime.cuda.simulator import SimulatedDevice, build, kernel_sources
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.search import CudaSearch
 
 BARRIER = "__syncthreads();"
 ROOM = "place < p.begin[query + 1]"
@@ -68,7 +68,9 @@ def _exact(library, arch, seed, n, q, k):
     codes = rng.integers(0, 256, (n, 8), dtype=np.uint8)
     codes[1::2] = codes[0::2][: len(codes[1::2])]
     queries = codes[rng.integers(0, n, q)] ^ (rng.random((q, 8)) < 0.2).astype(np.uint8)
-    index = CudaIndex(codes, devices=[SimulatedDevice(library, seed=seed, arch=arch, processors=0)])
+    index = CudaSearch(
+        codes, devices=[SimulatedDevice(library, seed=seed, arch=arch, processors=0)]
+    )
     pairs = [
         (index.search(queries, k), reference.search(queries, codes, k)),  # shared-memory sort
         (index.search(queries[:2], n), reference.search(queries[:2], codes, n)),  # global sort
@@ -89,10 +91,10 @@ def sample_exact(library, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256, (1000, 8), dtype=np.uint8)
     with SimulatedDevice(library, seed=seed) as device:
-        piece = pieces.load(device, codes)
+        chunk = chunks.load(device, codes)
         histogram = device.alloc(4 * 65)
-        packed = pieces.put_queries(piece, codes[:1])
-        piece.sample(planner.Sample(runs=32, step=32, rank=1, blocks=1), packed, 1, histogram)
+        packed = chunks.put_queries(chunk, codes[:1])
+        chunk.sample(planner.SamplePlan(runs=32, step=32, rank=1, blocks=1), packed, 1, histogram)
         found = np.empty(65, np.uint32)
         device.read(histogram, found)
     truth = np.bincount(reference.distances(codes[:1], codes)[0], minlength=65)

@@ -106,6 +106,6 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
     ]  # fmt: skip
 
 
-def tally(code: list[Instruction]) -> Counter[str]:
+def opcode_counts(code: list[Instruction]) -> Counter[str]:
     """Count the instructions by the first part of the opcode."""
     return Counter(one.opcode.split(".")[0] for one in code)

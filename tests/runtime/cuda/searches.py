@@ -3,7 +3,7 @@
 import numpy as np
 
 from metah_runtime import reference
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.search import CudaSearch
 
 POPC, TENSOR = 120, 90  # architectures without and with the binary tensor-core product
 
@@ -27,7 +27,7 @@ def same(a, b):
 
 
 def check(devices, codes, queries, k, radius, ids=None):
-    index = CudaIndex(codes, ids, devices=devices)
+    index = CudaSearch(codes, ids, devices=devices)
     assert len(index) == len(codes)
     same(index.search(queries, k), reference.search(queries, codes, k, ids))
     same(index.range_search(queries, radius), reference.range_search(queries, codes, radius, ids))
@@ -36,7 +36,7 @@ def check(devices, codes, queries, k, radius, ids=None):
     np.testing.assert_array_equal(hits, reference.count(queries, codes, radius))
     index.close()
     for device in devices:
-        assert not any(device.kept().values()), device.kept()
+        assert not any(device.unreleased().values()), device.unreleased()
 
 
 def scans(device):

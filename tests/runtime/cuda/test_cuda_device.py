@@ -8,8 +8,8 @@ from tests.runtime.cuda.simulator import SimulatedDevice
 from metah_runtime import reference
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.driver import DeviceError
-from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.queries import DeviceCodes
+from metah_runtime.cuda.search import CudaSearch
 from metah_runtime.errors import ConfigError, DataError
 
 
@@ -18,7 +18,7 @@ def test_queries_on_the_device(simulate, gpus):
     rng = np.random.default_rng(6)
     codes, queries = make(rng, 5000, 6, "clustered"), make(rng, 5, 6, "uniform")
     devices = [simulate() for _ in range(gpus)]
-    index = CudaIndex(codes, devices=devices)
+    index = CudaSearch(codes, devices=devices)
     given = OnDevice(devices[0], queries)
     same(index.search(given, 7), reference.search(queries, codes, 7))
     same(index.range_search(given, 9), reference.range_search(queries, codes, 9))
@@ -28,8 +28,8 @@ def test_queries_on_the_device_stay_there(simulate, monkeypatch):
     """Only the result is copied, also when buffers overflow and queries are scanned again."""
     rng = np.random.default_rng(7)
     codes, queries = make(rng, 9000, 6, "clustered"), make(rng, 12, 6, "uniform")
-    device = simulate(put_off=True)
-    index = CudaIndex(codes, devices=[device])
+    device = simulate(deferred=True)
+    index = CudaSearch(codes, devices=[device])
     given = OnDevice(device, queries)
     truth = reference.search(queries, codes, 30)
     same(index.search(given, 30), truth)
@@ -46,21 +46,21 @@ def test_queries_on_the_device_stay_there(simulate, monkeypatch):
 def test_queries_of_another_stream_are_waited_for(simulate, monkeypatch):
     rng = np.random.default_rng(8)
     codes, queries = make(rng, 900, 8, "uniform"), make(rng, 3, 8, "uniform")
-    device = simulate(put_off=True)
-    index = CudaIndex(codes, devices=[device])
+    device = simulate(deferred=True)
+    index = CudaSearch(codes, devices=[device])
     truth = reference.search(queries, codes, 5)
 
     def encode():
         """As a model would: the codes come by work of its own stream."""
-        with device, device.fork() as model:
-            host = device.pinned(queries.nbytes)
+        with device, device.with_new_stream() as model:
+            host = device.alloc_pinned(queries.nbytes)
             host[:] = queries.reshape(-1)
             address = device.alloc(queries.nbytes)
-            model.write_later(address, host)
+            model.write_async(address, host)
         return DeviceCodes(address, 3, 8, stream=model.stream)
 
     same(index.search(encode(), 5), truth)
-    monkeypatch.setattr(SimulatedDevice, "follow", lambda device, stream: None)
+    monkeypatch.setattr(SimulatedDevice, "wait_stream", lambda device, stream: None)
     assert not np.array_equal(index.search(encode(), 5).ids, truth.ids)
 
 
@@ -70,7 +70,7 @@ def test_without_shares_the_codes(simulate, seed):
     codes, queries = make(rng, 9000, 8, "clustered"), make(rng, 60, 8, "uniform")
     ids = np.arange(9000) + 5
     devices = [simulate(arch=TENSOR), simulate(seed=seed, arch=POPC)]
-    index = CudaIndex(codes, ids, devices=devices)
+    index = CudaSearch(codes, ids, devices=devices)
     masks = [rng.random(9000) < part for part in (0.5, 0.999)]
     masks += [np.arange(9000) < 8000, np.zeros(9000, np.bool_), np.ones(9000, np.bool_)]
     for device in devices:
@@ -92,16 +92,16 @@ def test_without_shares_the_codes(simulate, seed):
     left, rest = codes[~masks[1]], ids[~masks[1]]
     same(again.search(queries[:2], 3), reference.search(queries[:2], left, 3, rest))
     again.close()
-    assert not any(value for device in devices for value in device.kept().values())
+    assert not any(value for device in devices for value in device.unreleased().values())
 
 
-@pytest.mark.parametrize("put_off", [False, True])
-def test_a_captured_search(simulate, monkeypatch, put_off):
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_captured_search(simulate, monkeypatch, deferred):
     """Replayed for batches of its size only, from the CPU and from the GPU; copies the result."""
     rng = np.random.default_rng(10)
     codes, queries = make(rng, 9000, 6, "clustered"), make(rng, 12, 6, "uniform")
-    device = simulate(put_off=put_off, seed=4)
-    index = CudaIndex(codes, devices=[device])
+    device = simulate(deferred=deferred, seed=4)
+    index = CudaSearch(codes, devices=[device])
     index.capture(4, 30)
     index.capture(4, 30)
     given = OnDevice(device, queries)
@@ -126,7 +126,7 @@ def test_a_captured_search(simulate, monkeypatch, put_off):
     same(view.search(queries[:4], 30), reference.search(queries[:4], codes[keep], 30, keep))
     assert len(device.replays) == 7
     view.close()
-    kept = device.kept()
+    kept = device.unreleased()
     assert kept.pop("bytes") == queries.nbytes
     assert not any(kept.values())
 
@@ -135,8 +135,8 @@ def test_a_captured_search_that_overflows(simulate, monkeypatch):
     monkeypatch.setattr(planner, "plan_room", lambda k, **_: k)
     rng = np.random.default_rng(11)
     codes = make(rng, 9000, 8, "clustered")
-    device = simulate(put_off=True)
-    index = CudaIndex(codes, devices=[device])
+    device = simulate(deferred=True)
+    index = CudaSearch(codes, devices=[device])
     index.capture(4, 50)
     given = OnDevice(device, codes[:4])
     for some in (codes[:4], given):
@@ -145,33 +145,33 @@ def test_a_captured_search_that_overflows(simulate, monkeypatch):
 
 
 def test_what_cannot_be_captured(simulate):
-    index = CudaIndex(np.zeros((100, 8), np.uint8), devices=[simulate(room=1 << 20)])
+    index = CudaSearch(np.zeros((100, 8), np.uint8), devices=[simulate(room=1 << 20)])
     for batch in (0, -1, True, 2.0, 10**6):
         with pytest.raises(ConfigError, match=rf"batch must be a whole .* got {batch!r}"):
             index.capture(batch, 5)
-    CudaIndex(np.zeros((0, 8), np.uint8), devices=[simulate()]).capture(3, 5)
+    CudaSearch(np.zeros((0, 8), np.uint8), devices=[simulate()]).capture(3, 5)
 
 
 def test_the_simulator_refuses_what_a_capture_may_not_do(simulate):
-    with simulate() as device, device.fork() as fork:
+    with simulate() as device, device.with_new_stream() as fork:
         with pytest.raises(DeviceError, match="default stream cannot be captured; fix: a fork"):
             device.capture(list)
         for run in (
             lambda: fork.alloc(4),
-            fork.synchronise,
+            fork.synchronize,
             lambda: fork.read(0, np.zeros(1)),
-            lambda: fork.pinned(4),
+            lambda: fork.alloc_pinned(4),
         ):
             with pytest.raises(DeviceError, match="is not allowed while a graph is recorded"):
                 fork.capture(run)
         address = device.alloc(8)
         with pytest.raises(DeviceError, match="needs page-locked memory"):
-            fork.read_later(address, np.zeros(8, np.uint8))
+            fork.read_async(address, np.zeros(8, np.uint8))
 
 
 def test_bad_queries_on_the_device(simulate):
     device = simulate()
-    index = CudaIndex(np.zeros((3, 8), np.uint8), devices=[device])
+    index = CudaSearch(np.zeros((3, 8), np.uint8), devices=[device])
     with pytest.raises(DataError, match=r"must be uint8 of shape \(q, 8\), got \|u1 of shape"):
         index.search(OnDevice(device, np.zeros((2, 6), np.uint8)), 1)
     with pytest.raises(DataError, match="got <f4"):

@@ -1,6 +1,7 @@
 """The driver layer: the choice of a library, the reasons for none, and one search through each."""
 
 import gc
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 from tests.runtime.cuda import fake_libraries
 
 from metah_runtime import reference
-from metah_runtime.cuda import choice, driver, libcuda
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda import choice, driver
 from metah_runtime.cuda.probe import Driver, Gpu
+from metah_runtime.cuda.search import CudaSearch
 from metah_runtime.errors import BackendUnavailable, ConfigError
 from metah_runtime.search import CodeIndex
 
@@ -32,11 +33,11 @@ def found(reason=None):
 
 
 def fake_libcuda(monkeypatch):
-    monkeypatch.setattr(driver, "look", found())
+    monkeypatch.setattr(driver, "query_driver", found())
 
 
 def no_libcuda(monkeypatch):
-    monkeypatch.setattr(driver, "look", found("the NVIDIA driver is not installed"))
+    monkeypatch.setattr(driver, "query_driver", found("the NVIDIA driver is not installed"))
 
 
 def test_without_a_driver(monkeypatch):
@@ -68,42 +69,33 @@ def test_every_library_fails(monkeypatch):
         driver.open_devices()
 
 
-LIBRARIES = {
-    "pycuda": ("pycuda", fake_libraries.fake_pycuda, "via_pycuda"),
-    "cuda-bindings": ("cuda.bindings", fake_libraries.fake_bindings, "via_bindings"),
-}
-
-
-@pytest.fixture(params=LIBRARIES)
-def opened(request, simulate, monkeypatch):
-    """(library, its stand-in, the simulated device, the opened devices), on a caller's stream."""
-    package, fake, back_end = LIBRARIES[request.param]
-    device = simulate(arch=90, room=1 << 26)
-    stand_in = fake(device)
+@pytest.fixture
+def pycuda(simulate, monkeypatch):
+    """(stand-in for pycuda, simulated device, opened devices), on a caller's stream."""
+    simulated = simulate(arch=90, room=1 << 26)
+    stand_in = fake_libraries.fake_pycuda(simulated)
     fake_libcuda(monkeypatch)
-    monkeypatch.setattr(driver, "_importable", lambda module: module == package)
-    for name in ("cuda", "cuda.bindings", "pycuda"):
-        monkeypatch.setitem(sys.modules, name, fake_libraries.module(name))
-    monkeypatch.setitem(sys.modules, f"{package}.driver", stand_in)
-    monkeypatch.setattr(sys.modules[package], "driver", stand_in, raising=False)
-    monkeypatch.delitem(sys.modules, f"metah_runtime.cuda.{back_end}", raising=False)
+    monkeypatch.setattr(driver, "_importable", lambda module: module == "pycuda")
+    package = fake_libraries.module("pycuda", driver=stand_in)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", stand_in)
+    monkeypatch.delitem(sys.modules, "metah_runtime.cuda.via_pycuda", raising=False)
     functions = fake_libraries.fake_driver(stand_in.streams)
-    monkeypatch.setattr(libcuda, "_function", lambda name: lambda *a: functions[name](*a) or 0)
-    stream = 777
-    if package == "pycuda":
-        stream = SimpleNamespace(synchronize=device.synchronise, handle=777)  # type: ignore[assignment]
-    yield request.param, stand_in, device, driver.open_devices(stream=stream)
-    sys.modules.pop(f"metah_runtime.cuda.{back_end}", None)
+    via_pycuda = importlib.import_module("metah_runtime.cuda.via_pycuda")
+    monkeypatch.setattr(via_pycuda, "_function", functions.__getitem__)
+    stream = SimpleNamespace(synchronize=simulated.synchronize, handle=777)
+    yield stand_in, simulated, driver.open_devices(stream=stream)
+    sys.modules.pop("metah_runtime.cuda.via_pycuda", None)
 
 
-def test_a_search_through_each_library(opened, monkeypatch):
-    library, stand_in, simulated, devices = opened
+def test_a_search_through_pycuda(pycuda, monkeypatch):
+    stand_in, simulated, devices = pycuda
     (device,) = devices
-    assert (device.library, device.name, device.arch) == (library, "NVIDIA Simulated", 90)
+    assert (device.library, device.name, device.arch) == ("pycuda", "NVIDIA Simulated", 90)
     assert device.processors == 132
     assert device.stream == 777
-    monkeypatch.setattr("metah_runtime.cuda.shard.load_image", lambda: b"image")
-    index = CudaIndex(CODES, devices=devices)
+    monkeypatch.setattr("metah_runtime.cuda.device_rows.load_image", lambda: b"image")
+    index = CudaSearch(CODES, devices=devices)
     index.capture(4, 9)
     for queries in (CODES[:3], CODES[:50], CODES[7:11]):
         found, truth = index.search(queries, 9), reference.search(queries, CODES, 9)
@@ -111,60 +103,40 @@ def test_a_search_through_each_library(opened, monkeypatch):
         np.testing.assert_array_equal(found.distances, truth.distances)
     assert "mma_w2" in simulated.launches
     streams = {getattr(stream, "handle", stream) for stream in stand_in.log}
-    assert len(streams) == 3, "the caller's stream, the loader's, and the one of the capture"
+    assert len(streams) == 3, "the caller's stream, the uploader's, and the one of the capture"
     assert 777 in streams
     assert len(simulated.replays) == 1
     index.close()
     stand_in.log.clear()
     gc.collect()
-    assert not any(simulated.kept().values())
+    assert not any(simulated.unreleased().values())
     with device:
-        device.synchronise()
-        assert device.elapsed(device.mark(), device.mark()) == 1.5
+        device.synchronize()
         with pytest.raises(driver.DeviceMemoryError, match="the GPU is out of memory"):
             device.alloc(1 << 27)
 
 
-def test_errors_of_the_driver_are_reported(opened):
-    library, stand_in, _, (device,) = opened
-    if library == "cuda-bindings":
-        stand_in.cuMemsetD8Async = lambda *a: (fake_libraries.CUresult.CUDA_ERROR_INVALID_VALUE,)
-        wanted = "the CUDA driver answers CUDA_ERROR_INVALID_VALUE"
-    else:
+def test_errors_of_pycuda_are_reported(pycuda):
+    stand_in, _, (device,) = pycuda
 
-        def fail(*args):
-            raise stand_in.Error("invalid value")
+    def fail(*args):
+        raise stand_in.Error("invalid value")
 
-        stand_in.memset_d8_async = fail
-        wanted = "the CUDA driver answers: invalid value"
-    with device, pytest.raises(driver.DeviceError, match=wanted):
+    stand_in.memset_d8_async = fail
+    with device, pytest.raises(driver.DeviceError, match="the CUDA driver answers: invalid value"):
         device.fill(0, 0, 4)
 
 
-def test_bindings_have_what_the_back_end_calls():
-    """Names and parameters of the real package, where it is installed; it needs no GPU for this."""
-    if (
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None
-    ):
-        pytest.skip("cuda-bindings is not installed")
-    from cuda.bindings import driver as real
-
-    fake = fake_libraries.fake_bindings(None)
-    assert {n for n in vars(fake) if n.startswith(("cu", "CU"))} <= set(dir(real))
-    assert set(fake_libraries.CUattribute.__members__) <= set(real.CUdevice_attribute.__members__)
-    assert set(fake_libraries.CUresult.__members__) <= set(real.CUresult.__members__)
-
-
 THROUGH_THE_DRIVER = """
+import sys, time
 import numpy as np
-import metah_runtime.cuda.shard
+import metah_runtime.cuda.device_rows
 from metah_runtime import reference
-from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError
+from metah_runtime.cuda.driver import DeviceError, DeviceMemoryError, open_devices
 from metah_runtime.search import CodeIndex
 
-metah_runtime.cuda.shard.load_image = lambda: b"image"
-metah_runtime.cuda.driver.installed = lambda: ["cuda-bindings"]
+metah_runtime.cuda.device_rows.load_image = lambda: b"image"
+metah_runtime.cuda.driver.installed = lambda: [sys.argv[1]]
 codes = np.random.default_rng(0).integers(0, 256, (5000, 8), dtype=np.uint8)
 index = CodeIndex(codes, device="cuda")
 index.capture(3, 20)
@@ -175,28 +147,46 @@ for queries in (codes[:3], codes[5:8], codes[:60]):
 found, truth = index.range_search(codes[:9], 20), reference.range_search(codes[:9], codes, 20)
 assert np.array_equal(found.lims, truth.lims)
 assert np.array_equal(found.ids, truth.ids)
-device = index._gpu._shards[0].device
+device = index._gpu._searches[0].device
+
+
+def error_of(kind, run):
+    try:
+        run()
+    except kind as error:
+        return str(error)
+    raise AssertionError("no error")
+
+
+def fail():
+    other.fill(address, 1, 4)
+    raise KeyError("of run()")
+
+
 with device:
-    for run, words in (
-        (lambda: device.capture(list), "the default stream cannot be captured"),
-        (lambda: device.replay(0), "cuGraphLaunch gives error 1"),
-    ):
-        try:
-            run()
-            raise AssertionError("no error")
-        except DeviceError as error:
-            assert words in str(error), error
-    fork = device.fork()
-    fork.follow(device.stream)
-    fork.synchronise()
-    fork.close()
-    assert device.elapsed(device.mark(), device.mark()) == 1.5
-    for size, wanted in ((1 << 29, DeviceMemoryError), (0, DeviceError)):
-        try:
-            device.alloc(size) if size else device.launch("missing", (1, 1), 32, bytes(8))
-            raise AssertionError("no error")
-        except wanted:
-            pass
+    error = error_of(DeviceError, lambda: device.capture(fail))
+    assert "default stream cannot be captured" in error
+    assert error_of(DeviceError, lambda: device.launch("missing", (1, 1), 32, bytes(8)))
+    assert error_of(DeviceMemoryError, lambda: device.alloc(1 << 29))
+    other = device.with_new_stream()
+    (given,) = open_devices(stream=other.stream if sys.argv[1] != "pycuda" else other._stream)
+    assert given.stream == other.stream != 0
+    other.wait_stream(device.stream)
+    address, out = device.alloc(4), np.empty(4, np.uint8)
+    device.fill(address, 9, 4)
+    error_of(KeyError, lambda: other.capture(fail))
+    graph = other.capture(lambda: other.fill(address, 7, 4))
+    other.read(address, out)
+    assert out.tolist() == [9] * 4, "a capture runs nothing"
+    other.replay(graph)
+    other.read(address, out)
+    assert out.tolist() == [7] * 4
+    other.destroy_graph(graph)
+    device.free(address)
+    other.close()
+    start = device.time_mark()
+    time.sleep(0.05)
+    assert 40 < device.elapsed(start, device.time_mark()) < 5000
 index._gpu.close()
 with device:
     free, total = device.memory()
@@ -205,27 +195,30 @@ print(device.library, device.name, device.arch, device.processors)
 """
 
 
-def test_the_real_cuda_bindings_on_a_driver_without_a_gpu(library, tmp_path):
-    """cuda-bindings, the driver's C interface and the kernels together; only the GPU is none."""
-    if importlib.util.find_spec("cuda") is None or not importlib.util.find_spec("cuda.bindings"):
-        pytest.skip("cuda-bindings is not installed")
+@pytest.mark.parametrize(
+    ("name", "module"), [(name, module) for name, module, _ in driver.LIBRARIES]
+)
+def test_the_real_library_on_a_driver_without_a_gpu(library, tmp_path, name, module):
+    """The library, the driver's C interface and the kernels together; only the GPU is simulated."""
+    if not driver._importable(module):
+        pytest.skip(f"{name} is not installed")
     source = Path(__file__).parent / "fake_libcuda.cpp"
     target = tmp_path / "libcuda.so.1"
     command = ["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(target), "-ldl"]
     subprocess.run(command, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", THROUGH_THE_DRIVER],
+        [sys.executable, "-c", THROUGH_THE_DRIVER, name],
         env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "METAH_SIMULATOR": str(library)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout == "cuda-bindings NVIDIA Fake 90 4\n", done.stderr
+    assert done.stdout == f"{name} NVIDIA Fake 90 4\n", done.stderr
 
 
 def test_auto_takes_the_cpu_and_says_so_once(monkeypatch):
     no_libcuda(monkeypatch)
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(choice, "_warned", set())
     with pytest.warns(UserWarning, match="searching on the CPU: CUDA cannot be used here: the NV"):
         assert choice.open_cuda(CODES, None, "auto") is None
     with warnings.catch_warnings():
@@ -246,7 +239,7 @@ def test_cuda_is_not_replaced_silently(monkeypatch):
 def test_code_index_on_a_gpu(simulate, monkeypatch, with_ids):
     """CodeIndex checks, orders ids and takes out rows; the search is the GPU's."""
     device = simulate()
-    monkeypatch.setattr("metah_runtime.cuda.index.shared_devices", lambda: [device])
+    monkeypatch.setattr("metah_runtime.cuda.search.shared_devices", lambda: [device])
     rng = np.random.default_rng(0)
     ids = rng.permutation(len(CODES)) if with_ids else None
     removed = rng.random(len(CODES)) < 0.4
@@ -276,7 +269,7 @@ def test_code_index_on_a_gpu(simulate, monkeypatch, with_ids):
 
 def test_no_cuda_library_is_imported_before_it_is_needed():
     text = (
-        "import sys, metah_runtime.search, metah_runtime.cuda.index\n"
+        "import sys, metah_runtime.search, metah_runtime.cuda.search\n"
         "assert not {'pycuda', 'cuda'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", text], check=True)

@@ -61,7 +61,7 @@ def test_popc_of_the_inner_loop(code):
     _, kernels = code
     for width in WIDTHS:
         for name in (f"scan_w{width}", f"count_w{width}"):
-            counts = sass.tally(sass.hot_loop(kernels[name]))
+            counts = sass.opcode_counts(sass.hot_loop(kernels[name]))
             assert counts["POPC"] == POPC[width], name
             assert counts["LDG"] == counts["STG"] == counts["BAR"] == counts["ATOMG"] == 0, name
 
@@ -78,7 +78,7 @@ def test_tensor_cores_where_they_are(code):
         native = [o for o in hot if o.opcode == f"BMMA.{shape}.AND.POPC"]
         tiles = {2: 8, 4: 8, 8: 4, 12: 2, 16: 2}.get(width, 1)
         assert len(native) == tiles * max(1, width // 4), name
-        assert sass.tally(hot)["POPC"] == 0, name
+        assert sass.opcode_counts(hot)["POPC"] == 0, name
 
 
 def test_all_kernels_are_there(code):
@@ -102,7 +102,7 @@ def test_hot_loop_leaves_out_the_rare_path():
 """
     kernels = sass.parse(text)
     assert len(kernels["toy"]) == 10
-    assert dict(sass.tally(sass.hot_loop(kernels["toy"]))) == {
+    assert dict(sass.opcode_counts(sass.hot_loop(kernels["toy"]))) == {
         "LDS": 1, "POPC": 1, "VOTE": 1, "BRA": 2, "UIADD3": 1,
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from tests.runtime.cuda.simulator import SimulatedDevice, build, kernel_sources
 
 from metah_runtime import reference
 from metah_runtime.cuda import interface, planner
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.search import CudaSearch
 from metah_runtime.errors import BackendUnavailable
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -36,7 +36,7 @@ def test_other_tiles_are_followed_by_the_planner(cache, monkeypatch, arch):
     rng = np.random.default_rng(arch)
     codes, queries = make(rng, 3000, 8, "uniform"), make(rng, 90, 8, "uniform")
     truth = reference.search(queries, codes, 20)
-    index = CudaIndex(codes, devices=[device])
+    index = CudaSearch(codes, devices=[device])
     wrong = index.search(queries, 20)
     assert not np.array_equal(wrong.ids, truth.ids), "the numbers do not matter"
     monkeypatch.setattr(planner, "_KERNELS", interface.parse(text))

@@ -16,7 +16,7 @@ from metah_runtime import Encoder, Index, reference
 from metah_runtime.cli import console
 from metah_runtime.cli.main import cli
 from metah_runtime.cuda import choice, driver
-from metah_runtime.cuda import index as cuda_index
+from metah_runtime.cuda import search as cuda_search
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, ImageError
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.manifest import Engine
@@ -37,8 +37,8 @@ def same(found: Any, truth: Any) -> None:
 @pytest.fixture
 def gpu(simulate: Simulate, monkeypatch: pytest.MonkeyPatch) -> SimulatedDevice:
     """The one GPU of this machine."""
-    device = simulate(put_off=True)
-    for where in (driver, cuda_index):
+    device = simulate(deferred=True)
+    for where in (driver, cuda_search):
         monkeypatch.setattr(where, "shared_devices", lambda: (device,))
     return device
 
@@ -194,7 +194,7 @@ def test_codes_of_tensorrt_stay_on_the_gpu_and_on_its_stream(
     encoder = Encoder(make_bundle(), runner)
     searched_as_encoded(encoder, gpu, 9, batch=64)
     reads = [size for way, size in gpu.copies if way == "read"]
-    assert reads[:6] == [4 * 60, 16, 4 * 60, 16, 60, 4], "answers and flags, piece by piece"
+    assert reads[:6] == [4 * 60, 16, 4 * 60, 16, 60, 4], "answers and flags, chunk by chunk"
 
 
 # ---- an index on disk ---------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     cpu = grown(tmp_path / "index")
     monkeypatch.setattr(driver, "probe", lambda: "the NVIDIA driver is not installed")
     driver.shared_devices.cache_clear()
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(choice, "_warned", set())
     with pytest.raises(BackendUnavailable, match="the NVIDIA driver is not installed"):
         Index.open(tmp_path / "index", device="cuda")
     with pytest.raises(ConfigError, match="device must be one of cpu, cuda, auto, got 'gpu'"):
@@ -304,7 +304,7 @@ def test_the_command_without_a_gpu(
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
     assert "CUDA cannot be used here: the NVIDIA driver is not installed" in err
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(choice, "_warned", set())
     code, out, err = run(capsys, *args, "--device", "auto")
     assert (code, err.count("\n")) == (0, 1)
     assert "metah-search: warning: searching on the CPU: CUDA cannot be used here: the NV" in err

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.runtime.cuda import pieces
+from tests.runtime.cuda import chunks
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
+from metah_runtime.cuda.chunk import ALL_ROWS, NO_KEY
 from metah_runtime.cuda.interface import parameters
-from metah_runtime.cuda.piece import ALL_ROWS, NO_KEY
 
 POPC, TENSOR = 120, 90
 
@@ -33,19 +33,21 @@ def test_sample_counts_every_distance(simulate, width, seed):
     codes = rng.integers(0, 256, (777, width), dtype=np.uint8)
     queries = rng.integers(0, 256, (3, width), dtype=np.uint8)
     removed = rng.random(777) < 0.3
-    sample = planner.Sample(runs=7, step=123, rank=1, blocks=2)  # the last run ends after the rows
+    sample = planner.SamplePlan(
+        runs=7, step=123, rank=1, blocks=2
+    )  # the last run ends after the rows
     with simulate(seed=seed) as device:
         for gone in (None, removed):
-            piece = pieces.load(device, codes, gone)
-            histogram = put(device, np.full((3, piece.bins), 9, np.uint32))
-            piece.sample(sample, pieces.put_queries(piece, queries), 3, int(histogram))
-            found = get(device, histogram, (3, piece.bins), np.uint32)
+            chunk = chunks.load(device, codes, gone)
+            histogram = put(device, np.full((3, chunk.bins), 9, np.uint32))
+            chunk.sample(sample, chunks.put_queries(chunk, queries), 3, int(histogram))
+            found = get(device, histogram, (3, chunk.bins), np.uint32)
             rows = (np.arange(7)[:, None] * 123 + np.arange(32)).ravel()
             rows = rows[rows < 777]
             rows = rows if gone is None else rows[~gone[rows]]
             truth = reference.distances(queries, codes[rows])
             for row in range(3):
-                expected = np.bincount(truth[row], minlength=piece.bins)
+                expected = np.bincount(truth[row], minlength=chunk.bins)
                 np.testing.assert_array_equal(found[row], expected)
 
 
@@ -127,15 +129,15 @@ def test_scan_writes_no_more_than_the_room_and_counts_all(simulate):
     removed[[0, 31, 32, 499]] = True
     for arch in (POPC, TENSOR):
         with simulate(arch=arch) as device:
-            piece = pieces.load(device, codes, removed)
+            chunk = chunks.load(device, codes, removed)
             n = 1 if arch == POPC else 48
             keys = put(device, np.full(30, 5, np.uint64))
             counts = put(device, np.full(n, 9, np.uint32))
             begin = np.full(n + 1, 20, np.uint64)
             begin[0] = 10
             bounds = np.array([ALL_ROWS] * n, np.uint64)
-            piece.scan(
-                pieces.put_queries(piece, codes[:n]), n, int(put(device, bounds)),
+            chunk.scan(
+                chunks.put_queries(chunk, codes[:n]), n, int(put(device, bounds)),
                 int(put(device, begin)), int(counts), int(keys),
             )  # fmt: skip
             assert device.launches[-1] == ("scan_w2" if arch == POPC else "mma_w2")

@@ -82,8 +82,8 @@ def test_a_sample_lies_in_the_rows(rows, queries, k, rank):
     bits=st.integers(1, 128).map(lambda b: 8 * b),
     budget=st.integers(1 << 20, 80 << 30),
 )
-def test_pieces_fit(rows, bits, budget):
-    resident, step = planner.plan_pieces(rows=rows, bits=bits, budget=budget)
+def test_chunks_fit(rows, bits, budget):
+    resident, step = planner.plan_chunks(rows=rows, bits=bits, budget=budget)
     assert 1 <= step <= planner.MAX_ROWS
     if resident:
         assert step == rows
@@ -96,6 +96,6 @@ def test_pieces_fit(rows, bits, budget):
 def test_room_for_the_common_case():
     """1e7 x 64 bits, the 100 nearest: about 1200 keys come through, three times that is held."""
     sample = planner.plan_sample(rows=10**7, queries=1024, k=100)
-    assert sample == planner.Sample(runs=2048, step=4882, rank=8, blocks=1)
+    assert sample == planner.SamplePlan(runs=2048, step=4882, rank=8, blocks=1)
     assert planner.plan_room(rows=10**7, k=100, sample=sample) == 3760
     assert planner.plan_queries(room=3760, budget=1 << 30) == 16384

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from metah_runtime.cuda import driver
-from metah_runtime.cuda.probe import Driver, Gpu, look
+from metah_runtime.cuda.probe import Driver, Gpu, query_driver
 from metah_runtime.errors import BackendUnavailable
 
 
@@ -42,8 +42,12 @@ def play(monkeypatch, *, init=0, count=2):
 def test_gpus(monkeypatch):
     play(monkeypatch)
     gpu = Gpu(name="NVIDIA H100", sm="9.0", bytes=80 << 30)
-    assert look() == Driver(cuda="13.2", starts=True, gpus=(gpu, gpu), reason=None)
-    assert look().as_json()["gpus"][1] == {"name": "NVIDIA H100", "sm": "9.0", "bytes": 80 << 30}
+    assert query_driver() == Driver(cuda="13.2", starts=True, gpus=(gpu, gpu), reason=None)
+    assert query_driver().as_json()["gpus"][1] == {
+        "name": "NVIDIA H100",
+        "sm": "9.0",
+        "bytes": 80 << 30,
+    }
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,9 @@ def test_gpus(monkeypatch):
 )
 def test_a_driver_that_has_no_gpu(monkeypatch, changes, reason):
     play(monkeypatch, **changes)
-    assert look() == Driver(cuda="13.2", starts="init" not in changes, gpus=(), reason=reason)
+    assert query_driver() == Driver(
+        cuda="13.2", starts="init" not in changes, gpus=(), reason=reason
+    )
     with pytest.raises(BackendUnavailable) as error:
         driver.open_devices()
     assert reason in str(error.value)
@@ -66,5 +72,7 @@ def test_no_driver(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert look().cuda is None
-    assert "the NVIDIA driver is not installed (libcuda.so.1 not found)" in (look().reason or "")
+    assert query_driver().cuda is None
+    assert "the NVIDIA driver is not installed (libcuda.so.1 not found)" in (
+        query_driver().reason or ""
+    )

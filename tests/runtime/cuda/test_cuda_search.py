@@ -8,9 +8,9 @@ from tests.runtime.cuda.searches import POPC, TENSOR, check, make, same, scans
 from tests.runtime.cuda.simulator import SimulatedDevice
 
 from metah_runtime import reference
-from metah_runtime.cuda import loader, planner
+from metah_runtime.cuda import planner, uploader
 from metah_runtime.cuda.driver import DeviceMemoryError
-from metah_runtime.cuda.index import CudaIndex
+from metah_runtime.cuda.search import CudaSearch
 from metah_runtime.errors import BackendUnavailable
 
 
@@ -26,10 +26,10 @@ from metah_runtime.errors import BackendUnavailable
     arch=st.sampled_from([POPC, TENSOR]),
     order=st.integers(0, 99),
     with_ids=st.booleans(),
-    put_off=st.booleans(),
+    deferred=st.booleans(),
 )
 def test_equals_reference(
-    simulate, seed, n, q, width, kind, k, part, arch, order, with_ids, put_off
+    simulate, seed, n, q, width, kind, k, part, arch, order, with_ids, deferred
 ):
     rng = np.random.default_rng(seed)
     n = min(n, 257) if q == 65 else n
@@ -38,7 +38,7 @@ def test_equals_reference(
     if n and q:
         queries[::2] = codes[rng.integers(0, n, len(queries[::2]))]
     ids = np.sort(rng.choice(2**62, n, replace=False)) if with_ids else None
-    device = simulate(seed=order, arch=arch, put_off=put_off)
+    device = simulate(seed=order, arch=arch, deferred=deferred)
     check([device], codes, queries, k, int(part * width * 8), ids)
 
 
@@ -80,7 +80,7 @@ def test_overflow_is_rerun_not_lost(simulate, monkeypatch, kind):
     codes = make(rng, 9000, 8, kind)
     codes[::1000] = 7
     device = simulate(seed=3)
-    index = CudaIndex(codes, devices=[device])
+    index = CudaSearch(codes, devices=[device])
     queries = codes[[1, 1000]]
     same(index.search(queries, 50), reference.search(queries, codes, 50))
     assert scans(device) > 1
@@ -90,7 +90,7 @@ def test_equal_codes_need_one_scan(simulate):
     """The bound cuts a distance by row, so that not even 9000 equal codes overflow a buffer."""
     codes = make(np.random.default_rng(0), 9000, 8, "equal")
     device = simulate(seed=3)
-    index = CudaIndex(codes, devices=[device])
+    index = CudaSearch(codes, devices=[device])
     same(index.search(codes[:2], 50), reference.search(codes[:2], codes, 50))
     assert scans(device) == 1
 
@@ -112,12 +112,12 @@ def test_a_bound_that_is_too_sharp_is_raised(simulate, monkeypatch):
     def sharp(**sizes):
         sample = plan(**sizes)
         rank = sizes.get("rank") or 1
-        return planner.Sample(runs=sample.runs, step=sample.step, rank=rank, blocks=1)
+        return planner.SamplePlan(runs=sample.runs, step=sample.step, rank=rank, blocks=1)
 
     monkeypatch.setattr(planner, "plan_sample", sharp)
     codes, queries = make(rng, 12000, 8, "uniform"), make(rng, 3, 8, "uniform")
     device = simulate(seed=1)
-    index = CudaIndex(codes, devices=[device])
+    index = CudaSearch(codes, devices=[device])
     same(index.search(queries, 200), reference.search(queries, codes, 200))
     assert scans(device) > 1
 
@@ -139,21 +139,21 @@ def test_batches_by_memory(simulate, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "equal", "clustered"])
-@pytest.mark.parametrize("put_off", [False, True])
-def test_shards_and_streamed_pieces(simulate, monkeypatch, kind, put_off):
-    """Three GPUs, one of them too small for its rows, equal one; removed rows in every piece."""
-    monkeypatch.setattr(loader, "STAGING", 16384)
+@pytest.mark.parametrize("deferred", [False, True])
+def test_several_gpus_and_streamed_chunks(simulate, monkeypatch, kind, deferred):
+    """Three GPUs, one of them too small for its rows, equal one; removed rows in every chunk."""
+    monkeypatch.setattr(uploader, "STAGING", 16384)
     rng = np.random.default_rng(5)
     codes, queries = make(rng, 90000, 8, kind), make(rng, 3, 8, "uniform")
     queries[0] = codes[45000]
     ids = np.arange(len(codes)) * 3
     removed = rng.random(len(codes)) < 0.2
-    small = simulate(room=320_000, put_off=put_off)
+    small = simulate(room=320_000, deferred=deferred)
     devices = [simulate(), small, simulate(seed=9)]
-    index = CudaIndex(codes, ids, removed=removed, devices=devices)
-    stores = [shard.store for shard in index._shards]
-    assert [store.resident for store in stores] == [True, False, True]
-    assert len(stores[1].cuts) > 4
+    index = CudaSearch(codes, ids, removed=removed, devices=devices)
+    rows = [one.rows for one in index._searches]
+    assert [one.resident for one in rows] == [True, False, True]
+    assert len(rows[1].cuts) > 4
     left, rest = codes[~removed], ids[~removed]
     same(index.search(queries, 30), reference.search(queries, left, 30, rest))
     same(index.range_search(queries, 12), reference.range_search(queries, left, 12, rest))
@@ -162,11 +162,11 @@ def test_shards_and_streamed_pieces(simulate, monkeypatch, kind, put_off):
         index.capture(3, 30)
 
 
-@pytest.mark.parametrize("event", ["wait", "settle"])
+@pytest.mark.parametrize("event", ["wait_event", "synchronize_event"])
 def test_a_missing_event_is_noticed(simulate, monkeypatch, event):
-    """Without the wait a piece is searched before it is there; without the other wait, a buffer
+    """Without the wait a chunk is searched before it is there; without the other wait, a buffer
     is filled again before it was copied."""
-    monkeypatch.setattr(loader, "STAGING", 16384)
+    monkeypatch.setattr(uploader, "STAGING", 16384)
     rng = np.random.default_rng(5)
     codes, queries = make(rng, 30000, 8, "uniform"), make(rng, 3, 8, "uniform")
     truth = reference.search(queries, codes, 30)
@@ -177,20 +177,20 @@ def test_a_missing_event_is_noticed(simulate, monkeypatch, event):
 
 
 def stream(simulate, codes):
-    index = CudaIndex(codes, devices=[simulate(room=320_000, put_off=True)])
-    assert not index._shards[0].store.resident
+    index = CudaSearch(codes, devices=[simulate(room=320_000, deferred=True)])
+    assert not index._searches[0].rows.resident
     return index
 
 
 def test_a_radius_that_finds_more_than_fits(simulate):
     codes = make(np.random.default_rng(0), 14000, 8, "equal")
-    index = CudaIndex(codes, devices=[simulate(room=320_000)])
+    index = CudaSearch(codes, devices=[simulate(room=320_000)])
     with pytest.raises(DeviceMemoryError, match="1 queries find 14000 codes within radius 12"):
         index.range_search(codes[:1], 12)
 
 
 def test_long_codes_are_staged_in_parts(simulate, monkeypatch):
-    monkeypatch.setattr(loader, "STAGING", 1000)
+    monkeypatch.setattr(uploader, "STAGING", 1000)
     rng = np.random.default_rng(8)
     codes = make(rng, 300, 33, "uniform")
     check([simulate()], codes, make(rng, 2, 33, "uniform"), 10, 120)

@@ -5,8 +5,8 @@ import pytest
 
 from metah_runtime import reference
 from metah_runtime.cuda import driver, planner
-from metah_runtime.cuda.index import CudaIndex
 from metah_runtime.cuda.queries import DeviceCodes
+from metah_runtime.cuda.search import CudaSearch
 
 REASON = driver.probe()
 pytestmark = [
@@ -35,7 +35,7 @@ def test_equals_reference(devices, words, n, kind):
         codes = codes[rng.integers(0, 1 + n // 50, n)]
     queries = rng.integers(0, 256, (65, 4 * words), dtype=np.uint8)
     queries[::2] = codes[rng.integers(0, n, 33)]
-    index = CudaIndex(codes, devices=devices[:1])
+    index = CudaSearch(codes, devices=devices[:1])
     for q in (1, 7, 65):
         for k in (1, 100, 5000):
             same(index.search(queries[:q], k), reference.search(queries[:q], codes, k))
@@ -62,7 +62,7 @@ def test_a_captured_search_from_the_cpu_and_from_the_gpu(devices, n):
     rng = np.random.default_rng(n)
     codes = rng.integers(0, 256, (100_003, 8), dtype=np.uint8)
     queries = rng.integers(0, 256, (2 * n, 8), dtype=np.uint8)
-    index = CudaIndex(codes, devices=devices[:1])
+    index = CudaSearch(codes, devices=devices[:1])
     index.capture(n, 100)
     for some in (queries[:n], queries[n:]):
         truth = reference.search(some, codes, 100)
@@ -71,18 +71,18 @@ def test_a_captured_search_from_the_cpu_and_from_the_gpu(devices, n):
     index.close()
 
 
-def test_rows_taken_out_and_pieces_sent_at_each_search(devices, monkeypatch):
+def test_rows_taken_out_and_chunks_sent_at_each_search(devices, monkeypatch):
     rng = np.random.default_rng(2)
     codes = rng.integers(0, 256, (200_000, 8), dtype=np.uint8)
     removed = rng.random(len(codes)) < 0.3
     rest = np.flatnonzero(~removed)
     truth = reference.search(codes[:60], codes[rest], 100, rest)
-    index = CudaIndex(codes, devices=devices[:1])
+    index = CudaSearch(codes, devices=devices[:1])
     other = index.without(removed)
     index.close()
     same(other.search(codes[:60], 100), truth)
-    monkeypatch.setattr(planner, "plan_pieces", lambda **_: (False, 8 * planner.ROW_STEP))
-    streamed = CudaIndex(codes, removed=removed, devices=devices[:1])
+    monkeypatch.setattr(planner, "plan_chunks", lambda **_: (False, 8 * planner.ROW_STEP))
+    streamed = CudaSearch(codes, removed=removed, devices=devices[:1])
     for _ in range(3):
         same(streamed.search(codes[:60], 100), truth)
 
@@ -90,5 +90,5 @@ def test_rows_taken_out_and_pieces_sent_at_each_search(devices, monkeypatch):
 def test_over_all_gpus(devices):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (300_000, 8), dtype=np.uint8)
-    index = CudaIndex(codes, devices=devices)
+    index = CudaSearch(codes, devices=devices)
     same(index.search(codes[:50], 100), reference.search(codes[:50], codes, 100))

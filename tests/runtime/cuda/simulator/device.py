@@ -32,11 +32,11 @@ class _Point:
 
 
 class _Stream:
-    """Work in order; ``put_off``: until it is waited for, else done at once."""
+    """Work in order; ``deferred``: until it is waited for, else done at once."""
 
-    def __init__(self, number: int, put_off: bool) -> None:
+    def __init__(self, number: int, deferred: bool) -> None:
         self.number = number
-        self.put_off = put_off
+        self.deferred = deferred
         self.work: deque[Callable[[], None] | _Point] = deque()
         self.recorded: list[Callable[[], None]] | None = None
 
@@ -45,7 +45,7 @@ class _Stream:
             self.recorded.append(work)
             return
         self.work.append(work)
-        if not self.put_off:
+        if not self.deferred:
             self.drain()
 
     def drain(self, until: _Point | None = None) -> None:
@@ -60,9 +60,9 @@ class _Stream:
 class _Card:
     """What all streams of a simulated GPU share."""
 
-    def __init__(self, room: int, put_off: bool) -> None:
+    def __init__(self, room: int, deferred: bool) -> None:
         self.room = room
-        self.put_off = put_off
+        self.deferred = deferred
         self.sizes: dict[int, int] = {}
         self.events: dict[int, _Point | None] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
@@ -73,7 +73,7 @@ class _Card:
         self.current = threading.local()  # as a context is current to one thread
 
     def new_stream(self, number: int) -> _Stream:
-        made = self.streams[number] = _Stream(number, self.put_off)
+        made = self.streams[number] = _Stream(number, self.deferred)
         return made
 
 
@@ -85,7 +85,7 @@ class SimulatedDevice:
     """The CPU in the place of a GPU.
 
     seed: order of blocks, warps and lanes, 0 as numbered; cores: OS threads; room: bytes of its
-    memory; arch and processors: what it claims to be; put_off: do nothing before it is waited for,
+    memory; arch and processors: what it claims to be; deferred: do nothing before it is waited for,
     so that work which should have waited for other work comes too early.
     launches, copies, replays: logs of the kernels that ran, of the copies between host and device
     as ("write" or "read", bytes), and of the graphs that were replayed.
@@ -103,7 +103,7 @@ class SimulatedDevice:
         room: int = 1 << 30,
         arch: int = 90,
         processors: int = 4,
-        put_off: bool = False,
+        deferred: bool = False,
     ) -> None:
         self._library = ctypes.CDLL(str(library or build()))
         self._library.shim_alloc.restype = ctypes.c_void_p
@@ -113,7 +113,7 @@ class SimulatedDevice:
         self.launches: list[str] = []
         self.copies: list[tuple[str, int]] = []
         self.replays: list[int] = []
-        self._card = _Card(room, put_off)
+        self._card = _Card(room, deferred)
         self._stream = self._card.new_stream(0)
 
     @property
@@ -121,7 +121,7 @@ class SimulatedDevice:
         """Number of the stream, 0 for the default one."""
         return self._stream.number
 
-    def fork(self) -> Self:
+    def with_new_stream(self) -> Self:
         """Return the same device with a new stream; the logs are shared."""
         self._check_active()
         other = copy.copy(self)
@@ -185,14 +185,14 @@ class SimulatedDevice:
             del self._card.sizes[address]
             self._library.shim_free(address)
 
-    def pinned(self, size: int) -> NDArray[np.uint8]:
+    def alloc_pinned(self, size: int) -> NDArray[np.uint8]:
         """Return memory of the CPU."""
         self._check_no_capture("to allocate")
         made = np.full(size, 0xEE, np.uint8)
         self._card.pinned[made.ctypes.data] = made
         return made
 
-    def unpin(self, array: NDArray[np.uint8]) -> None:
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
         """Give it back."""
         self._check_no_capture("to free")
         del self._card.pinned[array.ctypes.data]
@@ -206,20 +206,20 @@ class SimulatedDevice:
         """Copy to the device."""
         self._check_no_capture("to wait")
         self._copy("write", address, array)
-        self.synchronise()
+        self.synchronize()
 
     def read(self, address: int, array: NDArray[Any]) -> None:
         """Copy from the device."""
         self._check_no_capture("to wait")
         self._copy("read", address, array)
-        self.synchronise()
+        self.synchronize()
 
-    def write_later(self, address: int, array: NDArray[Any]) -> None:
+    def write_async(self, address: int, array: NDArray[Any]) -> None:
         """Copy page-locked memory to the device when the stream gets there."""
         self._check_pinned(array)
         self._copy("write", address, array)
 
-    def read_later(self, address: int, array: NDArray[Any]) -> None:
+    def read_async(self, address: int, array: NDArray[Any]) -> None:
         """Copy to page-locked memory when the stream gets there."""
         self._check_pinned(array)
         self._copy("read", address, array)
@@ -260,13 +260,13 @@ class SimulatedDevice:
         if failed:
             raise DeviceError(f"kernel {kernel}: {error.value.decode()}")
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Do all work of the stream."""
         self._check_no_capture("to wait")
         with self._card.lock:
             self._stream.drain()
 
-    def mark(self) -> Any:
+    def time_mark(self) -> Any:
         """Return nothing: the times of a simulator mean nothing."""
 
     def elapsed(self, _start: Any, _end: Any) -> float:
@@ -275,14 +275,14 @@ class SimulatedDevice:
 
     # ---- events and graphs ---------------------------------------------------------------------
 
-    def event(self) -> int:
+    def create_event(self) -> int:
         """Return a new event."""
         self._check_active()
         handle = next(self._card.handles)
         self._card.events[handle] = None
         return handle
 
-    def drop_event(self, event: int) -> None:
+    def destroy_event(self, event: int) -> None:
         """Give an event back; what waits for it goes on waiting."""
         del self._card.events[event]
 
@@ -295,18 +295,18 @@ class SimulatedDevice:
     def _point(self, stream: _Stream) -> _Point:
         point = _Point(stream)
         stream.work.append(point)
-        if not stream.put_off:
+        if not stream.deferred:
             stream.drain()
         return point
 
-    def wait(self, event: int) -> None:
+    def wait_event(self, event: int) -> None:
         """Let later work of the stream wait for what the event stands for now."""
         self._check_no_capture("an event")
         point = self._card.events[event]
         if point is not None:
             self._send(lambda: point.stream.drain(point))
 
-    def settle(self, event: int) -> None:
+    def synchronize_event(self, event: int) -> None:
         """Do what the event stands for."""
         self._check_no_capture("to wait")
         point = self._card.events[event]
@@ -314,7 +314,7 @@ class SimulatedDevice:
             with self._card.lock:
                 point.stream.drain(point)
 
-    def follow(self, stream: int) -> None:
+    def wait_stream(self, stream: int) -> None:
         """Let later work wait for what was sent to another stream so far."""
         with self._card.lock:
             point = self._point(self._card.streams[stream])
@@ -340,11 +340,11 @@ class SimulatedDevice:
         for work in self._card.graphs[graph]:
             self._send(work)
 
-    def drop_graph(self, graph: int) -> None:
+    def destroy_graph(self, graph: int) -> None:
         """Give a graph back."""
         del self._card.graphs[graph]
 
-    def kept(self) -> dict[str, int]:
+    def unreleased(self) -> dict[str, int]:
         """Return how much of each kind of thing has not been given back."""
         card = self._card
         return {
@@ -362,9 +362,11 @@ class SimulatedDevice:
                 return
         raise DeviceError(f"{size} bytes at {address:#x} are outside the device's memory")
 
+    def is_pinned(self, array: NDArray[Any]) -> bool:
+        """Whether an array lies in page-locked memory."""
+        start, pinned = array.ctypes.data, self._card.pinned
+        return any(a <= start and start + array.nbytes <= a + m.nbytes for a, m in pinned.items())
+
     def _check_pinned(self, array: NDArray[Any]) -> None:
-        start = array.ctypes.data
-        for base, memory in self._card.pinned.items():
-            if base <= start and start + array.nbytes <= base + memory.nbytes:
-                return
-        raise DeviceError("a copy that is not waited for needs page-locked memory")
+        if not self.is_pinned(array):
+            raise DeviceError("a copy that is not waited for needs page-locked memory")

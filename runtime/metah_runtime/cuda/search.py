@@ -1,4 +1,4 @@
-"""Exact search over one or several GPUs, the codes resident or copied in pieces."""
+"""Exact search over one or several GPUs."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -9,23 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
+from metah_runtime.cuda.device_rows import DeviceRows
+from metah_runtime.cuda.device_search import DeviceSearch
 from metah_runtime.cuda.driver import Device, open_devices, shared_devices
 from metah_runtime.cuda.queries import DeviceCodes, Queries, take_queries
-from metah_runtime.cuda.shard import Shard, Store
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
-SHARD_ROWS = 1 << 20  # fewer rows a GPU are not worth another GPU
+ROWS_PER_GPU = 1 << 20  # fewer rows are not worth another GPU
 
 T = TypeVar("T")
 
 
-class CudaIndex:
+class CudaSearch:
     """Exact search on GPUs: the methods and the answers of CodeIndex.
 
     codes: (n, bits / 8) uint8 on the CPU; ids: (n,) int64, ascending, default 0..n-1; removed:
     (n,) bool, rows that no search finds. devices: the GPUs to spread the rows over, default all
     that are worth it, those of ``shared_devices`` or, with a stream, opened for that stream. A GPU
-    whose memory is too small for its rows gets them piece by piece at each search.
+    whose memory is too small for its rows gets them chunk by chunk at each search.
     Raises BackendUnavailable without a GPU, its driver or a library for it.
     """
 
@@ -42,74 +43,74 @@ class CudaIndex:
         self.ids = ids
         if devices is None:
             every = shared_devices() if stream is None else open_devices(stream=stream)
-            devices = every[: max(1, len(codes) // SHARD_ROWS)]
+            devices = every[: max(1, len(codes) // ROWS_PER_GPU)]
         cuts = np.linspace(0, len(codes), len(devices) + 1).astype(int)
-        self._shards: list[Shard] = []
-        self._finalizer = weakref.finalize(self, _close, self._shards)
+        self._searches: list[DeviceSearch] = []
+        self._finalizer = weakref.finalize(self, _close, self._searches)
         try:
             for device, start, stop in zip(devices, cuts[:-1], cuts[1:], strict=True):
-                store = Store(device, codes, int(start), int(stop))
-                self._shards.append(Shard(store, removed))
+                rows = DeviceRows(device, codes, int(start), int(stop))
+                self._searches.append(DeviceSearch(rows, removed))
         except BaseException:
             self.close()
             raise
 
-    def without(self, removed: NDArray[np.bool_]) -> "CudaIndex":
-        """Return an index over the same memory of the GPUs in which other rows are removed.
+    def without(self, removed: NDArray[np.bool_]) -> "CudaSearch":
+        """Return a search over the same memory of the GPUs in which other rows are removed.
 
-        removed: (n,) bool, which replaces that of this index.
+        removed: (n,) bool, which replaces that of this search.
         """
-        other = CudaIndex(self.codes, self.ids, devices=())
-        for shard in self._shards:
-            other._shards.append(Shard(shard.store, removed))
+        other = CudaSearch(self.codes, self.ids, devices=())
+        for one in self._searches:
+            other._searches.append(DeviceSearch(one.rows, removed))
         return other
 
     def close(self) -> None:
-        """Free the memory of the GPUs that no other index uses."""
+        """Free the memory of the GPUs that no other search uses."""
         self._finalizer()
 
     def __len__(self) -> int:
-        return sum(len(shard) for shard in self._shards)
+        return sum(len(one) for one in self._searches)
 
     def capture(self, batch: int, k: int) -> None:
         """Record the search of ``batch`` queries for k rows as a CUDA graph on each GPU.
 
-        Later searches of just that size replay it: one call to the driver in place of seven.
+        Later searches of just that size replay it: one call to the driver instead of seven.
         ConfigError if the batch takes more than one scan, BackendUnavailable if the codes do not
         fit the GPUs.
         """
-        for shard in self._shards:
-            shard.capture(batch, min(k, len(self)))
+        for one in self._searches:
+            one.capture(batch, min(k, len(self)))
 
     def search(self, queries: Any, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8.
 
         Queries may lie on the first GPU: any array with ``__cuda_array_interface__``, whose stream
-        is waited for there. With one GPU they never leave it.
+        the search waits for. With one GPU they are not copied to the CPU.
         """
         k = min(k, len(self))
         given = self._queries(queries)
-        found = merge_matches(self._each(lambda shard: shard.search(given, k)), k)
+        found = merge_matches(self._each(lambda one: one.search(given, k)), k)
         return Matches(self._ids(found.ids), found.distances)
 
     def range_search(self, queries: Any, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius of each query."""
         given = self._queries(queries)
-        found = merge_ranges(self._each(lambda shard: shard.range_search(given, radius)))
+        found = merge_ranges(self._each(lambda one: one.range_search(given, radius)))
         return RangeMatches(found.lims, self._ids(found.ids), found.distances)
 
     def count(self, queries: Any, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
         given = self._queries(queries)
-        counts = self._each(lambda shard: shard.count(given, radius))
+        counts = self._each(lambda one: one.count(given, radius))
         total: NDArray[np.int64] = np.sum(counts, axis=0, dtype=np.int64)
         return total
 
-    def _each(self, run: Callable[[Shard], T]) -> list[T]:
-        if len(self._shards) == 1:
-            return [run(self._shards[0])]
-        with ThreadPoolExecutor(len(self._shards)) as pool:
-            return list(pool.map(run, self._shards))
+    def _each(self, run: Callable[[DeviceSearch], T]) -> list[T]:
+        if len(self._searches) == 1:
+            return [run(self._searches[0])]
+        with ThreadPoolExecutor(len(self._searches)) as pool:
+            return list(pool.map(run, self._searches))
 
     def _ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return rows if self.ids is None else self.ids[rows]
@@ -118,13 +119,13 @@ class CudaIndex:
         given = take_queries(queries, self.codes.shape[1])
         if not isinstance(given, DeviceCodes):
             return given
-        first = self._shards[0]
+        first = self._searches[0]
         with first.lock, first.device as device:
             if given.stream not in (None, device.stream):
-                device.follow(given.stream)
-            return given if len(self._shards) == 1 else given.to_host(device)
+                device.wait_stream(given.stream)
+            return given if len(self._searches) == 1 else given.to_host(device)
 
 
-def _close(shards: list[Shard]) -> None:
-    while shards:
-        shards.pop().close()
+def _close(searches: list[DeviceSearch]) -> None:
+    while searches:
+        searches.pop().close()

@@ -3,13 +3,13 @@
 import numpy as np
 
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.loader import Loader
-from metah_runtime.cuda.piece import Piece
+from metah_runtime.cuda.chunk import DeviceChunk
+from metah_runtime.cuda.uploader import Uploader
 from metah_runtime.cuda.workspace import Workspace
 
 
 def load(device, codes, removed=None):
-    """Return the piece of codes, (n, width) uint8, without the rows removed, (n,) bool."""
+    """Return the chunk of codes, (n, width) uint8, without the rows removed, (n,) bool."""
     rows, width = codes.shape
     mask = 0
     if removed is not None:
@@ -18,10 +18,10 @@ def load(device, codes, removed=None):
         mask = device.alloc(words.nbytes)
         device.write(mask, words)
     address = device.alloc(planner.code_bytes(rows, 8 * width))
-    loader = Loader(device)
-    loader.load(codes, address)
-    device.wait(loader.done)
-    return Piece(
+    uploader = Uploader(device)
+    uploader.upload(codes, address)
+    device.wait_event(uploader.done)
+    return DeviceChunk(
         device=device,
         workspace=Workspace(device),
         bits=8 * width,
@@ -32,8 +32,8 @@ def load(device, codes, removed=None):
     )
 
 
-def put_queries(piece, queries):
+def put_queries(chunk, queries):
     """Return the address of queries as the kernels take them."""
-    address = piece.workspace.get("queries", 4 * len(queries) * piece.words)
-    piece.put_queries(queries, address)
+    address = chunk.workspace.get("queries", 4 * len(queries) * chunk.words)
+    chunk.put_queries(queries, address)
     return address

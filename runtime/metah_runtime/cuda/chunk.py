@@ -15,23 +15,16 @@ Keys = NDArray[np.uint64]
 """distance << 32 | row: the order of keys is the order (distance, row)."""
 
 NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
-"""Above every key: as a bound it lets everything through, as an answer it stands for none."""
+"""Above every key: as a bound it excludes nothing, in an answer it stands for a missing row."""
 
 ALL_ROWS = 0xFFFFFFFF
 KEY_BYTES = 8
 
 
 def pack(
-    device: Device,
-    source: int,
-    count: int,
-    width: int,
-    target: int,
-    words: int,
-    *,
-    row_step: int,
-    plane_step: int,
-) -> None:
+    device: Device, source: int, count: int, width: int, target: int, words: int, *,
+    row_step: int, plane_step: int,
+) -> None:  # fmt: skip
     """Spread ``count`` rows of ``width`` bytes over padded words; steps: in words."""
     given = parameters(
         "PackParams", source=source, width=width, rows=count, words=words, target=target,
@@ -41,7 +34,7 @@ def pack(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class DeviceChunk:
     """Rows counted from 0. Use inside ``with device:``, one user of the workspace at a time.
 
     codes: address of ``rows`` codes of ``bits`` bits in the layout of the kernels; removed: address
@@ -66,11 +59,6 @@ class Piece:
         """Number of distances: 0..bits of the padded code."""
         return 32 * self.words + 1
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the largest row number."""
-        return max(1, -(-(self.rows - 1).bit_length() // 8))
-
     def put_queries(self, queries: Queries, target: int) -> None:
         """Bring queries to ``target``, as padded words."""
         if isinstance(queries, DeviceCodes):
@@ -78,16 +66,16 @@ class Piece:
         else:
             source, width = self.workspace.get("staging", queries.nbytes), queries.shape[1]
             self.device.write(source, queries)
-        self.put_device_queries(source, len(queries), width, target)
+        self.pack_queries(source, len(queries), width, target)
 
-    def put_device_queries(self, source: int, count: int, width: int, target: int) -> None:
-        """The same for rows of bytes on the GPU."""
+    def pack_queries(self, source: int, count: int, width: int, target: int) -> None:
+        """Bring rows of bytes that lie on the GPU to ``target``, as padded words."""
         pack(
             self.device, source, count, width, target, self.words,
             row_step=self.words, plane_step=4,
         )  # fmt: skip
 
-    def sample(self, plan: planner.Sample, packed: int, n: int, histogram: int) -> None:
+    def sample(self, plan: planner.SamplePlan, packed: int, n: int, histogram: int) -> None:
         """Count the distances between n queries and a sample of the rows."""
         self.device.fill(histogram, 0, 4 * n * self.bins)
         given = parameters(
@@ -99,24 +87,6 @@ class Piece:
 
     def scan(self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int) -> None:
         """Append every key up to its query's bound to its query's buffer; count them all."""
-        self._scan(packed, n, bounds, begin, counts, keys)
-
-    def count(self, packed: int, n: int, bounds: int, counts: int) -> None:
-        """Count the keys up to each query's bound."""
-        self._scan(packed, n, bounds, 0, counts, 0)
-
-    def first_keys(
-        self, n: int, keys: int, scratch: int, begin: int, counts: int, k: int,
-        out_begin: int, out: int, kth: int,
-    ) -> None:  # fmt: skip
-        """Sort the first k keys of each query's buffer to ``out``."""
-        given = parameters(
-            "FirstKeysParams", keys=keys, scratch=scratch, begin=begin, counts=counts,
-            out_begin=out_begin, out=out, kth=kth, k=k, bins=self.bins, row_bytes=self.row_bytes,
-        )  # fmt: skip
-        self.device.launch("first_keys", (n, 1), planner.THREADS, given)
-
-    def _scan(self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int) -> None:
         plan = planner.plan_scan(
             bits=self.bits, rows=self.rows, queries=n, arch=self.device.arch,
             processors=self.device.processors, count=not keys,
@@ -128,3 +98,13 @@ class Piece:
             rows=self.rows, n_queries=n, group=plan.group,
         )  # fmt: skip
         self.device.launch(plan.kernel, plan.grid, planner.THREADS, given)
+
+    def count(self, packed: int, n: int, bounds: int, counts: int) -> None:
+        """Count the keys up to each query's bound."""
+        self.scan(packed, n, bounds, 0, counts, 0)
+
+    def first_keys(self, n: int, **buffers: int) -> None:
+        """Sort the first k keys of each query's buffer; buffers: fields of FirstKeysParams."""
+        row_bytes = max(1, -(-(self.rows - 1).bit_length() // 8))
+        given = parameters("FirstKeysParams", bins=self.bins, row_bytes=row_bytes, **buffers)
+        self.device.launch("first_keys", (n, 1), planner.THREADS, given)
