@@ -59,6 +59,7 @@ int cuDeviceGetAttribute(int* value, int key, int) {
   *value = key == 75 ? 9 : key == 76 ? 0 : key == 16 ? 4 : 0;
   return ok;
 }
+int cuDeviceComputeCapability(int* major, int* minor, int) { return *major = 9, *minor = 0, ok; }
 int cuDevicePrimaryCtxRetain(void** out, int) { return *out = &context, ok; }
 int cuDevicePrimaryCtxRelease_v2(int) { return ok; }
 int cuCtxPushCurrent_v2(void* given) { return depth++, given == &context ? ok : invalid_context; }
@@ -100,11 +101,13 @@ int cuMemHostAlloc(void** out, size_t size, unsigned) { return *out = std::mallo
 int cuMemFreeHost(void* memory) { return std::free(memory), ok; }
 int cuModuleLoadData(void** out, const void* image) { return *out = (void*)image, depth ? ok : invalid_context; }
 int cuModuleLoadDataEx(void** out, const void* image, unsigned, int*, void**) { return cuModuleLoadData(out, image); }
+int cuCtxDetach(void*) { return ok; }
 int cuModuleUnload(void*) { return ok; }
 int cuModuleGetFunction(void** out, void*, const char* name) {
   if (!dlsym(simulator(), (std::string("shim_launch_") + name).c_str())) return not_found;
   return *out = new Kernel{name}, ok;
 }
+int cuFuncSetBlockShape(void*, int, int, int) { return ok; }
 int cuLaunchKernel(void* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** params, void** extra) {
   if (gz != 1 || by != 1 || bz != 1 || shared) return invalid_value;

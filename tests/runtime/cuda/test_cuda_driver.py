@@ -4,6 +4,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -195,6 +196,16 @@ print(device.library, device.name, device.arch, device.processors)
 """
 
 
+def stubs_for_pycuda(own):
+    """Functions that give an error, for all that pycuda is linked to and the fake has not."""
+    folder = importlib.util.find_spec("pycuda").submodule_search_locations[0]
+    (binary,) = Path(folder).glob("_driver.*.so")
+    command = ["nm", "-D", "--undefined-only", str(binary)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = set(re.findall(r" U (cu\w+)", text)) - set(re.findall(r"^int (cu\w+)\(", own, re.M))
+    return "".join(f'extern "C" int {name}() {{ return 801; }}\n' for name in sorted(names))
+
+
 @pytest.mark.parametrize(
     ("name", "module"), [(name, module) for name, module, _ in driver.LIBRARIES]
 )
@@ -204,8 +215,10 @@ def test_the_real_library_on_a_driver_without_a_gpu(library, tmp_path, name, mod
         pytest.skip(f"{name} is not installed")
     source = Path(__file__).parent / "fake_libcuda.cpp"
     target = tmp_path / "libcuda.so.1"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(target), "-ldl"]
-    subprocess.run(command, check=True)
+    stubs = tmp_path / "stubs.cpp"
+    stubs.write_text(stubs_for_pycuda(source.read_text()) if name == "pycuda" else "")
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", str(source), str(stubs), "-ldl"]
+    subprocess.run([*command, "-o", str(target)], check=True)
     done = subprocess.run(
         [sys.executable, "-c", THROUGH_THE_DRIVER, name],
         env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "METAH_SIMULATOR": str(library)},
