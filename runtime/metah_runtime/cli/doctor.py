@@ -105,7 +105,7 @@ def diagnose() -> Diagnosis:
 
 
 def _driver(found: Mapping[str, Any]) -> tuple[Probe, Probe]:
-    """Return the probes of the driver and of the GPUs, of what ``cuda.probe.query_driver`` found."""
+    """Return the probes of the driver and of the GPUs; found: of ``cuda.probe.query_driver``."""
     reason = found.get("error") or found["reason"]
     starts = bool(found.get("starts"))
     cards = [
