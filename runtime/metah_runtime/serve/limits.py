@@ -4,8 +4,13 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from time import monotonic
 
 from metah_runtime.serve.problems import busy
+
+PENALTY = 60.0
+"""Seconds for which a client, and an image, that was slow to decode is remembered."""
 
 
 class Gate:
@@ -49,8 +54,6 @@ class FairSlots:
     more than one). Used from the event loop alone.
     """
 
-    PENALTY = 60.0
-
     def __init__(self, count: int) -> None:
         self._count = self._free = count
         self._held: Counter[str] = Counter()
@@ -79,9 +82,9 @@ class FairSlots:
 
     def penalize(self, client: str) -> None:
         """Reduce the client's share: it held a slot for too long."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._penalized = {name: end for name, end in self._penalized.items() if end > now}
-        self._penalized[client] = now + self.PENALTY
+        self._penalized[client] = now + PENALTY
 
     def _assign(self) -> None:
         while self._free:
@@ -99,9 +102,29 @@ class FairSlots:
                 turn.set_result(None)
 
     def _most(self, client: str) -> int:
-        if self._penalized.get(client, 0.0) > asyncio.get_running_loop().time():
+        if self._penalized.get(client, 0.0) > monotonic():
             return max(1, self._count - 1)
         return self._count
+
+
+class SlowImages:
+    """Images whose decoding was too slow or killed its process, known for ``PENALTY`` seconds."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[int, bytes], float] = {}
+        self._sizes: set[int] = set()
+
+    def add(self, data: bytes) -> None:
+        """Remember an encoded image."""
+        now = monotonic()
+        self._until = {key: end for key, end in self._until.items() if end > now}
+        self._until[len(data), sha256(data).digest()] = now + PENALTY
+        self._sizes = {size for size, _ in self._until}
+
+    def __contains__(self, data: bytes) -> bool:
+        if len(data) not in self._sizes:  # the usual case needs no digest
+            return False
+        return self._until.get((len(data), sha256(data).digest()), 0.0) > monotonic()
 
 
 class Budget:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
@@ -17,7 +18,7 @@ from metah_runtime.serve.batching import Batcher
 from metah_runtime.serve.body import CodeQuery, IdQuery, ImageQuery, Query
 from metah_runtime.serve.decoding import DecoderDied, Decoders, DecoderSlow
 from metah_runtime.serve.labels import Labels
-from metah_runtime.serve.limits import Budget, FairSlots, Gate
+from metah_runtime.serve.limits import Budget, FairSlots, Gate, SlowImages
 from metah_runtime.serve.metrics import Metrics
 from metah_runtime.serve.settings import Settings
 from metah_runtime.serve.threads import Threads
@@ -69,6 +70,7 @@ class Service:
             on_restart=self.metrics.restarts.inc,
         )
         self._slots = FairSlots(settings.decoders)
+        self._slow = SlowImages()
         self.batcher = Batcher(
             encoder.runner.run,
             max_batch=settings.max_batch,
@@ -137,7 +139,7 @@ class Service:
         if isinstance(query, ImageQuery):
             data = query.data
             with self.metrics.stage("decode", times):
-                pixels = await self._decode(client, lambda: self.decoders.pixels(data))
+                pixels = await self._pixels(client, data)
             with self.metrics.stage("encode", times):
                 row, floats = await self.batcher.encode(pixels)
             code, logits = row[None], [float(str(value)) for value in floats]
@@ -165,6 +167,18 @@ class Service:
         return await self.thumbnails.get(
             path, size, turn=lambda make: self._decode(client, make), count=count
         )
+
+    async def _pixels(self, client: str, data: bytes) -> NDArray[np.uint8]:
+        async def decode() -> NDArray[np.uint8]:
+            if data in self._slow:  # a client that tries again does not hold a decoder again
+                raise DecoderSlow("the image was too slow to decode a moment ago")
+            try:
+                return await self.decoders.pixels(data)
+            except (DecoderDied, DecoderSlow):
+                self._slow.add(data)
+                raise
+
+        return await self._decode(client, decode)
 
     async def _decode(self, client: str, work: Callable[[], Awaitable[T]]) -> T:
         """Run what uses one decoder once it is the client's turn."""

@@ -92,7 +92,7 @@ class Thumbnails:
             status = os.fstat(handle)
             if status.st_size > self._limit:
                 raise ImageError(f"its file is larger than {self._limit:,} bytes")
-            with os.fdopen(os.dup(handle), "rb") as file:
+            with os.fdopen(handle, "rb", closefd=False) as file:
                 return status, file.read(most) if most else b""
         except OSError as error:
             raise ImageError("its file cannot be read") from error

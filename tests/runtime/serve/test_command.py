@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +112,61 @@ def test_decoders_end_with_a_server_that_is_killed(world: World) -> None:
             pytest.fail("a decoder outlived its server")
 
 
+def test_an_unread_log_stops_neither_answers_nor_the_end(world: World) -> None:
+    with started(world, "--drain", "1") as (process, port):
+        link = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for _ in range(1200):  # several times the lines that a pipe takes
+            link.request("GET", "/healthz")
+            assert link.getresponse().read() == b'{"status":"ok"}'
+        link.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+STUCK = """
+import sys, time
+from metah_runtime.serve import thumbnails
+thumbnails.open_below = lambda *_: (print("stuck", flush=True), time.sleep(1000))
+"""
+
+
+def test_a_stop_ends_what_never_ends(world: World) -> None:
+    """As with a network share that no longer answers."""
+    program = command(world, "--port", "0", "--drain", "0.5", "--images", world.images, "--json")
+    program[2] = STUCK + "thumbnails.missing_pictures = lambda *_: None\n" + PROGRAM
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        facts = json.loads("".join(process.stdout.readline() for _ in range(5)))
+        port = int(facts["url"].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
+            link.sendall(b"GET /v1/images/0/thumbnail HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert process.stdout.readline() == "stuck\n"
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == -signal.SIGALRM
+            assert time.monotonic() - start < 20
+
+
+def test_pictures_at_another_place_are_told_and_found(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.images, tmp_path / "mnt")
+    layout = ("--images", tmp_path / "mnt", "--layout", "domain/label")
+    for base, warnings in (((), 1), (("--base", world.images), 0)):
+        with started(world, *layout, *base) as (process, port):
+            link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            link.request("GET", "/v1/images/0/thumbnail")
+            answer = link.getresponse()
+            answer.read()
+            assert answer.status == (404 if warnings else 200)
+            link.close()
+            process.send_signal(signal.SIGTERM)
+            lines = [json.loads(line) for line in process.communicate(timeout=60)[1].splitlines()]
+        told = [line["event"] for line in lines if line["level"] == "warning"]
+        assert len(told) == warnings
+        for text in told:
+            assert f"none of the {COUNT} paths" in text
+            assert text.endswith(f"fix: --base {world.images}")
+
+
 @pytest.mark.parametrize(
     ("args", "error"),
     [
@@ -123,6 +179,9 @@ def test_decoders_end_with_a_server_that_is_killed(world: World) -> None:
         (["--max-body", "5"], "--max-body must be"),
         (["--images", "/none"], "--images /none: no such folder"),
         (["--layout", "label"], "fix: --images"),
+        (["--base", "/x"], "fix: --images FOLDER --base /PATH"),
+        (["--images", "/", "--base", "x"], "--base must be the absolute path"),
+        (["--decode-timeout", "0"], "--decode-timeout must be in 0.01..3600 seconds, got 0.0"),
         (["--labels", "/none"], "--labels /none"),
         (["--log-level", "loud"], "--log-level must be one of"),
         (["--device", "tpu"], "device must be one of"),

@@ -99,6 +99,26 @@ def test_tokens_are_compared_in_constant_time(
         ("", 421),
         ("[::1", 421),
         ("192.168.0.1", 421),
+        ("localhost:", 200),
+        ("[::1]", 200),
+        ("[::1].evil", 421),
+        ("[::1].evil.example:80", 421),
+        ("[::1]evil", 421),
+        ("[::1%25lo].evil", 421),
+        ("[::1%lo]", 421),
+        ("[127.0.0.1]", 421),
+        ("[localhost]", 421),
+        ("::1", 421),
+        ("localhost:80.evil", 421),
+        ("localhost:80@evil", 421),
+        ("localhost:80:80", 421),
+        ("127.0.0.1:evil", 421),
+        ("evil@127.0.0.1", 421),
+        ("127.0.0.1,evil", 421),
+        ("127.0.0.1 evil", 421),
+        ("127.0.0.1.", 421),
+        ("2130706433", 421),
+        ("localhost\xa0", 421),
     ],
 )
 def test_another_sites_name_for_this_machine_is_refused(
@@ -183,6 +203,47 @@ def test_a_line_of_the_log_stays_one_line() -> None:
     assert "two\nlines" in json.loads(line)["traceback"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *OPEN,
+        *CLOSED,
+        "/v1/images/999999/thumbnail",
+        "/v1/images/x/thumbnail",
+        "/nothing",
+    ],
+)
+def test_head_is_get_without_the_body(served: Running, path: str) -> None:
+    got, head = served.get(path), served.call("HEAD", path)
+    assert (head.status, head.body) == (got.status, b"")
+    if path != "/metrics":  # which changes from one to the next
+        assert head.headers["content-length"] == str(len(got.body))
+    for changing in ("date", "content-length"):
+        got.headers.pop(changing, None)
+        head.headers.pop(changing, None)
+    assert head.headers == got.headers
+
+
+def test_head_of_what_has_no_get_is_405(served: Running) -> None:
+    head = served.call("HEAD", "/v1/search")
+    assert (head.status, head.headers["allow"], head.body) == (405, "POST", b"")
+    assert served.call("DELETE", "/healthz").headers["allow"] == "GET, HEAD"
+
+
+def test_head_needs_the_token_and_is_logged_as_such(
+    locked: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert locked.call("HEAD", "/v1/index").status == 401
+    locked.settle()
+    caplog.clear()
+    caplog.set_level(logging.INFO, "metah.serve")
+    good = {"Authorization": f"Bearer {TOKEN}"}
+    assert locked.call("HEAD", "/v1/index", headers=good).status == 200
+    locked.settle()
+    (line,) = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert (line["method"], line["route"], line["status"]) == ("HEAD", "/v1/index", 200)
+
+
 def test_metrics_count_what_happened(world: World) -> None:
     with running(world.service()) as server:
         server.search(world.files[0].read_bytes())
@@ -204,6 +265,7 @@ def test_metrics_count_what_happened(world: World) -> None:
         "metah_index_codes 40.0",
         "metah_index_stale 0.0",
         "metah_queue_requests 0.0",
+        "metah_log_dropped_lines 0.0",
     ):
         assert line in lines
     assert "path/of/the/client" not in answer.body.decode()

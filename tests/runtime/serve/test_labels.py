@@ -41,6 +41,17 @@ def test_folders_say_label_and_domain() -> None:
     assert labels.facts(None) == Facts("")
 
 
+def test_a_base_stands_for_the_root_of_old(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(f"path,label\ncat/1.png,kitten\n{ROOT}/cat/2.png,tom\n")
+    labels = Labels(root=tmp_path, base=ROOT, layout=("label",), table=read_labels(file))
+    assert labels.facts("/photos/cat/1.png") == Facts("cat/1.png", "kitten")
+    assert labels.facts("/photos/cat/2.png") == Facts("cat/2.png", "tom")
+    assert labels.facts("/photos/cat/3.png") == Facts("cat/3.png", "cat")
+    assert labels.facts(f"{tmp_path}/cat/3.png") == Facts("cat/3.png", "cat")
+    assert labels.facts("/other/cat/3.png") == Facts("3.png")
+
+
 def test_hostile_names_are_text() -> None:
     name = os.fsdecode(b"/photos/\xff\x1b[2J\n<b>.png")
     assert Labels(root=ROOT).facts(name).name == r"\xff\x1b[2J\n<b>.png"

@@ -1,5 +1,6 @@
 """More work than can be done: refused at once or late, never lost, and all is well afterwards."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from metah_runtime.serve.decoding import DecoderSlow
 
 from .conftest import Answer, Running, World, running
 
@@ -113,6 +116,38 @@ def test_bodies_in_memory_are_bounded(world: World, slow: Slow) -> None:
         found = [ask.result().status for ask in asks]
         assert sorted(found) == [200] * 17 + [503] * 3
         assert server.service.budget.used == 0
+
+
+def test_slow_images_of_one_client_leave_decoders_to_others(world: World) -> None:
+    service = world.service(decoders=2, timeout=30.0)
+    good = world.files[0].read_bytes()
+    real = service.decoders.pixels
+    decoded: list[bytes] = []
+
+    async def pixels(data: bytes) -> Any:
+        decoded.append(data)
+        if data.startswith(b"slow"):
+            await asyncio.sleep(1)
+            raise DecoderSlow("the image was not decoded within 1 s")
+        return await real(data)
+
+    service.decoders.pixels = pixels  # type: ignore[method-assign]
+    with running(service) as server, ThreadPoolExecutor(30) as pool:
+        bombs = [
+            pool.submit(search_from, server, "127.0.0.2", b"slow %d" % number)
+            for number in range(12)
+        ]
+        time.sleep(0.3)
+        for _ in range(6):
+            start = time.monotonic()
+            assert search_from(server, "127.0.0.3", good).status == 200
+            assert time.monotonic() - start < 2.5  # at most one slow image, and a busy machine
+        assert not all(bomb.done() for bomb in bombs)
+        assert {bomb.result().status for bomb in bombs} == {504}
+        decoded.clear()
+        again = search_from(server, "127.0.0.4", b"slow 3")
+        assert (again.status, decoded) == (504, [])
+        assert "a moment ago" in again.json["error"]
 
 
 def test_a_stop_lets_requests_end(world: World, slow: Slow) -> None:

@@ -147,6 +147,40 @@ def test_an_endless_body_is_cut_off(tight: Running, line: str, status: int) -> N
         assert tight.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"1;x=" + b"y" * 90 + b"\r\na\r\n"])
+@pytest.mark.parametrize("line", ["POST /v1/search", "POST /nothing", "GET /healthz"])
+def test_a_body_in_tiny_chunks_is_cut_off(tight: Running, line: str, chunk: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(link(tight)) for _ in range(4)]
+        for sock in crowd:
+            sock.sendall(head(line, "Content-Type: image/png", "Transfer-Encoding: chunked"))
+        sent = sum(flood(sock, chunk * 1000, 8 << 20) for sock in crowd)
+        assert sent < 16 << 20
+        start = time.monotonic()
+        assert tight.search({"id": 0}).status == 200
+        assert time.monotonic() - start < 2
+
+
+def test_a_body_in_tiny_chunks_is_told_why(tight: Running) -> None:
+    with link(tight) as sock:
+        sock.sendall(
+            head("POST /v1/search", "Content-Type: image/png", "Transfer-Encoding: chunked")
+        )
+        sock.sendall(b"1\r\na\r\n" * 1001)
+        status, _, body = rest(sock)
+    assert (status, body["rule"]) == (400, "1,000 pieces of a body have 64 bytes each, on average")
+    assert body["error"] == "the body comes in 1,001 pieces of 1,001 bytes"
+
+
+def test_a_small_body_may_come_in_tiny_chunks(tight: Running) -> None:
+    code = b'{"code": "0000"}'
+    with link(tight) as sock:
+        kind = ("Content-Type: application/json", "Connection: close")
+        sock.sendall(head("POST /v1/search?k=1", *kind, "Transfer-Encoding: chunked"))
+        sock.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in code) + b"0\r\n\r\n")
+        assert rest(sock)[0] == 200
+
+
 def test_one_connection_too_many_is_told_so(tight: Running) -> None:
     with contextlib.ExitStack() as stack:
         links = [stack.enter_context(link(tight)) for _ in range(CONNECTIONS + 1)]

@@ -1,9 +1,13 @@
 """Pictures of indexed images: by id alone, from below one folder, behind no link."""
 
+import asyncio
+import errno
 import http.client
 import io
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ from PIL import Image
 from metah_runtime import Index
 from metah_runtime.errors import ImageError
 from metah_runtime.html.gallery import encoded_thumbnail
-from metah_runtime.serve.thumbnails import Thumbnails, open_below
+from metah_runtime.serve.thumbnails import Thumbnails, missing_pictures, open_below
 
 from .conftest import BITS, Running, World, running
 
@@ -74,8 +78,6 @@ def test_nothing_else_is_opened(root: Path, name: str, error: str) -> None:
 
 
 def test_pictures_are_kept_until_the_file_changes(tmp_path: Path) -> None:
-    import asyncio
-
     made: list[bytes] = []
 
     async def make(data: bytes, size: int) -> tuple[str, bytes]:
@@ -102,6 +104,141 @@ def test_pictures_are_kept_until_the_file_changes(tmp_path: Path) -> None:
             await thumbnails.get("big", 16)
 
     asyncio.run(main())
+
+
+def test_a_folder_that_is_gone_or_fails_is_an_image_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gone in (tmp_path / "none", tmp_path / "canary.txt"):
+        with pytest.raises(ImageError, match="its file cannot be opened"):
+            open_below(gone, "a.png")
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(root))
+
+    thumbnails = Thumbnails(root, limit=100, make=never)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", fail)
+        with pytest.raises(ImageError, match=r"^its file cannot be read$"):
+            asyncio.run(thumbnails.get("inner/a.txt", 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(ImageError, match=r"^its file cannot be (opened|read)$"):
+            asyncio.run(thumbnails.get("inner/a.txt", 16))
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def never(data: bytes, size: int) -> tuple[str, bytes]:
+    raise AssertionError
+
+
+def test_a_folder_that_goes_away_is_404_and_its_path_is_not_logged(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(world.images, images)
+    with running(world.service(images=images, base=world.images)) as server:
+        assert server.get("/v1/images/3/thumbnail").status == 200
+        images.rename(tmp_path / "elsewhere")
+        caplog.clear()
+        answer = server.get("/v1/images/4/thumbnail")
+        assert (answer.status, answer.json["error"]) == (404, "its file cannot be opened")
+        server.settle()
+        (tmp_path / "elsewhere").rename(images)
+        assert server.get("/v1/images/4/thumbnail").status == 200
+    assert str(tmp_path) not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_files_are_counted_and_read_when_their_turn_comes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 50)
+    counted: list[int] = []
+    turn = asyncio.Event()
+
+    async def make(data: bytes, size: int) -> tuple[str, bytes]:
+        return "image/png", data
+
+    async def wait(work: Callable[[], Awaitable[tuple[str, bytes]]]) -> tuple[str, bytes]:
+        await turn.wait()
+        return await work()
+
+    def count(size: int) -> None:
+        counted.append(size)
+        if len(counted) > 1:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        thumbnails = Thumbnails(tmp_path, limit=100, make=make)
+        first = asyncio.create_task(thumbnails.get("a", 16, turn=wait, count=count))
+        await asyncio.sleep(0.1)
+        assert counted == []
+        (tmp_path / "a").write_bytes(b"y" * 90)  # no more is read than was counted
+        turn.set()
+        assert await first == ("image/png", b"y" * 50)
+        assert counted == [50]
+        with pytest.raises(ZeroDivisionError):
+            await thumbnails.get("a", 17, turn=wait, count=count)
+
+    asyncio.run(main())
+
+
+def test_pictures_in_memory_are_bounded(world: World, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(world.images, images)
+    for file in images.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + bytes(100_000))
+    service = world.service(images=images, base=world.images, max_body=110_000, timeout=20.0)
+    most: list[int] = []
+
+    async def slow(data: bytes, size: int) -> tuple[str, bytes]:
+        most.append(service.budget.used)
+        await asyncio.sleep(0.05)
+        return "image/png", b"small"
+
+    assert service.thumbnails
+    service.thumbnails._make = slow
+    with running(service) as server, ThreadPoolExecutor(20) as pool:
+        paths = [f"/v1/images/{number}/thumbnail" for number in range(20)]
+        assert {answer.status for answer in pool.map(server.get, paths)} == {200}
+        server.settle()
+        assert service.budget.used == 0
+    assert len(most) == 20
+    assert max(most) <= 2 * 110_000  # of one decoder: one at work, one that just ended
+
+
+def test_a_base_maps_stored_paths_to_the_folder(root: Path, tmp_path: Path) -> None:
+    base = Path("/old/photos")
+    assert read(open_below(root, "/old/photos/inner/a.txt", base)) == b"inside"
+    assert read(open_below(root, f"{root}/inner/a.txt", base)) == b"inside"
+    for path in ("/old/photos/../canary.txt", "/old/photos/out/canary.txt", "/old/photos2/x"):
+        with pytest.raises(ImageError):
+            open_below(root, path, base)
+
+
+def test_missing_pictures_are_told_with_a_fix(world: World, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "other place"
+    shutil.copytree(world.images, elsewhere)
+    with Index.open(world.index) as index:
+        assert missing_pictures(index, world.images, world.images) is None
+        text = missing_pictures(index, elsewhere, elsewhere)
+        assert text is not None
+        assert text.startswith(f"none of the {len(world.files)} paths of the index")
+        assert text.endswith(f"; fix: --base {world.images}")
+        assert missing_pictures(index, elsewhere, world.images) is None
+        (elsewhere / world.files[5].relative_to(world.images)).unlink()
+        text = missing_pictures(index, elsewhere, world.images)
+        assert text is not None
+        assert text.startswith(f"{len(world.files) - 1} of the {len(world.files)} paths")
+        assert str(world.files[5]) in text
+        text = missing_pictures(index, tmp_path, tmp_path)
+        assert text is not None
+        assert text.endswith("fix: --images with the folder that holds these files")
+    nameless = Index.create(tmp_path / "index", bits=BITS, fingerprint="f" * 64)
+    nameless.add(np.zeros((2, BITS // 8), np.uint8))
+    assert missing_pictures(nameless, tmp_path, None) == (
+        "the index names no files: there are no thumbnails"
+    )
 
 
 NAMES = [
