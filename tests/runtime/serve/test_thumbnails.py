@@ -114,7 +114,7 @@ def test_a_folder_that_is_gone_or_fails_is_an_image_error(
             open_below(gone, "a.png")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error", str(root))
 
     thumbnails = Thumbnails(root, limit=100, make=never)
