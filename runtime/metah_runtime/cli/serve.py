@@ -31,7 +31,7 @@ LIMITS = {
     "reload": "seconds between looks at the index for a new version",
     "drain": "seconds for requests at work when told to stop",
 }
-"""Options that are fields of Settings, which has their defaults and rules."""
+"""Options that are fields of ServerSettings, which has their defaults and rules."""
 
 
 def limit_options(command: F) -> F:
@@ -90,16 +90,15 @@ def serve(
     curl -F image=@cat.jpg 'http://127.0.0.1:8000/v1/search?k=5'
     """
     require("fastapi", "uvicorn", "prometheus_client", "python_multipart")
-    from metah_runtime.serve import logs
+    from metah_runtime.serve import logs, startup
     from metah_runtime.serve.labels import Labels, read_labels
     from metah_runtime.serve.run import listen, run, url
     from metah_runtime.serve.service import Service
-    from metah_runtime.serve.settings import Settings
-    from metah_runtime.serve.thumbnails import missing_pictures
+    from metah_runtime.serve.settings import ServerSettings
 
     if log_level not in logs.LEVELS:
         raise ConfigError(f"--log-level must be one of {', '.join(logs.LEVELS)}, got {log_level!r}")
-    settings = Settings(
+    settings = ServerSettings(
         host=host,
         port=port,
         token=_token(token, token_file),
@@ -118,11 +117,8 @@ def serve(
     with listen(host, port) as sock:
         logs.start(log_level)
         service = Service(index, encoder, settings, facts)
-        if images is not None:
-            store = service.versions.current.index
-            warning = missing_pictures(store, images.resolve(), settings.images_base)
-            if warning is not None:
-                logs.log.warning(warning)
+        for text in startup.warnings(service.versions.current.index, settings, facts):
+            logs.log.warning(text)
 
         def ready() -> None:
             snapshot = service.versions.current.snapshot

@@ -12,7 +12,7 @@ from metah_runtime import schema
 from metah_runtime.images.formats import FORMATS
 from metah_runtime.serve.limits import Hold
 from metah_runtime.serve.problems import Problem
-from metah_runtime.serve.settings import Settings
+from metah_runtime.serve.settings import ServerSettings
 
 JSON_LIMIT = 64 << 10
 MULTIPART_EXTRA = 64 << 10
@@ -52,7 +52,7 @@ class IdQuery:
 Query: TypeAlias = ImageQuery | CodeQuery | IdQuery
 
 
-async def read_query(request: Request, settings: Settings, bits: int, hold: Hold) -> Query:
+async def read_query(request: Request, settings: ServerSettings, bits: int, hold: Hold) -> Query:
     """Read and check a request's body; raise Problem 408, 413, 415, 422 or 503."""
     header = request.headers.get("content-type", "")
     kind, options = parse_options_header(header)
@@ -77,7 +77,7 @@ async def read_query(request: Request, settings: Settings, bits: int, hold: Hold
     )
 
 
-async def _read(request: Request, settings: Settings, limit: int, hold: Hold) -> bytes:
+async def _read(request: Request, settings: ServerSettings, limit: int, hold: Hold) -> bytes:
     length = request.headers.get("content-length", "0")
     if length.isascii() and length.isdecimal() and int(length) > limit:
         raise _too_large(limit)

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from metah_runtime.serve.logs import log
 from metah_runtime.serve.metrics import Metrics
 from metah_runtime.serve.problems import Problem, busy
-from metah_runtime.serve.settings import Settings, is_loopback
+from metah_runtime.serve.settings import ServerSettings, is_loopback
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -46,7 +46,7 @@ class Guard:
     makes its own name point to this machine (DNS rebinding) is not.
     """
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: App, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
         self._token = None if settings.token is None else _digest(settings.token.encode())

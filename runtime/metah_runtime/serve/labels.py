@@ -13,7 +13,7 @@ FIELDS = ("label", "domain")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ImageFacts:
     """Name, label and domain of an image; None where unknown."""
 
     name: str
@@ -45,10 +45,10 @@ class Labels:
         if words and self.root is None:
             raise ConfigError("--layout says what the folders below --images mean; fix: --images")
 
-    def facts(self, path: str | None) -> Facts:
+    def facts(self, path: str | None) -> ImageFacts:
         """Return the facts of a stored path; the name of None is empty."""
         if path is None:
-            return Facts("")
+            return ImageFacts("")
         below = relative(path, self.root, self.base)
         found = dict.fromkeys(FIELDS, None) | self._of_folders(below)
         places = [] if self.root is None or below is None else [str(self.root / below)]
@@ -56,7 +56,7 @@ class Labels:
         label, domain = next((self.table[p] for p in places if p in self.table), (None, None))
         # The folders of images outside of the root are not disclosed.
         name = PurePath(path).name if below is None else str(below)
-        return Facts(
+        return ImageFacts(
             printable(name),
             _text(label if label is not None else found["label"]),
             _text(domain if domain is not None else found["domain"]),

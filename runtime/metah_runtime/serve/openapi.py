@@ -60,7 +60,7 @@ class SearchAnswer(BaseModel):
     cut: bool = Field(description="whether some of those within the radius were left out")
 
 
-class Bundle(BaseModel):
+class BundleInfo(BaseModel):
     """The model that encodes queries."""
 
     name: str
@@ -84,7 +84,7 @@ class IndexAnswer(BaseModel):
     version: str
     count: int = Field(description="indexed images")
     bits: int = Field(description="length of a code")
-    bundle: Bundle
+    bundle: BundleInfo
     distances: Span = Field(description="radius, in bits")
     k: Span
     limit: Span = Field(description="neighbours in the answer to a radius")

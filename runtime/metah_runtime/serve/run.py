@@ -75,8 +75,9 @@ class Server(uvicorn.Server):
         Whatever blocks the end, such as a folder of pictures that no longer answers: the kernel
         ends the process by SIGALRM ``LATE`` seconds after the drain.
         """
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(math.ceil(self._service.settings.drain + LATE))
+        if not self._service.draining:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(math.ceil(self._service.settings.drain + LATE))
         self._service.draining = True
         super().handle_exit(sig, frame)
 

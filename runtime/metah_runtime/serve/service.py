@@ -20,7 +20,7 @@ from metah_runtime.serve.decoding import DecoderDied, Decoders, DecoderSlow
 from metah_runtime.serve.labels import Labels
 from metah_runtime.serve.limits import Budget, FairSlots, Gate, SlowImages
 from metah_runtime.serve.metrics import Metrics
-from metah_runtime.serve.settings import Settings
+from metah_runtime.serve.settings import ServerSettings
 from metah_runtime.serve.threads import Threads
 from metah_runtime.serve.thumbnails import Picture, Thumbnails
 from metah_runtime.serve.versions import Version, Versions
@@ -46,7 +46,7 @@ class Service:
     """
 
     def __init__(
-        self, index: Path, encoder: Encoder, settings: Settings, labels: Labels | None = None
+        self, index: Path, encoder: Encoder, settings: ServerSettings, labels: Labels | None = None
     ) -> None:
         self.settings = settings
         self.encoder = encoder

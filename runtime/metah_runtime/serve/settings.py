@@ -1,4 +1,4 @@
-"""Settings of a server: address, token, folder of pictures, and all limits."""
+"""ServerSettings of a server: address, token, folder of pictures, and all limits."""
 
 import ipaddress
 import math
@@ -25,7 +25,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """One server. Sizes in bytes, times in seconds.
 
     token: that every request under /v1 and /metrics must bear, None for no check (loopback only).

@@ -3,22 +3,16 @@
 import asyncio
 import errno
 import os
-import shlex
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from metah_runtime.errors import ImageError
-from metah_runtime.index import Index
 from metah_runtime.serve.labels import relative
-from metah_runtime.text import printable
 
 CACHE_BYTES = 64 << 20
-
-LOOKED_AT = 200
-"""Paths of an index that are looked at when the server starts."""
 
 Picture = tuple[str, bytes]
 Make = Callable[[bytes, int], Awaitable[Picture]]
@@ -106,38 +100,6 @@ class Thumbnails:
         while self._room < 0:
             _, (_, old) = self._cache.popitem(last=False)
             self._room += len(old)
-
-
-def missing_pictures(index: Index, root: Path, base: Path | None) -> str | None:
-    """Return a warning if paths of an index have no file below ``root``, None if all have one.
-
-    Of a large index, ``LOOKED_AT`` paths are looked at.
-    """
-    ids = index.ids()
-    ids = ids[:: max(1, len(ids) // LOOKED_AT)]
-    paths = [path for path in index.paths(ids) if path is not None]
-    lost = [path for path in paths if not _is_there(root, path, base)]
-    if not lost:
-        return None if paths else "the index names no files: there are no thumbnails"
-    how_many = "none" if len(lost) == len(paths) else f"{len(paths) - len(lost):,}"
-    text = (
-        f"{how_many} of the {len(paths):,} paths of the index that were looked at can be opened "
-        f"below --images {root}; the first that cannot is {printable(lost[0])}: such images have "
-        "no thumbnail and, unless they are below that folder, no label by --layout"
-    )
-    parts = PurePath(lost[0]).parts
-    for cut in range(1, len(parts)):
-        if lost[0].startswith("/") and _is_there(root, str(PurePath(*parts[cut:])), None):
-            return f"{text}; fix: --base {shlex.quote(str(PurePath(*parts[:cut])))}"
-    return f"{text}; fix: --images with the folder that holds these files"
-
-
-def _is_there(root: Path, path: str, base: Path | None) -> bool:
-    try:
-        os.close(open_below(root, path, base))
-    except ImageError:
-        return False
-    return True
 
 
 def open_below(root: Path, path: str, base: Path | None = None) -> int:

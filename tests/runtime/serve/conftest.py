@@ -21,7 +21,7 @@ from metah_runtime.model.bundle import Bundle
 from metah_runtime.serve.labels import Labels
 from metah_runtime.serve.run import listen, make_server
 from metah_runtime.serve.service import Service
-from metah_runtime.serve.settings import Settings
+from metah_runtime.serve.settings import ServerSettings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +60,7 @@ class World:
         labels = settings.pop("labels", None)
         encoder = settings.pop("encoder", None) or self.encoder()
         small = {"decoders": 1, "reload": 0.05} | settings
-        return Service(index or self.index, encoder, Settings(**small), labels)
+        return Service(index or self.index, encoder, ServerSettings(**small), labels)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_an_unread_log_stops_neither_answers_nor_the_end(world: World) -> None:
 
 STUCK = """
 import sys, time
-from metah_runtime.serve import thumbnails
+from metah_runtime.serve import startup, thumbnails
 thumbnails.open_below = lambda *_: (print("stuck", flush=True), time.sleep(1000))
 """
 
@@ -133,7 +133,7 @@ thumbnails.open_below = lambda *_: (print("stuck", flush=True), time.sleep(1000)
 def test_a_stop_ends_what_never_ends(world: World) -> None:
     """As with a network share that no longer answers."""
     program = command(world, "--port", "0", "--drain", "0.5", "--images", world.images, "--json")
-    program[2] = STUCK + "thumbnails.missing_pictures = lambda *_: None\n" + PROGRAM
+    program[2] = STUCK + "startup.warnings = lambda *_: []\n" + PROGRAM
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         facts = json.loads("".join(process.stdout.readline() for _ in range(5)))

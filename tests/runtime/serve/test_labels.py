@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.serve.labels import Facts, Labels, read_labels, relative
+from metah_runtime.serve.labels import ImageFacts, Labels, read_labels, relative
 
 ROOT = Path("/photos")
 
@@ -33,23 +33,23 @@ def test_what_is_below_the_root(path: str, below: str | None) -> None:
 
 def test_folders_say_label_and_domain() -> None:
     labels = Labels(root=ROOT, layout=("domain", "*", "label"))
-    assert labels.facts("/photos/real/2024/cat/1.png") == Facts(
+    assert labels.facts("/photos/real/2024/cat/1.png") == ImageFacts(
         "real/2024/cat/1.png", "cat", "real"
     )
-    assert labels.facts("/photos/real/cat/1.png") == Facts("real/cat/1.png")
-    assert labels.facts("/other/real/2024/cat/1.png") == Facts("1.png")
-    assert labels.facts(None) == Facts("")
+    assert labels.facts("/photos/real/cat/1.png") == ImageFacts("real/cat/1.png")
+    assert labels.facts("/other/real/2024/cat/1.png") == ImageFacts("1.png")
+    assert labels.facts(None) == ImageFacts("")
 
 
 def test_a_base_stands_for_the_root_of_old(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(f"path,label\ncat/1.png,kitten\n{ROOT}/cat/2.png,tom\n")
     labels = Labels(root=tmp_path, base=ROOT, layout=("label",), table=read_labels(file))
-    assert labels.facts("/photos/cat/1.png") == Facts("cat/1.png", "kitten")
-    assert labels.facts("/photos/cat/2.png") == Facts("cat/2.png", "tom")
-    assert labels.facts("/photos/cat/3.png") == Facts("cat/3.png", "cat")
-    assert labels.facts(f"{tmp_path}/cat/3.png") == Facts("cat/3.png", "cat")
-    assert labels.facts("/other/cat/3.png") == Facts("3.png")
+    assert labels.facts("/photos/cat/1.png") == ImageFacts("cat/1.png", "kitten")
+    assert labels.facts("/photos/cat/2.png") == ImageFacts("cat/2.png", "tom")
+    assert labels.facts("/photos/cat/3.png") == ImageFacts("cat/3.png", "cat")
+    assert labels.facts(f"{tmp_path}/cat/3.png") == ImageFacts("cat/3.png", "cat")
+    assert labels.facts("/other/cat/3.png") == ImageFacts("3.png")
 
 
 def test_hostile_names_are_text() -> None:
@@ -72,8 +72,8 @@ def test_a_table_goes_before_folders(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(f'path,label,domain\na/1.png,"cat, big",\n{tmp_path}/b/2.png,,sketch\n')
     labels = Labels(root=tmp_path, layout=("label",), table=read_labels(file))
-    assert labels.facts(f"{tmp_path}/a/1.png") == Facts("a/1.png", "cat, big")
-    assert labels.facts("b/2.png") == Facts("b/2.png", "b", "sketch")
+    assert labels.facts(f"{tmp_path}/a/1.png") == ImageFacts("a/1.png", "cat, big")
+    assert labels.facts("b/2.png") == ImageFacts("b/2.png", "b", "sketch")
 
 
 @pytest.mark.parametrize(

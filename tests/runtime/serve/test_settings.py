@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from metah_runtime.errors import ConfigError
-from metah_runtime.serve.settings import Settings, is_loopback
+from metah_runtime.serve.settings import ServerSettings, is_loopback
 
 TOKEN = "a-token-of-some-length"
 
@@ -30,12 +30,12 @@ TOKEN = "a-token-of-some-length"
 )
 def test_other_machines_need_a_token(host: str, alone: bool) -> None:
     assert is_loopback(host) is alone
-    assert Settings(host=host, token=TOKEN).host == host
+    assert ServerSettings(host=host, token=TOKEN).host == host
     if alone:
-        assert Settings(host=host).token is None
+        assert ServerSettings(host=host).token is None
     else:
         with pytest.raises(ConfigError, match=r"there is no token; fix: --token-file"):
-            Settings(host=host)
+            ServerSettings(host=host)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_other_machines_need_a_token(host: str, alone: bool) -> None:
 )
 def test_a_token_fits_a_header(token: str) -> None:
     with pytest.raises(ConfigError, match="8 to 512 visible ASCII characters"):
-        Settings(token=token)
+        ServerSettings(token=token)
 
 
 def test_the_token_is_not_shown() -> None:
-    assert TOKEN not in repr(Settings(token=TOKEN))
+    assert TOKEN not in repr(ServerSettings(token=TOKEN))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_the_token_is_not_shown() -> None:
 )
 def test_a_limit_out_of_range_is_refused(name: str, value: Any, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
-        Settings(**{name: value})
+        ServerSettings(**{name: value})
 
 
 def test_the_folder_of_pictures_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
-        Settings(images=tmp_path / "none")
+        ServerSettings(images=tmp_path / "none")

@@ -17,7 +17,7 @@ from PIL import Image
 from metah_runtime import Index
 from metah_runtime.errors import ImageError
 from metah_runtime.html.gallery import encoded_thumbnail
-from metah_runtime.serve.thumbnails import Thumbnails, missing_pictures, open_below
+from metah_runtime.serve.thumbnails import Thumbnails, open_below
 
 from .conftest import BITS, Running, World, running
 
@@ -214,31 +214,6 @@ def test_a_base_maps_stored_paths_to_the_folder(root: Path, tmp_path: Path) -> N
     for path in ("/old/photos/../canary.txt", "/old/photos/out/canary.txt", "/old/photos2/x"):
         with pytest.raises(ImageError):
             open_below(root, path, base)
-
-
-def test_missing_pictures_are_told_with_a_fix(world: World, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "other place"
-    shutil.copytree(world.images, elsewhere)
-    with Index.open(world.index) as index:
-        assert missing_pictures(index, world.images, world.images) is None
-        text = missing_pictures(index, elsewhere, elsewhere)
-        assert text is not None
-        assert text.startswith(f"none of the {len(world.files)} paths of the index")
-        assert text.endswith(f"; fix: --base {world.images}")
-        assert missing_pictures(index, elsewhere, world.images) is None
-        (elsewhere / world.files[5].relative_to(world.images)).unlink()
-        text = missing_pictures(index, elsewhere, world.images)
-        assert text is not None
-        assert text.startswith(f"{len(world.files) - 1} of the {len(world.files)} paths")
-        assert str(world.files[5]) in text
-        text = missing_pictures(index, tmp_path, tmp_path)
-        assert text is not None
-        assert text.endswith("fix: --images with the folder that holds these files")
-    nameless = Index.create(tmp_path / "index", bits=BITS, fingerprint="f" * 64)
-    nameless.add(np.zeros((2, BITS // 8), np.uint8))
-    assert missing_pictures(nameless, tmp_path, None) == (
-        "the index names no files: there are no thumbnails"
-    )
 
 
 NAMES = [
