@@ -46,11 +46,11 @@ class Batcher:
         self.busy_since: float | None = None
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the task that forms batches."""
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """Stop; what still waits is cancelled."""
+        """Stop, and cancel the images that still wait."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

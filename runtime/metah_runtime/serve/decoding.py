@@ -138,7 +138,7 @@ class Decoders:
             try:
                 self._idle.put_nowait(self._new())
                 return
-            except OSError:  # no process or no memory now
+            except (OSError, MemoryError):  # no process or no memory now
                 await asyncio.sleep(1)
 
     def _new(self) -> WorkerProcess:

@@ -36,7 +36,7 @@ SECURITY_HEADERS = {
 
 HEAD_LIMIT = 16 << 10
 LINGER = 1.0
-"""Seconds in which the rest of a refused body is read, so that the client sees the answer."""
+"""Seconds for reading the rest of a refused body, so that the client receives the answer."""
 
 
 class Guard:

@@ -1,4 +1,4 @@
-"""What the server counts, in the text format of Prometheus."""
+"""Metrics of the server in the text format of Prometheus."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class Metrics:
             self.reloads.labels(result)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a value that is asked for whenever the metrics are read."""
+        """Add a gauge whose value is computed when the metrics are read."""
         Gauge(f"metah_{name}", text, registry=self.registry).set_function(value)
 
     @contextmanager

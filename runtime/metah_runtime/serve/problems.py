@@ -1,4 +1,4 @@
-"""What the server says when it does not answer: one JSON object {error, rule, fix}."""
+"""Error responses of the server: one JSON object {error, rule, fix}."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457's word
-    """A request that is not answered: the HTTP status, what is wrong, the rule, the fix.
+    """A request that is refused or fails: HTTP status, error, rule and fix.
 
     headers: of the response.
     """
@@ -39,13 +39,13 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
 
 
 def of_error(status: int, error: MetahError, *, rule: str, fix: str) -> Problem:
-    """Return the problem of a MetahError; the fix that its message names goes before ``fix``."""
+    """Return the problem of a MetahError; a fix in its message takes precedence over ``fix``."""
     text, _, named = str(error).partition("; fix: ")
     return Problem(status, text, rule=rule, fix=named or fix)
 
 
 def busy(error: str, *, status: int = 503, rule: str) -> Problem:
-    """Return the problem of a server that has no room now."""
+    """Return the problem of a server that is at one of its limits."""
     return Problem(
         status,
         error,

@@ -17,7 +17,7 @@ MOST_UNPARSED = 64 << 10
 """Bytes of an incomplete head, chunk head or trailer."""
 
 READ = 64 << 10
-"""Bytes of one connection that are parsed before it is the turn of another."""
+"""Bytes of one connection that are read and parsed before other connections are served."""
 
 
 class _Connection(h11.Connection):
@@ -95,7 +95,7 @@ def protocol(
             self.transport.close()
 
         def _watch_head(self) -> None:
-            """Time the head of the request that is arriving; no timer while one is at work."""
+            """Start the timer of the arriving head, or stop it when the head is complete."""
             if self.conn.their_state is not h11.IDLE:
                 self._stop("_head")
             elif self._head is None:

@@ -49,7 +49,7 @@ def url(sock: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose service turns new queries away once it is told to stop."""
+    """uvicorn's server with a service, which refuses new queries when the server stops."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
             await self._service.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections, and say so."""
+        """Begin to accept connections and call ``ready``."""
         await super().startup(sockets)
         self._ready()
 

@@ -28,7 +28,7 @@ from metah_runtime.serve.versions import Version, Versions
 T = TypeVar("T")
 
 PICTURE_THREADS = 4
-"""Threads that read files of pictures: a folder that does not answer stops no search."""
+"""Threads that read picture files; a file system that does not answer blocks only these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Service:
         return await self._decode(client, decode)
 
     async def _decode(self, client: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Run what uses one decoder once it is the client's turn."""
+        """Run work that needs a decoder when a slot is assigned to the client."""
         await self._slots.acquire(client)
 
         async def use() -> T:
@@ -209,7 +209,7 @@ class Service:
         return await self._finish(use())
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work that goes on to its end if the request is given up."""
+        """Await work that runs to its end even if the request is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -1,4 +1,4 @@
-"""ServerSettings of a server: address, token, folder of pictures, and all limits."""
+"""Settings of a server: address, token, folder of pictures, and all limits."""
 
 import ipaddress
 import math
@@ -88,17 +88,17 @@ class ServerSettings:
 
     @property
     def images_base(self) -> Path | None:
-        """Absolute path by which the index names the folder of pictures, its links as given."""
+        """Absolute path of the folder of pictures in the index, symbolic links not resolved."""
         return self.base or (self.images and self.images.absolute())
 
     @property
     def max_memory(self) -> int:
-        """Bytes of request bodies that may be in memory at once."""
+        """Bytes of request bodies and picture files that may be in memory at once."""
         return 16 * self.max_body
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address or name means this machine alone; other names do not."""
+    """Return whether an address is a loopback address or the name localhost."""
     if host == "localhost":
         return True
     try:

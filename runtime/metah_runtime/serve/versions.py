@@ -1,4 +1,4 @@
-"""Versions of an index: each request sees one, and a new one takes over between requests."""
+"""Versions of an index: each request uses one, and new versions replace it without a pause."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
+from metah_runtime.errors import IndexCorrupt, IndexMismatch
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import NAME, Manifest
 from metah_runtime.index.snapshot import Snapshot, newest
@@ -17,11 +17,11 @@ from metah_runtime.serve.logs import log
 Stamp: TypeAlias = tuple[int, int, int] | None
 
 RETRY = 30.0
-"""Seconds after which a version that could not be opened is tried again, changed or not."""
+"""Seconds after which a version that could not be opened is tried again."""
 
 
 class Version:
-    """One state of an index, open as long as it is current or a request uses it."""
+    """One state of an index, open while it is current or a request uses it."""
 
     def __init__(self, path: Path, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -101,12 +101,12 @@ class Versions:
 
     @contextmanager
     def use(self) -> Iterator[Version]:
-        """Give the current version, which stays open and the same for the block."""
+        """Yield the current version, which stays open during the block."""
         with self.current.used() as version:
             yield version
 
     async def watch(self, interval: float, executor: Executor) -> None:
-        """Reload whenever the manifest is another file than before; runs until cancelled."""
+        """Reload when the manifest file has been replaced; runs until cancelled."""
         loop = asyncio.get_running_loop()
         tried = loop.time()
         while True:
@@ -118,13 +118,13 @@ class Versions:
                 await self.reload(executor)
 
     async def reload(self, executor: Executor) -> bool:
-        """Open the newest state and let it take over; keep the old one if that fails."""
+        """Open the newest state and make it current; keep the old one if that fails."""
         old = self.current
         loop = asyncio.get_running_loop()
         try:
             new = await loop.run_in_executor(executor, self._open, old)
-        except MetahError as error:
-            self.failure = str(error)
+        except Exception as error:  # of any kind, such as no memory: the next look may succeed
+            self.failure = str(error) or type(error).__name__
             self._on_reload(False)
             log.error("reload failed, the old version goes on: %s", self.failure)
             return False
@@ -138,7 +138,7 @@ class Versions:
         return True
 
     def close(self) -> None:
-        """Close the current version once nobody uses it."""
+        """Close the current version when no request uses it."""
         self.current.retire()
 
     def _open(self, known: Version) -> Version:

@@ -143,3 +143,24 @@ def test_the_watch_sees_a_commit(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(main(), 20))
     assert 3 not in versions.current.index.search(ZERO, 100).ids[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_the_watch_survives_any_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = build(tmp_path / "index")
+    versions = watch(tmp_path / "index")
+    name = versions.current.name
+    store.add(np.zeros((3, 2), np.uint8))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "_open", fail)
+        assert not reload(versions)
+    assert versions.failure == (str(error) or "MemoryError")
+    assert versions.current.name == name
+    assert reload(versions)
+    assert versions.failure is None
