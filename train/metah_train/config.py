@@ -110,6 +110,33 @@ def load(
     )
 
 
+def differences(
+    before: Config,
+    recipe: str | Path | None,
+    settings: Mapping[str, Any],
+    assignments: Iterable[str] = (),
+) -> str:
+    """Return how what is asked for differs from the settings of a run, empty if it does not.
+
+    recipe None: only what ``settings`` and ``assignments`` name is compared.
+    """
+    assignments = tuple(assignments)
+    asked = load(recipe or "digits", {"method": before.method, **settings}, assignments)
+    keys: list[str] = [*settings, *(parse_assignment(text)[0] for text in assignments)]
+    if recipe is not None:
+        keys += [*sorted(SETTINGS - {"skipped"}), *NESTED]
+    found = []
+    for key in dict.fromkeys(keys):
+        section, dot, name = key.partition(".")
+        part = section if not dot or section in ("split", "preprocess") else "options"
+        old, new = (getattr(config, part) for config in (before, asked))
+        if dot:
+            old, new = getattr(old, name, None), getattr(new, name, None)
+        if old != new:
+            found.append(f"{key} was {old!r}, is {new!r}")
+    return "; ".join(found)
+
+
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """Read a shipped recipe by name or a TOML file by path, and check every key in it."""
     try:

@@ -50,6 +50,8 @@ class Settings:
     ``threads`` threads; they divide ``batch`` among them, and have the loss of one process.
     ``precision``: 32-true, or bf16-mixed: the backbone is trained in bfloat16 where torch's
     autocast says so, heads and losses in float32; weights are float32 always.
+    ``skipped``: images that are left out, for they cannot be read: their names in their domain,
+    after ``source/`` or ``target/``.
     """
 
     method: str = "metah"
@@ -85,6 +87,7 @@ class Settings:
     threads: int = 2
     devices: int = 1
     precision: str = "32-true"
+    skipped: tuple[str, ...] = ()
     options: Options = dataclasses.field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,7 @@ class Settings:
 NESTED = ("split", "preprocess", "options")
 """Settings that are tables of their own."""
 
-ADDED = ("devices", "precision")
+ADDED = ("devices", "precision", "skipped")
 """Settings that a run of an earlier version does not have."""
 
 

@@ -221,11 +221,13 @@ def test_hostile_text_of_a_card_does_not_reach_the_terminal(
     assert run(capsys, "card", bundle.path)[:2] == (0, "\\x1b[2J\\xff evil\n")
 
 
-def test_scores_of_another_radius_are_found_under_their_names(make_bundle: Make) -> None:
-    metrics = {"map_h3": 0.5, "recall_h3": 0.25, "map_full": 0.75, "radius": 3}
-    text = make_bundle(training={"evaluation": {"metrics": metrics}}).read(card.FILE).decode()
+def test_scores_of_another_radius_are_found_under_their_names(make_manifest: Any) -> None:
+    def rendered(metrics: dict[str, float]) -> str:
+        training = {"evaluation": {"metrics": metrics}}
+        return card.render(replace(make_manifest("x"), training=training))
+
+    text = rendered({"map_h3": 0.5, "recall_h3": 0.25, "map_full": 0.75, "radius": 3})
     for row in ("MAP within the ball | 0.5", "recall within the ball | 0.25", "ranking | 0.75"):
         assert f"{row} | not stated |" in text
-    old = {"metrics": {"map_h2": 0.5, "radius": 3}}  # the names of an early version
-    text = make_bundle(training={"evaluation": old}).read(card.FILE).decode()
+    text = rendered({"map_h2": 0.5, "radius": 3})  # the names of an early version
     assert "| MAP within the ball | 0.5 | not stated |" in text

@@ -35,6 +35,7 @@ def test_a_run_holds_its_settings_classes_and_preprocessing(run: Run, make_split
     split = make_split()
     assert {path.name for path in run.path.iterdir()} == {
         "config.json",
+        "started.json",
         "model.safetensors",
         "metrics.jsonl",
     }

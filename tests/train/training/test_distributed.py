@@ -103,7 +103,8 @@ def test_a_run_of_two_processes_is_resumed_and_written_once(
     out = tmp_path / "two"
     with pytest.raises(KeyboardInterrupt):
         loop.fit(case, split, out, report=stop)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "state.safetensors"]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["metrics.jsonl", "started.json", "state.safetensors"]
     steps: list[int] = []
     run = loop.fit(
         case, split, out, resume=True, report=lambda step, total, terms: steps.append(step)
@@ -111,7 +112,7 @@ def test_a_run_of_two_processes_is_resumed_and_written_once(
     assert steps == [6, 7, 8]
     assert run.config.devices == 2
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["config.json", "metrics.jsonl", "model.safetensors"]
+    assert names == ["config.json", "metrics.jsonl", "model.safetensors", "started.json"]
     alone = loop.fit(case.stage(devices=1), split, tmp_path / "one")
     one, two = (encode(r.model, split.query)[1] for r in (alone, run))
     np.testing.assert_allclose(two, one, atol=1e-3)

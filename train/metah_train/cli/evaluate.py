@@ -45,11 +45,13 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> 
     """
     from metah_train.data import split_of
     from metah_train.evaluation.evaluate import evaluate as score
-    from metah_train.training.checkpoint import Run
+    from metah_train.training.checkpoint import Run, warn_if_changed
 
     opened = Run.open(run)
+    split = split_of(opened.config)
+    warn_if_changed(opened, split, console.warn)
     with console.step("scoring"):
-        result = score(opened, split_of(opened.config), radius=radius, shifts=shifts)
+        result = score(opened, split, radius=radius, shifts=shifts)
     if as_json:
         console.print_json(result)
     else:

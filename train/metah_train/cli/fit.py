@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from metah_runtime.cli import console
+from metah_runtime.errors import ConfigError
 from metah_train.cli.evaluate import print_evaluation
 from metah_train.methods import METHODS
 
@@ -39,7 +41,8 @@ RECIPE = click.option(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: under runs/]"
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, by its own settings.")
+@click.option("--skip-bad", is_flag=True, help="Train without the images that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in the output folder.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Score the run at the end.")
 @console.json_option
@@ -48,12 +51,16 @@ def fit(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    skip_bad: bool,
     overwrite: bool,
     evaluate: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Train a method on labelled source and unlabelled target images, and score it.
+
+    All images are read once before the first step: those that cannot be are named, and stop it
+    unless --skip-bad is given. A target without labels trains as any other, but is not scored.
 
     \b
     Examples:
@@ -63,15 +70,30 @@ def fit(
     """
     from metah_train import config as configs
     from metah_train.data import split_of
+    from metah_train.data.readable import leave_out_unreadable
     from metah_train.data.splits import describe
     from metah_train.evaluation.evaluate import evaluate as score
-    from metah_train.training import loop
+    from metah_train.training import checkpoint, loop
 
     given = {name: value for name, value in settings.items() if value is not None}
-    config = configs.load(recipe, given, assignments)
+    if out is None or not resume:
+        config = configs.load(recipe, given, assignments)
     out = default_out(config) if out is None else out
     loop.check_folder(out, resume=resume, overwrite=overwrite)
-    split = split_of(config)
+    if resume:
+        config = checkpoint.settings_of(out)
+        context = click.get_current_context()
+        chosen = context.get_parameter_source("recipe") is not ParameterSource.DEFAULT
+        changed = configs.differences(config, recipe if chosen else None, given, assignments)
+        if changed:
+            raise ConfigError(f"run {out} was started with other settings: {changed}")
+    split = split_of(config, missing_ok=skip_bad)
+    bad: tuple[str, ...] = ()
+    if not (out / checkpoint.CONFIG).exists() or overwrite:
+        split, bad = leave_out_unreadable(
+            split, skip=skip_bad, progress=console.progress_bar, warn=console.warn
+        )
+        config = config.stage(skipped=(*config.skipped, *bad))
     start = time.monotonic()
     done = 0
     with console.progress_bar(config.method, unit="step") as advance:
@@ -86,16 +108,27 @@ def fit(
             console.note("\n".join(describe(split)))
 
         run = loop.fit(
-            config, split, out, resume=resume, overwrite=overwrite, begin=begin, report=report
+            config,
+            split,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            begin=begin,
+            report=report,
+            warn=console.warn,
         )
     seconds = time.monotonic() - start
     console.note(f"{run.path}: trained in {seconds:.0f} s")
     result = None
-    if evaluate:
+    if evaluate and not split.labelled:
+        console.note("not scored: the target images have no labels")
+    elif evaluate:
         with console.step("scoring"):
             result = score(run, split)
     if as_json:
         facts = {"run": run.path, "run_digest": run.digest, "seconds": seconds}
+        if config.skipped:
+            facts["skipped"] = config.skipped
         console.print_json({**facts, "evaluation": result})
     elif result is not None:
         print_evaluation(result)

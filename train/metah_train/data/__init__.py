@@ -1,11 +1,13 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any, Protocol
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
+from metah_train.data.readable import without
 from metah_train.data.splits import SplitSizes, make_split
 
 __all__ = [
@@ -51,25 +53,29 @@ def load_split(
     seed: int = 0,
     sizes: SplitSizes | None = None,
     preprocess: Preprocess | None = None,
+    skipped: Collection[str] | None = None,
 ) -> Split:
     """Return the split of a data set; it depends on ``seed``, the data seed, alone.
 
     spec: one of FORMS; direction None is the first of the data set's. preprocess: default 32x32,
     grey for digits, RGB for folders and lists, 224x224 RGB for visda2017 and nuswide. Raises
     ConfigError for an unknown data set or direction, DataError and ImageError for data that cannot
-    be used.
+    be used. skipped: names of images to leave out; where it is given, be it empty, files that a
+    list names and that are missing are no error here, for ``find_unreadable`` finds them.
     """
     sizes = SplitSizes() if sizes is None else sizes
     kind = spec.partition(":")[0]
     if kind not in MODULES or (":" in spec) != (kind != "digits"):
         raise ConfigError(f"data must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}")
     module = import_module(f"metah_train.data.{MODULES[kind]}")
-    if kind == "digits":
-        split = module.load(direction, seed=seed, sizes=sizes, preprocess=preprocess)
-    else:
-        split = module.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess)
+    missing_ok = {} if skipped is None else {"missing_ok": True}
+    if kind not in ("listfile", "visda2017", "visda2017-objects", "nuswide"):
+        missing_ok = {}
+    split = module.load(
+        spec, direction, seed=seed, sizes=sizes, preprocess=preprocess, **missing_ok
+    )
     assert isinstance(split, Split)
-    return split
+    return without(split, skipped) if skipped else split
 
 
 class SplitSettings(Protocol):
@@ -85,9 +91,11 @@ class SplitSettings(Protocol):
     def split(self) -> SplitSizes: ...
     @property
     def preprocess(self) -> Preprocess | None: ...
+    @property
+    def skipped(self) -> tuple[str, ...]: ...
 
 
-SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess")
+SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess", "skipped")
 """The fields of a Config that decide its split: what agrees in them shares one."""
 
 
@@ -96,7 +104,16 @@ def split_key(config: SplitSettings) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in SPLIT_FIELDS)
 
 
-def split_of(config: SplitSettings) -> Split:
-    """Return the split that a run of this configuration trains, selects and is scored on."""
-    name, direction, seed, sizes, preprocess = split_key(config)
-    return load_split(name, direction, seed=seed, sizes=sizes, preprocess=preprocess)
+def split_of(config: SplitSettings, *, missing_ok: bool = False) -> Split:
+    """Return the split that a run of this configuration trains, selects and is scored on.
+
+    missing_ok: as ``load_split`` with ``skipped`` given.
+    """
+    return load_split(
+        config.data,
+        config.direction,
+        seed=config.data_seed,
+        sizes=config.split,
+        preprocess=config.preprocess,
+        skipped=config.skipped if config.skipped or missing_ok else None,
+    )

@@ -1,7 +1,7 @@
 """Sets of images, in memory or on disk, and the five sets of a transfer experiment."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metah_runtime.checks import usable_cores
-from metah_runtime.errors import DataError
+from metah_runtime.errors import DataError, ImageError
 from metah_runtime.images.formats import FORMATS
 from metah_runtime.images.orientation import suppress_warnings
 from metah_runtime.images.preprocess import Preprocess, load_image
+
+SETS = ("source_train", "source_valid", "target_train", "query", "database")
+"""The sets of a Split."""
 
 CACHE_BYTES = 512 * 2**20
 """How much of a folder set is kept decoded in memory."""
@@ -53,8 +56,10 @@ class Split:
     source_train, source_valid: labelled, disjoint, of the source domain. target_train: of the
     target domain, ``labels`` None. query, database: of the target domain, labelled (for the score
     alone), disjoint; target_train is all or a part of the database. The database is shuffled.
+    Where the target has no labels at all, ``query`` is empty and ``database`` is all of the target.
     class_names[c] is the name of label c. groups: rows of ``query`` by name (such as seen and
-    unseen classes) that are also scored apart. ``emoji`` differs, and says how.
+    unseen classes) that are also scored apart. notes: what was left out of the data. ``emoji``
+    differs, and says how.
     """
 
     name: str
@@ -67,6 +72,20 @@ class Split:
     query: ImageSet
     database: ImageSet
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether queries and database have labels, by which a run can be scored."""
+        return self.query.labels is not None and self.database.labels is not None
+
+    def check_labelled(self) -> None:
+        """Raise DataError unless the split can be scored."""
+        if not self.labelled:
+            raise DataError(
+                f"{self.name}: the target images have no labels, so retrieval among them cannot "
+                "be scored; fix: sort some into class folders as the source's, and name these"
+            )
 
 
 class ArrayImages:
@@ -166,6 +185,19 @@ class FileImages:
     def unlabelled(self) -> "FileImages":
         """Return the same images with ``labels`` None."""
         return self._with(self.paths, None, self.names)
+
+    def unreadable(self, indices: Any) -> Iterator[tuple[int, str | None]]:
+        """Decode the images at ``indices``; yield each with the reason why it cannot be read."""
+
+        def reason(path: Path) -> str | None:
+            try:
+                self._one(path)
+            except (ImageError, OSError) as error:
+                return str(error)
+            return None
+
+        rows = [int(row) for row in indices]
+        yield from zip(rows, _pool().map(reason, [self.paths[r] for r in rows]), strict=True)
 
     def typical_size(self, sample: int = 20) -> tuple[int, int]:
         """Return the median (width, height) in pixels that some of the files state; (0, 0) if none.

@@ -64,6 +64,7 @@ _POINTS = 34, 48
 
 
 def load(
+    spec: str,  # noqa: ARG001 - there is one set
     direction: str | None,
     *,
     seed: int,
@@ -122,7 +123,7 @@ def write(out: Path, *, seed: int, sizes: SplitSizes) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(images.load([row])[0, :, :, 0]).save(path)
         for direction in DIRECTIONS:
-            split = load(direction, seed=seed, sizes=sizes)
+            split = load("digits", direction, seed=seed, sizes=sizes)
             for name, part in (("query", split.query), ("database", split.database)):
                 path = folder / f"{direction}-{name}.txt"
                 path.write_text("".join(f"{line}\n" for line in part.names))

@@ -1,6 +1,7 @@
 """A user's own split as list files: ``listfile:FOLDER``.
 
-FOLDER/source_train.txt, query.txt, database.txt    PATH LABEL(S), paths below FOLDER
+FOLDER/source_train.txt                             PATH LABEL(S), paths below FOLDER
+FOLDER/query.txt, database.txt                      likewise; without both nothing is scored
 FOLDER/target_train.txt                             labels, if any, are dropped
 FOLDER/source_valid.txt                             optional; else held out of source_train
 FOLDER/classes.txt                                  optional, one name a line
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from metah_runtime.errors import DataError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import FileImages, Split
-from metah_train.data.lists import Listing, check_disjoint, file_images, locate, read_list
+from metah_train.data.lists import (
+    Listing,
+    check_disjoint,
+    file_images,
+    locate,
+    read_lines,
+    read_list,
+)
 from metah_train.data.splits import SplitSizes, choose_direction, hold_out
 
 DIRECTIONS = ("src2tgt",)
@@ -29,6 +37,7 @@ def load(
     seed: int,
     sizes: SplitSizes,
     preprocess: Preprocess | None = None,
+    missing_ok: bool = False,
 ) -> Split:
     """Return the split of ``listfile:FOLDER``; see ``metah_train.data.load_split``.
 
@@ -40,25 +49,31 @@ def load(
     root = Path(spec.removeprefix("listfile:"))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    names = ["source_train", "query", "database"]
+    scored = any((root / f"{name}.txt").exists() for name in ("query", "database"))
+    names = ["source_train", *(("query", "database") if scored else ())]
     if (root / "source_valid.txt").exists():
         names.append("source_valid")
     lists = {name: read_list(root / f"{name}.txt") for name in names}
     lists["target_train"] = _bare(root / "target_train.txt", _width(lists["source_train"]))
-    check_disjoint(lists["query"], lists["database"])
-    check_disjoint(lists["query"], lists["target_train"])
+    if scored:
+        check_disjoint(lists["query"], lists["database"])
+        check_disjoint(lists["query"], lists["target_train"])
     if "source_valid" in lists:
         check_disjoint(lists["source_valid"], lists["source_train"])
     labels = label_arrays({name: lists[name] for name in names})
     class_names = read_classes(root, labels)
     sets: dict[str, FileImages] = {
-        name: file_images(locate(found, [root]), labels.get(name), root, preprocess)
+        name: file_images(
+            locate(found, [root], missing_ok=missing_ok), labels.get(name), root, preprocess
+        )
         for name, found in lists.items()
     }
     if "source_valid" not in sets:
         source = sets["source_train"]
         train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
         sets["source_train"], sets["source_valid"] = source.subset(train), source.subset(valid)
+    if not scored:
+        sets["query"], sets["database"] = sets["target_train"].subset([]), sets["target_train"]
     order = np.random.default_rng(seed).permutation(len(sets["database"]))
     return Split(
         name=spec,
@@ -96,7 +111,7 @@ def read_classes(root: Path, labels: dict[str, NDArray[Any]]) -> tuple[str, ...]
     path = root / "classes.txt"
     if not path.exists():
         return tuple(f"label {label}" for label in range(count))
-    names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    names = tuple(read_lines(path))
     if len(names) < count:
         raise DataError(f"{path}: the lists have {count} labels, the file names {len(names)}")
     return names

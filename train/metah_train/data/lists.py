@@ -5,8 +5,10 @@ hold spaces. Lists made on another machine are understood: where the paths do no
 folders are dropped, the same number for the whole list, until they do.
 """
 
+import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -58,13 +60,7 @@ def read_list(path: Path, *, width: int | None = None) -> Listing:
     width: numbers a line must end in; None: as many as all lines have. A list in which some line
     has none is a bare list of paths. Empty lines are skipped.
     """
-    try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such list file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = read_lines(path)
     if not lines:
         raise DataError(f"{path}: the list is empty")
     counts = []
@@ -93,17 +89,45 @@ def read_list(path: Path, *, width: int | None = None) -> Listing:
     return _checked(path, entries, rows.astype(np.uint8))
 
 
-def locate(listing: Listing, roots: Sequence[Path]) -> list[Path]:
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file without surrounding space, without the empty ones.
+
+    UTF-8 or UTF-16, with or without a byte order mark, lines ended by LF, CRLF or CR. Bytes that
+    are not UTF-8 stay as surrogates. Raises DataError for a file that cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such list file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = data.decode("utf-16")
+        elif b"\0" in data[:2]:  # no name and no number holds a NUL: UTF-16 without a mark
+            text = data.decode("utf-16-be" if data.startswith(b"\0") else "utf-16-le")
+        else:
+            text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-16 text ({error.reason}); fix: save as UTF-8"
+        ) from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def locate(listing: Listing, roots: Sequence[Path], *, missing_ok: bool = False) -> list[Path]:
     """Return the file of each entry, below the first of ``roots`` that has it.
 
-    Raises DataError naming the files that are missing.
+    A name may be composed (NFC) in the list and decomposed (NFD) on the disk, or the reverse.
+    Raises DataError naming the files that are missing, unless ``missing_ok``.
     """
     for root in roots:
         for drop in range(_depth(listing.entries[0])):
             if any(_below(root, entry, drop).is_file() for entry in listing.entries[:_PROBES]):
                 found = [_below(root, entry, drop) for entry in listing.entries]
                 missing = [path for path in found if not path.is_file()]
-                if missing:
+                if missing and not missing_ok:
                     raise _missing(listing.path, missing, len(found))
                 return found
     first = [_below(roots[0], entry, 0) for entry in listing.entries[:_PROBES]]
@@ -149,10 +173,14 @@ def _depth(entry: str) -> int:
 
 def _below(root: Path, entry: str, drop: int) -> Path:
     """Return root/entry without its first ``drop`` folders; an absolute entry is itself."""
-    if not drop:
-        return Path(os.path.normpath(root / entry))
-    parts = PurePosixPath(entry).parts[drop:]
-    return Path(os.path.normpath(root.joinpath(*parts))) if parts else root
+    parts = PurePosixPath(entry).parts[drop:] if drop else (entry,)
+    path = Path(os.path.normpath(root.joinpath(*parts))) if parts else root
+    if not entry.isascii() and not path.exists():
+        for form in ("NFC", "NFD"):
+            other = Path(unicodedata.normalize(form, str(path)))
+            if other.is_file():
+                return other
+    return path
 
 
 def _missing(path: Path, missing: Sequence[Path], total: int) -> DataError:

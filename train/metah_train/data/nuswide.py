@@ -33,6 +33,7 @@ def load(
     seed: int,
     sizes: SplitSizes,
     preprocess: Preprocess | None = None,
+    missing_ok: bool = False,
 ) -> Split:
     """Return the split of ``nuswide:ROOT``; see ``metah_train.data.load_split``.
 
@@ -45,7 +46,7 @@ def load(
     root = Path(spec.removeprefix("nuswide:"))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    images, train, query, database = _sets(root, seed, sizes, preprocess)
+    images, train, query, database = _sets(root, seed, sizes, preprocess, missing_ok)
     rng = np.random.default_rng([seed, 1])
     database = rng.permutation(database)
     count = len(train) if sizes.target_train is None else sizes.target_train
@@ -103,7 +104,7 @@ def quota(
 
 
 def _sets(
-    root: Path, seed: int, sizes: SplitSizes, preprocess: Preprocess
+    root: Path, seed: int, sizes: SplitSizes, preprocess: Preprocess, missing_ok: bool
 ) -> tuple[FileImages, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return (all images, training, query and database rows)."""
     present = {
@@ -116,7 +117,7 @@ def _sets(
         queries = QUERIES if sizes.queries_per_class is None else sizes.queries_per_class
         assert everything.labels is not None
         rows = quota(everything.labels, train, queries, seed)
-        paths = locate(everything, [root])
+        paths = locate(everything, [root], missing_ok=missing_ok)
         return file_images(paths, everything.labels, root, preprocess), *rows
     lists = {name: read_list(root / f"{name}.txt", width=LABELS) for name in ("train", "test")}
     check_disjoint(lists["train"], lists["test"])
@@ -127,7 +128,7 @@ def _sets(
     files: dict[Path, int] = {}
     labels: list[NDArray[np.uint8]] = []
     rows_of = {
-        part: _add(found, root, files, labels)
+        part: _add(found, root, files, labels, missing_ok)
         for part, found in (("train", lists["train"]), ("test", lists["test"]), ("rest", rest))
     }
     images = file_images(list(files), np.stack(labels), root, preprocess)
@@ -136,12 +137,18 @@ def _sets(
 
 
 def _add(
-    listing: Listing, root: Path, files: dict[Path, int], labels: list[NDArray[np.uint8]]
+    listing: Listing,
+    root: Path,
+    files: dict[Path, int],
+    labels: list[NDArray[np.uint8]],
+    missing_ok: bool,
 ) -> NDArray[np.int64]:
     """Add a list's images to ``files`` and ``labels`` where they are new; return their rows."""
     rows = []
     assert listing.labels is not None
-    for path, label in zip(locate(listing, [root]), listing.labels, strict=True):
+    for path, label in zip(
+        locate(listing, [root], missing_ok=missing_ok), listing.labels, strict=True
+    ):
         row = files.setdefault(path, len(labels))
         if row == len(labels):
             labels.append(label)

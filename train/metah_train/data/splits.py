@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from metah_runtime import schema
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images.preprocess import Preprocess
-from metah_train.data.base import FileImages, ImageSet, Split, spread
+from metah_train.data.base import SETS, FileImages, ImageSet, Split, spread
 
 QUERIES = 30
 """Queries a class where neither the user nor a published split says how many."""
@@ -88,6 +88,34 @@ def make_split(
     )
 
 
+def make_unlabelled_split(
+    source: ImageSet,
+    target: ImageSet,
+    *,
+    name: str,
+    direction: str,
+    class_names: tuple[str, ...],
+    preprocess: Preprocess,
+    seed: int,
+    sizes: SplitSizes,
+) -> Split:
+    """Divide a labelled source; all of the target, which has no labels, trains. No query."""
+    train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
+    database = target.subset(np.random.default_rng([seed, _TARGET]).permutation(len(target)))
+    rows = sizes.first_of_target(np.arange(len(target)), f"the target's {len(target)} images")
+    return Split(
+        name=name,
+        direction=direction,
+        class_names=class_names,
+        preprocess=preprocess,
+        source_train=source.subset(train),
+        source_valid=source.subset(valid),
+        target_train=database.subset(rows),
+        query=database.subset([]),
+        database=database,
+    )
+
+
 def hold_out(
     images: ImageSet, class_names: tuple[str, ...], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -157,8 +185,10 @@ def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
     Pixels are in 0..1, of at most ``sample`` images spread evenly over the set.
     """
     rows = []
-    for name in ("source_train", "source_valid", "target_train", "query", "database"):
+    for name in SETS:
         images: ImageSet = getattr(split, name)
+        if not len(images):
+            continue
         pixels = images.load(spread(len(images), sample)).astype(np.float32) / 255
         labels = images.labels
         counts = None
@@ -194,6 +224,7 @@ def describe(split: Split) -> list[str]:
             f"  {row['set']}: {row['images']} images{classes}, "
             f"pixels {row['pixel_mean']:.3f} ± {row['pixel_deviation']:.3f}"
         )
+    lines += [f"  {note}" for note in split.notes]
     images = split.target_train
     if isinstance(images, FileImages) and width * height < THUMBNAIL**2:
         wide, high = images.typical_size()

@@ -49,6 +49,7 @@ def load(
     seed: int,
     sizes: SplitSizes,
     preprocess: Preprocess | None = None,
+    missing_ok: bool = False,
 ) -> Split:
     """Return the split of ``visda2017:ROOT``; see ``metah_train.data.load_split``.
 
@@ -66,7 +67,7 @@ def load(
     train = TRAIN if sizes.train_per_class is None else sizes.train_per_class
     queries = QUERIES if sizes.queries_per_class is None else sizes.queries_per_class
     domains = direction.split("2")
-    images = {name: _images(root, name, preprocess) for name in domains}
+    images = {name: _images(root, name, preprocess, missing_ok) for name in domains}
     rows = {}
     for name in domains:
         if lists is None:
@@ -147,14 +148,16 @@ def _folders(rest: str, spec: str) -> tuple[Path, Path | None]:
     return Path(parts[0]), Path(parts[1]) if len(parts) == 2 else None
 
 
-def _images(root: Path, domain: str, preprocess: Preprocess) -> FileImages:
+def _images(root: Path, domain: str, preprocess: Preprocess, missing_ok: bool) -> FileImages:
     """Return all images of a domain, named by their path below ROOT."""
     folder = FOLDERS[domain]
     places = (root / folder / "image_list.txt", root / "image_list" / f"{folder}.txt")
     path = next((place for place in places if place.is_file()), places[0])
     listing = read_list(path, width=1)
     labels = listing.classes(len(CLASSES))
-    return file_images(locate(listing, [root / folder, root]), labels, root, preprocess)
+    return file_images(
+        locate(listing, [root / folder, root], missing_ok=missing_ok), labels, root, preprocess
+    )
 
 
 def _listed(images: FileImages, root: Path, lists: Path, domain: str, seed: int) -> Rows:
@@ -163,7 +166,7 @@ def _listed(images: FileImages, root: Path, lists: Path, domain: str, seed: int)
     rows = {}
     for kind in ("train", "test"):
         listing = read_list(lists / f"{LISTED[domain]}_{kind}_list.txt")
-        paths = locate(listing, [root])
+        paths = locate(listing, [root], missing_ok=True)  # they must be in the list of all
         unknown = [path for path in paths if path not in place]
         if unknown:
             raise DataError(f"{listing.path}: {unknown[0]} is not in the list of all images")

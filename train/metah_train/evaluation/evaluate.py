@@ -82,8 +82,9 @@ def evaluate(
     ``source_validation`` holds those of ``validate``, ``criteria`` those of ``unsupervised``,
     ``groups`` those of each of the split's groups of queries. shifts: also score queries and
     database under each of ``metah_train.evaluation.shifts``, in ``shifts``: domains that
-    training never saw.
+    training never saw. Raises DataError if the target has no labels.
     """
+    split.check_labelled()
     result = {
         "method": run.config.method,
         "bits": run.config.bits,

@@ -1,5 +1,6 @@
 """Runs on disk: the finished model, and the state that lets an interrupted training go on.
 
+    RUN/started.json         settings and a record of the images, before the first step
     RUN/config.json          settings, task, classes, preprocessing, digests
     RUN/model.safetensors    tensors of the HashModel
     RUN/metrics.jsonl        loss terms and unlabelled statistics while training
@@ -21,9 +22,12 @@ import safetensors.torch
 import torch
 
 from metah_runtime import files, schema
-from metah_runtime.errors import ConfigError, RunError
+from metah_runtime.errors import ConfigError, DataError, RunError
 from metah_runtime.images.preprocess import Preprocess
+from metah_runtime.reporting import Warn
 from metah_train.config import Config
+from metah_train.data import Split
+from metah_train.data.record import Record, check_images
 from metah_train.methods import method_class
 from metah_train.methods.base import HashModel, Task
 from metah_train.settings import Settings
@@ -34,7 +38,8 @@ CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.jsonl"
 STATE = "state.safetensors"
-RUN_FILES = (CONFIG, MODEL, METRICS, STATE, "evaluation.json")
+STARTED = "started.json"
+RUN_FILES = (STARTED, CONFIG, MODEL, METRICS, STATE, "evaluation.json")
 MAX_CONFIG_BYTES = 16 << 20
 MAX_MODEL_BYTES = 8 << 30
 
@@ -154,21 +159,26 @@ def load_state(path: Path, config: Settings) -> tuple[int, dict[str, torch.Tenso
 
     Raises RunError if the state is damaged, ConfigError if it belongs to other settings.
     """
+    about, tensors = _read_state(path)
+    if about["sha256"] != tensors_digest(tensors):
+        raise RunError(f"run {path}: {STATE} is damaged; fix: start again with --overwrite")
+    settings, asked = about["config"], json.loads(json.dumps(config.to_dict()))
+    if settings != asked:
+        raise ConfigError(f"run {path} was started with other settings: {changes(settings, asked)}")
+    return about["step"], tensors
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return (step, config and sha256, tensors) of RUN/state.safetensors."""
     try:
         with safetensors.safe_open(path / STATE, framework="pt") as file:
             about = json.loads((file.metadata() or {})["metah"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step, digest, settings = about["step"], about["sha256"], about["config"]
+        return {key: about[key] for key in ("step", "sha256", "config")}, tensors
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RunError(
             f"run {path}: {STATE} cannot be read ({error}); fix: start again with --overwrite"
         ) from None
-    if digest != tensors_digest(tensors):
-        raise RunError(f"run {path}: {STATE} is damaged; fix: start again with --overwrite")
-    asked = json.loads(json.dumps(config.to_dict()))
-    if settings != asked:
-        raise ConfigError(f"run {path} was started with other settings: {changes(settings, asked)}")
-    return step, tensors
 
 
 def is_run(path: Path) -> bool:
@@ -176,14 +186,73 @@ def is_run(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")}
-    return METRICS in names and names <= set(RUN_FILES)
+    return bool(names & {METRICS, STARTED}) and names <= set(RUN_FILES)
+
+
+def save_start(path: Path, config: Settings, images: Record) -> None:
+    """Write started.json: what the run is to be, and of which images."""
+    about = {"format": FORMAT, "config": config.to_dict(), "images": images}
+    files.write_json(path / STARTED, about)
+
+
+def images_of(path: Path) -> Mapping[str, Any] | None:
+    """Return the record of the images that a run was started with, None for an early version's."""
+    return _started(path).get("images")
+
+
+def warn_if_changed(run: Run, split: Split, warn: Warn) -> None:
+    """Warn if a run's images are not those that it was trained with."""
+    before = images_of(run.path)
+    try:
+        changed = None if before is None else check_images(before, split, f"run {run.path}")
+    except DataError as error:
+        changed = str(error).partition("; fix:")[0]
+    if changed:
+        warn(changed)
+
+
+def settings_of(path: Path) -> Config:
+    """Return the settings of a run, finished or not.
+
+    Raises RunError if there is no run to go on with, or its settings cannot be used.
+    """
+    if (path / CONFIG).exists():
+        return Run.open(path).config
+    about = _started(path)
+    if not about and (path / STATE).exists():
+        about = _read_state(path)[0]  # a run that an early version began
+    if not about:
+        raise RunError(f"{path} holds no run to go on with; fix: leave out --resume to begin it")
+    try:
+        return Config.from_dict(about["config"])
+    except (ConfigError, TypeError, KeyError) as error:
+        raise RunError(
+            f"run {path}: its settings cannot be used ({error}); fix: begin again with --overwrite"
+        ) from None
+
+
+def _started(path: Path) -> Mapping[str, Any]:
+    """Return what started.json says, nothing if there is none."""
+    if not (path / STARTED).exists():
+        return {}
+    try:
+        found = schema.parse_json(_read(path, STARTED, MAX_CONFIG_BYTES))
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        if not all(isinstance(found.get(key), dict) for key in ("config", "images")):
+            raise ValueError("it has no config or no images")
+    except ValueError as error:
+        raise RunError(
+            f"run {path}: {STARTED} cannot be used: {error}; fix: begin again with --overwrite"
+        ) from None
+    return found
 
 
 def _read_manifest(path: Path) -> RunManifest:
     if not path.is_dir():
         raise RunError(f"run {path} is not a folder; fix: train one with metah-train fit")
     if not (path / CONFIG).exists():
-        if (path / STATE).exists() or (path / METRICS).exists():
+        if any((path / name).exists() for name in (STATE, METRICS, STARTED)):
             raise RunError(f"run {path} is not finished; fix: metah-train fit ... --resume")
         raise RunError(f"run {path} has no {CONFIG}: it is not a run of metah-train")
     try:

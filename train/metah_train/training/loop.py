@@ -7,7 +7,7 @@ Nothing random lives from one step to the next: the batches and the noise of ste
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import nn
 
 from metah_runtime import files
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, RunError
+from metah_runtime.reporting import Warn, python_warning
 from metah_train.config import Config
 from metah_train.data import Split
+from metah_train.data.record import check_images, record_images
 from metah_train.methods import method_class
 from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod, Task
 from metah_train.methods.sampling import batch_rows, labels_of, seed_step
@@ -42,6 +44,7 @@ def fit(
     begin: Callable[[], None] | None = None,
     report: Report | None = None,
     cache: TensorCache | None = None,
+    warn: Warn = python_warning,
 ) -> Run:
     """Train ``config.method`` on a split, write the run into the folder ``out`` and open it.
 
@@ -49,7 +52,8 @@ def fit(
     a finished one is returned as it is) or ``overwrite`` (remove the run that is there).
     begin is called when all checks are passed, before the first step; cache: of backbones and
     features that shallow methods share. A run that ends before its first saved state leaves no
-    folder behind. Raises ConfigError, DataError, RunError or BackendUnavailable.
+    folder behind; one that goes on does so with the images that it was started with.
+    Raises ConfigError, DataError, RunError or BackendUnavailable.
     """
     out = Path(out)
     task = task_of(split)
@@ -57,11 +61,19 @@ def fit(
     with _threads(config.threads):
         method, trained = _build(config, task, device)
         check_sizes(trained, split)
-        finished = prepare_folder(out, config, resume=resume, overwrite=overwrite)
-        if finished is not None:
-            return finished
+        held = check_folder(out, resume=resume, overwrite=overwrite)
+        if held and resume and (out / checkpoint.CONFIG).exists():
+            return _finished(out, config)
+        images = record_images(split)
+        if held and resume and (before := checkpoint.images_of(out)) is not None:
+            changed = check_images(before, split, f"run {out}")
+            if changed:
+                warn(changed)
         if begin is not None:
             begin()
+        if held and overwrite:
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
 
         def run() -> int:
             with (
@@ -70,7 +82,10 @@ def fit(
             ):
                 return train(trained, split, out, resume=resume, report=report)
 
-        with _no_empty_run(out):
+        with nullcontext() if held and resume else _no_empty_run(out):
+            if not (out / checkpoint.STARTED).exists():
+                checkpoint.save_start(out, config, images)
+            (out / checkpoint.METRICS).touch()
             if isinstance(method, ShallowMethod):
                 steps = train_backbone(method, split, run, cache)
                 fit_shallow(method, split, cache)
@@ -109,20 +124,13 @@ def _assist(
         train(trained, split, out, resume=resume)
 
 
-def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) -> Run | None:
-    """Make ``out`` ready to train into; return the run in it if it is finished and resumed."""
-    if check_folder(out, resume=resume, overwrite=overwrite):
-        if overwrite:
-            shutil.rmtree(out)
-        elif (out / checkpoint.CONFIG).exists():
-            run = Run.open(out)
-            if run.config != config:
-                changed = checkpoint.changes(run.config.to_dict(), config.to_dict())
-                raise ConfigError(f"run {out} is finished, with other settings: {changed}")
-            return run
-    out.mkdir(parents=True, exist_ok=True)
-    (out / checkpoint.METRICS).touch()
-    return None
+def _finished(out: Path, config: Config) -> Run:
+    """Return the finished run in ``out``; raise ConfigError if its settings are others."""
+    run = Run.open(out)
+    if run.config != config:
+        changed = checkpoint.changes(run.config.to_dict(), config.to_dict())
+        raise ConfigError(f"run {out} is finished, with other settings: {changed}")
+    return run
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
@@ -152,7 +160,7 @@ def _no_empty_run(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if {path.name for path in out.iterdir()} <= {checkpoint.METRICS}:
+        if {path.name for path in out.iterdir()} <= {checkpoint.METRICS, checkpoint.STARTED}:
             shutil.rmtree(out)
         raise
 
