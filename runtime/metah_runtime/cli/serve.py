@@ -26,7 +26,7 @@ LIMITS = {
     "decode-timeout": "seconds to decode one image",
     "body-timeout": "seconds for the body of a request",
     "header-timeout": "seconds for the head of a request",
-    "connections": "open at once",
+    "connections": "open at once; of one address three quarters of them",
     "decoders": "processes that decode images [default: all cores]",
     "reload": "seconds between looks at the index for a new version",
     "drain": "seconds for requests at work when told to stop",

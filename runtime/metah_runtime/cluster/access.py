@@ -59,6 +59,7 @@ def connect(address: str | None = None) -> str:
     else:
         where = _find(address)
         _check_reachable(where)
+        _silence_errors_of_others()
         try:
             ray.init(
                 address=where, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -102,6 +103,18 @@ def require_token(address: str) -> None:
     if done.returncode != _REFUSED:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ClusterError(f"cannot tell whether {address} asks for a token: {reason[:200]}")
+
+
+def _silence_errors_of_others() -> None:
+    """Keep Ray from writing errors of the cluster to standard output, which is for results.
+
+    Ray has no option for it: ``log_to_driver`` stops the logs of workers alone. Errors of our own
+    requests are raised and do not come this way.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _find(address: str | None) -> str:

@@ -97,14 +97,15 @@ writer: LineWriter | None = None
 
 
 def start(level: str) -> None:
-    """Send the records of the server, uvicorn and asyncio to standard error."""
+    """Send records of the server, uvicorn, asyncio and warnings to standard error."""
     global writer
     try:
         writer = LineWriter(sys.stderr.fileno())
     except RuntimeError as error:
         raise no_thread(error) from None
     least = max_level(level, "warning")
-    for name in ("metah.serve", "uvicorn.error", "asyncio"):
+    logging.captureWarnings(True)
+    for name in ("metah.serve", "uvicorn.error", "asyncio", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [writer]
         logger.propagate = False

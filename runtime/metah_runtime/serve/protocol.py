@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import h11
@@ -15,6 +16,9 @@ LEAST_CHUNK = 64
 
 MOST_UNPARSED = 64 << 10
 """Bytes of an incomplete head, chunk head or trailer."""
+
+SHARE = 0.75
+"""Largest part of all connections that one client address may hold."""
 
 READ = 64 << 10
 """Bytes of one connection that are read and parsed before other connections are served."""
@@ -46,8 +50,10 @@ def protocol(
     """Return the protocol class of a server.
 
     header_timeout: seconds from the first byte of a request, or the connection, to the end of its
-    head; write_timeout: seconds for a client to make room for an answer; connections: at once.
+    head; write_timeout: seconds for a client to make room for an answer; connections: at once, of
+    which one client may have ``SHARE``.
     """
+    share = math.ceil(SHARE * connections)
 
     class Protocol(H11Protocol):
         conn: _Connection
@@ -59,11 +65,22 @@ def protocol(
             self.conn = _Connection(h11.SERVER, MOST_UNPARSED)
             transport.max_size = READ  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > connections:
-                self.logger.warning("refused a connection: %d are open", connections)
-                transport.write(_raw(503, "too many connections", f"at most {connections}"))
-                transport.close()
-                return
-            self._watch_head()
+                self._refuse(connections, "at once")
+            elif self._of_same_client() > share:
+                self._refuse(share, "of one client")
+            else:
+                self._watch_head()
+
+        def _of_same_client(self) -> int:
+            client = self.client and self.client[0]
+            others = (getattr(other, "client", None) for other in self.connections)
+            return sum(other is not None and other[0] == client for other in others)
+
+        def _refuse(self, most: int, which: str) -> None:
+            self.logger.warning("refused a connection: %d are open %s", most, which)
+            rule = f"at most {most} connections {which}"
+            self.transport.write(_raw(503, "too many connections", rule))
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop("_head")

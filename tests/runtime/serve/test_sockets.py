@@ -181,12 +181,30 @@ def test_a_small_body_may_come_in_tiny_chunks(tight: Running) -> None:
         assert rest(sock)[0] == 200
 
 
+def link_from(server: Running, address: str) -> socket.socket:
+    """Connect as another client: all of 127.0.0.0/8 is this machine."""
+    return socket.create_connection(
+        ("127.0.0.1", server.port), timeout=20, source_address=(address, 0)
+    )
+
+
 def test_one_connection_too_many_is_told_so(tight: Running) -> None:
+    share = CONNECTIONS * 3 // 4
     with contextlib.ExitStack() as stack:
-        links = [stack.enter_context(link(tight)) for _ in range(CONNECTIONS + 1)]
+        links = [stack.enter_context(link_from(tight, "127.0.0.2")) for _ in range(share + 1)]
         status, headers, body = rest(links[-1])
         assert (status, headers["retry-after"]) == (503, "1")
         assert body["error"] == "too many connections"
+        assert body["rule"] == f"at most {share} connections of one client"
+        assert tight.get("/healthz").status == 200  # the others have room
+        links = [
+            stack.enter_context(link_from(tight, "127.0.0.3"))
+            for _ in range(CONNECTIONS - share + 1)
+        ]
+        status, headers, body = rest(links[-1])
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert body["error"] == "too many connections"
+        assert body["rule"] == f"at most {CONNECTIONS} connections at once"
     for _ in range(100):
         with contextlib.suppress(OSError):
             if tight.get("/healthz").status == 200:
