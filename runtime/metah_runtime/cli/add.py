@@ -22,6 +22,7 @@ from metah_runtime.images.find import walk_images
 from metah_runtime.images.formats import Decoder
 from metah_runtime.images.preprocess import decoder_version
 from metah_runtime.index import Index
+from metah_runtime.index.manifest import is_vacant
 from metah_runtime.model.encoder import BadImage, Encoder
 
 CHUNK = 65_536
@@ -99,7 +100,7 @@ def add(
     version = decoder_version(decoder)
     if errors is not None and not errors.absolute().parent.is_dir():
         raise ConfigError(f"--errors {errors}: folder {errors.parent} does not exist")
-    store = Index.open(index) if os.path.lexists(index) else None
+    store = None if is_vacant(index) else Index.open(index)
     if store is None and bundle is None:
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
     encoder = open_encoder(index, store, bundle, device, threads, spin=False)

@@ -1,6 +1,5 @@
 """metah-search import: codes from a file or a database."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from metah_runtime.cli import console
 from metah_runtime.cli.format_options import format_options
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.index import Index
+from metah_runtime.index.manifest import is_vacant
 
 
 @click.command("import")
@@ -64,7 +64,7 @@ def import_(
 
 
 def _open_or_create(index: Path, rows: Any, fingerprint: str | None) -> Index:
-    if not os.path.lexists(index):
+    if is_vacant(index):
         return Index.create(index, bits=rows.bits, fingerprint=fingerprint, model=rows.model)
     store = Index.open(index)
     if store.fingerprint != fingerprint:

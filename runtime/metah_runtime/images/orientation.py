@@ -1,16 +1,17 @@
 """The orientation that a file's metadata states, read and applied without Pillow's warnings."""
 
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from PIL import ExifTags, Image, ImageOps
 
+from metah_runtime.locks import ForkSafeLock
+
 _PILLOW = r"PIL\."
 _FILTER = ("ignore", None, Warning, re.compile(_PILLOW), 0)
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _users = 0
 
 

@@ -1,7 +1,6 @@
 """Commits: one writer at a time moves an index from one durable state to the next."""
 
 import dataclasses
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from metah_runtime.index.lock import claim_generation, writer_lock
 from metah_runtime.index.manifest import Manifest
 from metah_runtime.index.snapshot import Check, Snapshot, newest
 from metah_runtime.index.transaction import Transaction
+from metah_runtime.locks import ForkSafeLock
 
 
 class Committer:
@@ -22,7 +22,7 @@ class Committer:
         self._path = path
         self._check: Check = check
         self._failed: StorageError | None = None
-        self._threads = threading.RLock()
+        self._threads = ForkSafeLock()
         self._leftovers: Sequence[Leftover] = ()
 
     @contextmanager

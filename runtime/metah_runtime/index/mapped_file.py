@@ -1,7 +1,6 @@
 """One index file, mapped for reading and checked block by block."""
 
 import os
-import threading
 from functools import partial
 from mmap import PROT_READ, mmap
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from metah_runtime import _checksum, _native, files
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.format import BLOCK, HEADER, FormatError, Header, block_sums
+from metah_runtime.locks import ForkSafeLock
 
 map_file = getattr(_native, "FileMap", None) or partial(mmap, prot=PROT_READ)
 
@@ -26,7 +26,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         handle = files.open_regular(path)
         try:
             length = os.fstat(handle).st_size

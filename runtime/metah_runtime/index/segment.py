@@ -35,6 +35,7 @@ class Segment(MappedFile):
         width = header.bits // 8
         self.codes: Codes = self.column(layout.codes, header.rows * width).reshape(-1, width)
         self._ids: Ids | None = None
+        self._ids_in_order = False
         if header.stored_ids:
             self._ids = self.column(layout.ids, 8 * header.rows).view("<i8")
 
@@ -74,13 +75,14 @@ class Segment(MappedFile):
             return np.where(inside, ids - self.first_id, -1)
         out = np.full(len(ids), -1, np.int64)
         asked = ids[inside]
-        rows = np.searchsorted(self._ids, asked)
+        rows = np.minimum(np.searchsorted(self._ids, asked), len(self) - 1)
         out[inside] = np.where(self._ids[rows] == asked, rows, -1)
         return out
 
     def check_search(self) -> None:
         """Check what a search reads: codes and ids."""
-        self.check(self._layout.codes, self._layout.ends)
+        self.check(self._layout.codes, self._layout.ids)
+        self.check_ids()
 
     def check_rows(self, start: int, stop: int) -> None:
         """Check the codes of the rows [start, stop) and the ids."""
@@ -90,9 +92,19 @@ class Segment(MappedFile):
         self.check_ids()
 
     def check_ids(self) -> None:
-        """Check the ids alone."""
-        if self._ids is not None:
-            self.check(self._layout.ids, self._layout.ends)
+        """Check the ids alone: their blocks and, with them, their order and their ends."""
+        if self._ids is None:
+            return
+        self.check(self._layout.ids, self._layout.ends)
+        if not self._ids_in_order:
+            self._check_id_order(self._ids)
+            self._ids_in_order = True
+
+    def _check_id_order(self, ids: Ids) -> None:
+        if ids[0] != self.header.first_id or ids[-1] != self.header.last_id:
+            raise self.corrupt("the stored ids do not begin and end as the header says")
+        if not ascending(ids):
+            raise self.corrupt("the stored ids do not ascend")
 
     def path_bytes(self, rows: NDArray[np.int64]) -> list[bytes | None]:
         """Return the stored path of each row, None where there is none."""
@@ -126,12 +138,9 @@ class Segment(MappedFile):
     def verify(self) -> int:
         """Check every block and every rule between the columns; return the number of blocks."""
         blocks = self.recheck()
-        ids, header, layout = self._ids, self.header, self._layout
-        if ids is not None:
-            if ids[0] != header.first_id or ids[-1] != header.last_id:
-                raise self.corrupt("the stored ids do not begin and end as the header says")
-            if not ascending(ids):
-                raise self.corrupt("the stored ids do not ascend")
+        header, layout = self.header, self._layout
+        if self._ids is not None:
+            self._check_id_order(self._ids)
         if header.path_bytes is not None:
             ends = self.column(layout.ends, 8 * header.rows).view("<u8")
             if ends[-1] != header.path_bytes or (ends[1:] < ends[:-1]).any():
