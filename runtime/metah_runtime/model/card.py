@@ -90,6 +90,9 @@ def _data(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
         for key, label in _SPLIT
         if key in split
     ]
+    skipped = config.get("skipped")
+    if isinstance(skipped, Sequence) and not isinstance(skipped, str) and skipped:
+        rows.append(("images left out, for they could not be read", str(len(skipped))))
     names = training.get("class_names")
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         return [_table([*rows, ("classes", UNSTATED)])]

@@ -221,6 +221,13 @@ def test_hostile_text_of_a_card_does_not_reach_the_terminal(
     assert run(capsys, "card", bundle.path)[:2] == (0, "\\x1b[2J\\xff evil\n")
 
 
+def test_images_that_were_left_out_are_counted(make_manifest: Any) -> None:
+    training = {"config": {"skipped": ["source/a.png", "target/b.png"]}}
+    text = card.render(replace(make_manifest("x"), training=training))
+    assert "| images left out, for they could not be read | 2 |" in text
+    assert "left out, for" not in card.render(make_manifest("x"))
+
+
 def test_scores_of_another_radius_are_found_under_their_names(make_manifest: Any) -> None:
     def rendered(metrics: dict[str, float]) -> str:
         training = {"evaluation": {"metrics": metrics}}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from metah_runtime.cli import console
+from metah_runtime.errors import MetahError
 from metah_train.cli.main import cli
 from metah_train.compare.comparison import CODES, RUN, Comparison
 from metah_train.compare.grid import Trial
@@ -135,3 +137,53 @@ def test_usage_errors_come_before_any_work(tmp_path: Path) -> None:
         assert result.exit_code != 0
         assert message in str(result.exception) + result.output
         assert not (tmp_path / "out").exists()
+
+
+def flags(bars: str, settings: tuple[str, ...], out: Path, *more: str) -> list[str]:
+    """A comparison of LSH alone."""
+    asked = [part for text in (*settings, "epochs=1") for part in ("--set", text)]
+    base = ["compare", "--data", bars, "--methods", "lsh", "--bits", "16", "--seeds", "1"]
+    return [*base, "--out", str(out), *asked, *more]
+
+
+def test_other_images_than_before_stop_a_comparison(
+    bars: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name, root in zip("ab", bars.split(":")[1:], strict=True):
+        shutil.copytree(root, tmp_path / name)
+    data = f"folder:{tmp_path / 'a'}:{tmp_path / 'b'}"
+    asked = flags(data, settings, tmp_path / "out")
+    assert CliRunner().invoke(cli, asked, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(cli, asked, catch_exceptions=False).exit_code == 0
+    (tmp_path / "a" / "x" / "0.png").unlink()
+    with pytest.raises(MetahError, match="trial lsh, 16 bits, seed 0 was made with other images"):
+        CliRunner().invoke(cli, asked, catch_exceptions=False)
+
+
+def test_a_comparison_names_bad_images_and_leaves_them_out(
+    bars: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name, root in zip("ab", bars.split(":")[1:], strict=True):
+        shutil.copytree(root, tmp_path / name)
+    data = f"folder:{tmp_path / 'a'}:{tmp_path / 'b'}"
+    for name in ("a/x/0.png", "b/y/1.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(MetahError, match="2 of 144 images cannot be read: "):
+        CliRunner().invoke(cli, flags(data, settings, tmp_path / "out"), catch_exceptions=False)
+    asked = flags(data, settings, tmp_path / "out", "--skip-bad")
+    done = CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "warning: 2 of 144 images cannot be read" in done.stderr
+    (record,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert json.loads(record)["config"]["skipped"] == ["source/x/0.png", "target/y/1.png"]
+
+
+def test_a_comparison_needs_labels_before_it_trains(
+    bars: str, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    source, target = bars.split(":")[1:]
+    shutil.copytree(Path(target) / "x", tmp_path / "flat")
+    data = f"folder:{source}:{tmp_path / 'flat'}"
+    with pytest.raises(MetahError, match="the target images have no labels"):
+        CliRunner().invoke(cli, flags(data, settings, tmp_path / "out"), catch_exceptions=False)
+    assert not (tmp_path / "out" / "cells").exists()

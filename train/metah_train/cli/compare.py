@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the comparison."
 )
+@click.option("--skip-bad", is_flag=True, help="Leave out the images that cannot be read.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -69,13 +71,15 @@ def compare(
     assignments: tuple[str, ...],
     variants: tuple[str, ...],
     out: Path,
+    skip_bad: bool,
     workers: int,
     as_json: bool,
 ) -> None:
     """Train and score a grid of methods, code lengths and seeds; write tables and pictures.
 
     Give the same command again to go on after an interruption: finished trials are kept, the one
-    under way goes on from its last state. A trial that fails is reported at the end, with exit 1.
+    under way goes on from its last state; with other images than before it stops. A trial that
+    fails is reported at the end, with exit 1.
 
     \b
     Examples:
@@ -86,11 +90,13 @@ def compare(
     from metah_train.compare import grid
     from metah_train.compare.comparison import Comparison, locked
     from metah_train.compare.publish import document, publish
-    from metah_train.compare.trial import split_of
+    from metah_train.data import split_of
+    from metah_train.data.readable import leave_out_unreadable
     from metah_train.data.splits import describe
 
     names = grid.PAPER if methods is None else tuple(part.strip() for part in methods.split(","))
-    trials = grid.plan(
+    plan = partial(
+        grid.plan,
         recipe,
         data=data,
         direction=direction,
@@ -100,9 +106,18 @@ def compare(
         assignments=assignments,
         variants=variants,
     )
+    trials = plan()
     comparison = Comparison(out)
     with locked(out / "lock", wait=False):
-        split = split_of(trials[0].config)
+        split = split_of(trials[0].config, missing_ok=skip_bad)
+        split.check_labelled()
+        split, bad = leave_out_unreadable(
+            split, skip=skip_bad, progress=console.progress_bar, warn=console.warn
+        )
+        if bad:
+            trials = plan(skipped=bad)
+        for text in comparison.check_images(trials, split):
+            console.warn(text)
         console.note("\n".join(describe(split)))
         failed = _run(trials, comparison, workers)
         found = document(trials, comparison, split)

@@ -17,6 +17,9 @@ from metah_runtime import files, schema
 from metah_runtime.codes import Codes
 from metah_runtime.errors import RunError
 from metah_train.compare.grid import Trial
+from metah_train.data import Split
+from metah_train.data.record import check_images
+from metah_train.training.checkpoint import images_of
 
 FORMAT = 1
 RUN = "run"
@@ -86,6 +89,19 @@ class Comparison:
         files.write_json(folder / RESULT, record)
         for name in (ERROR, ELAPSED):
             files.unlink(folder / name)
+
+    def check_images(self, trials: Iterable[Trial], split: Split) -> list[str]:
+        """Check that the images are those of the trials that were started; return warnings.
+
+        Raises DataError for a trial of other images, as ``data.record.check_images``.
+        """
+        found: dict[str, str | None] = {}
+        for trial in trials:
+            before = images_of(self.folder(trial) / RUN)
+            key = json.dumps(before, sort_keys=True)
+            if before is not None and key not in found:
+                found[key] = check_images(before, split, f"trial {trial.label}")
+        return [text for text in found.values() if text]
 
     def save_error(self, trial: Trial, message: str, trace: str) -> None:
         """Record why a trial failed; it is tried again at the next call."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes, unpack
 from metah_runtime.errors import MissingExtra
+from metah_train.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,15 +213,9 @@ def _class_colours(count: int) -> NDArray[np.float64]:
 def _panels(
     count: int, *, columns: int | None = None, size: float = 3.9
 ) -> "tuple[Figure, list[Axes]]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train") from error
     columns = columns or min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(size * columns + 1.6, size * rows + 0.2), facecolor="white", layout="constrained"
-    )
+    figure = new_figure(figsize=(size * columns + 1.6, size * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
         spare.set_axis_off()
@@ -240,9 +235,6 @@ def _frame(axes: "Axes", title: str, x: str, y: str) -> None:
 
 def _png(figure: "Figure", panels: "Sequence[Axes]") -> bytes:
     """Draw the figure, with one legend for the panels to their right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
     seen: dict[str, Any] = {}
     for axes in panels:
         handles, names = axes.get_legend_handles_labels()

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_train.data.base import ArrayImages, Split
 from metah_train.data.splits import SplitSizes, choose_direction, make_split
+from metah_train.plotting import font_folder
 
 DIRECTIONS = ("syn2real", "real2syn")
 CLASSES = tuple("0123456789")
@@ -165,11 +167,7 @@ def _affine(box: tuple[int, int, int, int], rng: np.random.Generator) -> Any:
 
 @lru_cache(maxsize=512)
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    try:
-        from matplotlib import get_data_path
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train") from error
-    path = Path(get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    path = font_folder() / f"{name}.ttf"
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -179,10 +177,8 @@ def _rendered(count: int) -> NDArray[np.uint8]:
     folder = os.environ.get("METAH_CACHE")
     if not folder:
         return _render_all(count)
-    import matplotlib
-
     parts = (count, SEED, FONTS, Path(__file__).read_bytes(), np.__version__, pillow_version)
-    made_by = (*parts, features.version("freetype2"), matplotlib.__version__)
+    made_by = (*parts, features.version("freetype2"), version("matplotlib"))
     key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]
     path = Path(folder, f"digits-syn-{key}.npy")
     if path.is_file():

@@ -3,8 +3,8 @@
 import io
 from typing import TYPE_CHECKING, Any
 
-from metah_runtime.errors import MissingExtra
 from metah_train.evaluation.report import Report
+from metah_train.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,19 +22,13 @@ def draw(report: Report, *, queries: int = 3, dpi: int = 150) -> bytes:
     A green frame marks an image of the query's class, a red frame with a cross any other; the
     number in the corner is the Hamming distance. Raises MissingExtra without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train") from error
     count, methods = min(queries, len(report.shown)), len(report.answers)
     block = methods * (_CELL + _GAP) - _GAP
     left = _MARGIN + _QUERY + _METHOD
     width = left + report.k * (_CELL + _GAP) + _SCORE + _MARGIN
     head = 0.55 + (methods + 1) * _LINE + 0.65
     height = head + count * (block + _BLOCK) + 0.1
-    figure = Figure(figsize=(width, height), facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(width, height))
     axes: Axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -49,7 +43,7 @@ def draw(report: Report, *, queries: int = 3, dpi: int = 150) -> bytes:
     for place in range(count):
         _block(axes, report, place, head + place * (block + _BLOCK), block, left)
     buffer = io.BytesIO()
-    canvas.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
