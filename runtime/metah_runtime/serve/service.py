@@ -1,7 +1,7 @@
 """The server without HTTP: decodes, encodes, searches, names; starts and stops."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +77,9 @@ class Service:
             max_wait=settings.max_wait,
             on_batch=self.metrics.batches.observe,
         )
-        self._threads = Threads(max(2, usable_cores()), "search")
+        threads = max(2, usable_cores())
+        self._threads = Threads(threads, "search")
+        self._searches = FairSlots(threads)
         self._files = Threads(PICTURE_THREADS, "pictures")
         self.thumbnails = settings.images and Thumbnails(
             settings.images,
@@ -131,7 +133,7 @@ class Service:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Answer a query: (SearchAnswer as a dictionary, seconds by stage).
 
-        client: whose share of the decoders is used. Raises what Decoders.pixels raises, and
+        client: whose share of decoders and threads is used. Raises what Decoders.pixels raises, and
         IndexMismatch for an unknown id.
         """
         times: dict[str, float] = {}
@@ -148,7 +150,7 @@ class Service:
         given = query.id if isinstance(query, IdQuery) else None
         with self.metrics.stage("search", times):
             found, name = await self._in_thread(
-                lambda version: self._find(version, code, given, spec)
+                client, lambda version: self._find(version, code, given, spec)
             )
         head = {"version": name, "code": "", "bits": self.encoder.bits, "logits": logits}
         return head | found, times
@@ -158,10 +160,11 @@ class Service:
     ) -> Picture:
         """Return (media type, picture) of an indexed image; raise ImageError, IndexMismatch.
 
-        client: whose share of the decoders is used; count: told the bytes of a file that is read.
+        client: whose share of decoders and threads is used; count: told the bytes of a file before
+        it is read.
         """
         assert self.thumbnails
-        (path,), _ = await self._in_thread(lambda version: version.index.paths([image]))
+        (path,), _ = await self._in_thread(client, lambda version: version.index.paths([image]))
         if path is None:
             raise ImageError("the index names no file for it")
         return await self.thumbnails.get(
@@ -181,21 +184,14 @@ class Service:
         return await self._decode(client, decode)
 
     async def _decode(self, client: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Run work that needs a decoder when a slot is assigned to the client."""
-        await self._slots.acquire(client)
+        """Run work that needs a decoder."""
+        try:
+            return await self._in_turn(self._slots, client, work)
+        except (DecoderDied, DecoderSlow):
+            self._slots.penalize(client)
+            raise
 
-        async def use() -> T:
-            try:
-                return await work()
-            except (DecoderDied, DecoderSlow):
-                self._slots.penalize(client)
-                raise
-            finally:
-                self._slots.release(client)
-
-        return await self._finish(use())
-
-    async def _in_thread(self, ask: Callable[[Version], T]) -> tuple[T, str]:
+    async def _in_thread(self, client: str, ask: Callable[[Version], T]) -> tuple[T, str]:
         """Ask one version of the index, in a thread; return (answer, name of the version).
 
         If the request is given up meanwhile, the version stays open until the thread is done.
@@ -206,11 +202,19 @@ class Service:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._threads, ask, version), version.name
 
-        return await self._finish(use())
+        return await self._in_turn(self._searches, client, use)
 
-    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work that runs to its end even if the request is cancelled."""
-        task = asyncio.create_task(work)
+    async def _in_turn(self, slots: FairSlots, client: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Run work when the client gets a slot; it runs on if the request is cancelled."""
+        await slots.acquire(client)
+
+        async def use() -> T:
+            try:
+                return await work()
+            finally:
+                slots.release(client)
+
+        task = asyncio.create_task(use())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)

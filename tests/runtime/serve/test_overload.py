@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from metah_runtime.serve.decoding import DecoderSlow
+from metah_runtime.serve.limits import FairSlots
 
 from .conftest import Answer, Running, World, running
 
@@ -36,7 +37,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def search_from(server: Running, address: str, data: bytes) -> Answer:
+def search_from(server: Running, address: str, data: bytes, kind: str = "image/png") -> Answer:
     """Search as another client: all of 127.0.0.0/8 is this machine."""
     import http.client
 
@@ -44,7 +45,7 @@ def search_from(server: Running, address: str, data: bytes) -> Answer:
         "127.0.0.1", server.port, timeout=30, source_address=(address, 0)
     )
     try:
-        link.request("POST", "/v1/search", data, {"Content-Type": "image/png"})
+        link.request("POST", "/v1/search", data, {"Content-Type": kind})
         got = link.getresponse()
         names = {name.lower(): value for name, value in got.getheaders()}
         return Answer(got.status, names, got.read())
@@ -148,6 +149,28 @@ def test_slow_images_of_one_client_leave_decoders_to_others(world: World) -> Non
         again = search_from(server, "127.0.0.4", b"slow 3")
         assert (again.status, decoded) == (504, [])
         assert "a moment ago" in again.json["error"]
+
+
+def test_long_searches_of_one_client_leave_threads_to_others(world: World) -> None:
+    service = world.service(timeout=30.0)
+    real = service._find
+
+    def find(*args: Any) -> Any:
+        if args[-1].count == 7:
+            time.sleep(0.5)
+        return real(*args)
+
+    service._find = find  # type: ignore[method-assign, assignment]
+    service._searches = FairSlots(2)  # whatever the number of cores
+    with running(service) as server, ThreadPoolExecutor(40) as pool:
+        crowd = [pool.submit(server.search, {"id": 0}, "?k=7") for _ in range(40)]
+        time.sleep(0.3)
+        start = time.monotonic()
+        answer = search_from(server, "127.0.0.3", b'{"id": 0}', "application/json")
+        assert answer.status == 200
+        assert time.monotonic() - start < 2.5
+        assert not all(ask.done() for ask in crowd)
+        assert {ask.result().status for ask in crowd} == {200}
 
 
 def test_a_stop_lets_requests_end(world: World, slow: Slow) -> None:
