@@ -24,6 +24,7 @@ help:
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   latency of encoding and searching on this machine; 30 minutes, alone"
 	@echo "make dist    sdist and wheel, in dist/; make test-dist installs and tries them"
+	@echo "make lock    serve.lock, the server's dependencies with hashes; make sbom lists them"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove everything that make made"
 
@@ -130,6 +131,16 @@ dist: setup
 
 test-dist: dist
 	$(BIN)/python tests/release/try_wheel.py dist
+
+# What the runtime and its server need, with hashes; the list of parts (CycloneDX) of this install.
+.PHONY: lock sbom
+lock: setup
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/python tests/release/lock.py $(BIN)/pip-compile serve.lock
+
+sbom: setup
+	$(BIN)/pip install --quiet cyclonedx-bom
+	$(BIN)/cyclonedx-py requirements serve.lock --pyproject pyproject.toml --of JSON --output-file build/sbom.json
 
 .PHONY: soak
 soak: setup

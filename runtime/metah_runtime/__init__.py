@@ -3,6 +3,7 @@
 The names below are imported when first used, so that a command starts fast.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from metah_runtime.model.encoder import Encoder
     from metah_runtime.results import Matches, RangeMatches
     from metah_runtime.search import CodeIndex
+
+# Read by ONNX Runtime while it is imported: without it, the import leaves a device id and a store
+# of events in the home folder, and a long process reports them.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Bundle", "CodeIndex", "Encoder", "Index", "Matches", "RangeMatches"]
 

@@ -112,7 +112,7 @@ def _onnxruntime(device: str) -> Any:
             "onnxruntime is half installed (onnxruntime and onnxruntime-gpu share one folder); "
             f"fix: uninstall both, then pip install 'metah[{extra}]'"
         )
-    onnxruntime.disable_telemetry_events()
+    onnxruntime.disable_telemetry_events()  # the import itself: see metah_runtime/__init__.py
     return onnxruntime
 
 
