@@ -20,7 +20,7 @@ import torch
 from metah_train.config import Config, load
 from metah_train.losses import pairwise
 from metah_train.methods import method_class
-from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.methods.base import Batch, DeepMethod, Task, TrainingProgress
 from metah_train.training import schedule
 
 SIDE, CLASSES, TOTAL = 32, 10, 1000
@@ -47,7 +47,7 @@ def one_step(
     forward = Stopwatch(type(method).features.__get__(method))
     method.features = forward  # type: ignore[method-assign, assignment]
     start = time.perf_counter()
-    terms = method.terms(batch, Progress(step=step, total=TOTAL))
+    terms = method.terms(batch, TrainingProgress(step=step, total=TOTAL))
     loss = torch.stack([method.weights[name] * term for name, term in terms.items()]).sum()
     ends = [time.perf_counter()]
     optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from metah_runtime.cli import console
 from metah_runtime.errors import MetahError
 from metah_train.cli.main import cli
-from metah_train.compare.comparison import CODES, RUN, Comparison
+from metah_train.compare.comparison import CODES, RUN, TrialStore
 from metah_train.compare.grid import Trial
 from metah_train.compare.trial import run_trial
 
@@ -42,10 +42,10 @@ def options(data: str, settings: tuple[str, ...], *more: str) -> list[str]:
 def test_a_killed_comparison_goes_on_where_it_was(
     bars: str, settings: tuple[str, ...], make_trials: MakeTrials, tmp_path: Path
 ) -> None:
-    out, twin = tmp_path / "out", Comparison(tmp_path / "twin")
+    out, twin = tmp_path / "out", TrialStore(tmp_path / "twin")
     lsh, metah = make_trials("lsh", "metah", assignments=("epochs=1", "metah:epochs=30"))
     args = ["--methods", "lsh,metah", *options(bars, settings, "epochs=1", "metah:epochs=30")]
-    comparison = Comparison(out)
+    comparison = TrialStore(out)
     state = comparison.folder(metah) / RUN / "state.safetensors"
     process = start(out, *args)
     limit = time.monotonic() + 120

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from metah_train.compare import curves
-from metah_train.compare.curves import Line
+from metah_train.compare.curves import MeanCurves
 
 METHODS = [("lsh", "LSH"), ("metah", "METAH")]
 
@@ -16,8 +16,8 @@ def size(data: bytes) -> tuple[int, int]:
     return Image.open(io.BytesIO(data)).size
 
 
-def line(value: float) -> Line:
-    return Line(
+def line(value: float) -> MeanCurves:
+    return MeanCurves(
         precision=np.linspace(1, value, 17),
         recall=np.linspace(0, 1, 17),
         n=np.array([100.0, 200.0]),
@@ -33,7 +33,7 @@ def test_curves_are_averaged_point_by_point() -> None:
             {"precision": [0.0, 0.1], "recall": [0.2, 1.0], "n": [10.0], "precision_at_n": [0.4]},
         )
     ]
-    found = Line.mean(seeds)
+    found = MeanCurves.mean(seeds)
     np.testing.assert_allclose(found.precision, [0.5, 0.3])
     np.testing.assert_allclose(found.recall, [0.1, 1.0])
     np.testing.assert_allclose(found.precision_at_n, [0.3])

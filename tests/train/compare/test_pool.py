@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metah_runtime.errors import RunError
-from metah_train.compare.comparison import Comparison, locked
+from metah_train.compare.comparison import TrialStore, locked
 from metah_train.compare.grid import Trial
 from metah_train.compare.pool import _environment, run_trials
 from metah_train.compare.trial import run_trial
@@ -19,7 +19,7 @@ MakeTrials = Callable[..., list[Trial]]
 
 def test_a_killed_worker_costs_one_trial(make_trials: MakeTrials, tmp_path: Path) -> None:
     trials = make_trials("lsh", "metah", assignments=("epochs=2",))
-    comparison = Comparison(tmp_path)
+    comparison = TrialStore(tmp_path)
     events: list[tuple[str, str]] = []
     killed: list[int | None] = []
 
@@ -59,7 +59,7 @@ def test_one_comparison_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_no_result(make_trials: MakeTrials, tmp_path: Path) -> None:
-    comparison, (trial,) = Comparison(tmp_path), make_trials("lsh")
+    comparison, (trial,) = TrialStore(tmp_path), make_trials("lsh")
     path = comparison.folder(trial) / "result.json"
     path.parent.mkdir(parents=True)
     for text, message in (

@@ -9,7 +9,7 @@ import torch
 
 from metah_train.data.base import Split
 from metah_train.methods import cnnh
-from metah_train.methods.base import Batch, Progress
+from metah_train.methods.base import Batch, TrainingProgress
 from metah_train.methods.label_groups import LabelGroups
 
 
@@ -162,5 +162,5 @@ def test_each_item_is_regressed_on_its_own_code(make_method: Callable[..., Any])
     batch = Batch(source=images, labels=torch.zeros(3).long(), indices=rows, target=None)
     h = torch.tanh(method.model(images))
     expected = sum((h[i] - method.codes[row]).square().mean() for i, row in enumerate(rows)) / 3
-    found = method.terms(batch, Progress(step=0, total=1))["regression"]
+    found = method.terms(batch, TrainingProgress(step=0, total=1))["regression"]
     torch.testing.assert_close(found, expected)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metah_train.losses import pairwise, quantization
-from metah_train.methods.base import Batch, Progress
+from metah_train.methods.base import Batch, TrainingProgress
 
 
 def naive(h: torch.Tensor, similar: torch.Tensor, scale: float) -> float:
@@ -94,6 +94,6 @@ def test_tah_without_its_discriminator_on_products_is_dhn(
     losses = []
     for method in (dhn, tah):
         torch.manual_seed(4)
-        terms = method.terms(batch, Progress(step=0, total=10))
+        terms = method.terms(batch, TrainingProgress(step=0, total=10))
         losses.append(sum(method.weights[name] * float(terms[name].detach()) for name in terms))
     assert losses[0] == losses[1]

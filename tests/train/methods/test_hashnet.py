@@ -10,7 +10,7 @@ import torch
 from metah_train.data.base import Split
 from metah_train.losses import pairwise
 from metah_train.methods import hashnet
-from metah_train.methods.base import Batch, Progress
+from metah_train.methods.base import Batch, TrainingProgress
 from metah_train.training import checkpoint, loop
 
 PAPER = {"growth": 0.005, "power": 0.5, "refresh": 200}
@@ -115,7 +115,7 @@ def test_unit_weights_beta_and_scale_on_one_batch_are_dhn(
     options = {"scale": 1.0, "weighting": "none", "pairs": "all"}
     method = make_method("hashnet", options=options)
     method.model.load_state_dict(dhn.model.state_dict())
-    batch, progress = batch_of(8), Progress(step=0, total=10)
+    batch, progress = batch_of(8), TrainingProgress(step=0, total=10)
     torch.manual_seed(4)
     found = method.terms(batch, progress)["pairwise"]
     torch.manual_seed(4)
@@ -126,7 +126,7 @@ def test_pairs_lie_between_the_halves_of_a_batch(make_method: Callable[..., Any]
     method = make_method("hashnet", dropout=0.0, noise=0.0)
     batch = batch_of(8)
     h, y = torch.tanh(method.model(batch.source)), batch.labels
-    found = method.terms(batch, Progress(step=0, total=10))["pairwise"]
+    found = method.terms(batch, TrainingProgress(step=0, total=10))["pairwise"]
     torch.testing.assert_close(found, method.loss(h[:4], h[4:], y[:4], y[4:]))
 
 

@@ -24,7 +24,7 @@ from metah_train.losses import (
     quantization,
 )
 from metah_train.methods import METHODS, method_class
-from metah_train.methods.base import Batch, DeepMethod, Progress, ShallowMethod
+from metah_train.methods.base import Batch, DeepMethod, ShallowMethod, TrainingProgress
 from metah_train.training import loop
 from metah_train.training.checkpoint import Run
 
@@ -198,7 +198,7 @@ def blob_map(name: str, make_method: Callable[..., Any], seed: int) -> float:
         batch = Batch(
             source=images[rows], labels=labels[rows], indices=rows, target=images[rows.flip(0)]
         )
-        terms = method.terms(batch, Progress(step=step, total=150))
+        terms = method.terms(batch, TrainingProgress(step=step, total=150))
         loss = torch.stack([method.weights[key] * term for key, term in terms.items()]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -283,7 +283,7 @@ def test_gradients_of_an_objective_match_finite_differences(
         with monkeypatch.context() as patch:
             if name == "metah-plus":  # let its constants (weights of images) have gradients too
                 patch.setattr(torch.Tensor, "detach", lambda x: x)
-            terms = method.terms(batch, Progress(step=5, total=10))
+            terms = method.terms(batch, TrainingProgress(step=5, total=10))
         return torch.stack([method.weights[key] * term for key, term in terms.items()]).sum()
 
     inputs = (source.requires_grad_(), target.requires_grad_(method.uses_target))
@@ -322,7 +322,7 @@ def test_losses_and_gradients_are_finite(
     batch = Batch(
         source=images[:4], labels=torch.tensor(labels), indices=torch.arange(4), target=images[4:]
     )
-    terms = method.terms(batch, Progress(step=5, total=10))
+    terms = method.terms(batch, TrainingProgress(step=5, total=10))
     loss = torch.stack([method.weights[key] * term for key, term in terms.items()]).sum()
     loss.backward()
     assert torch.isfinite(loss)

@@ -18,7 +18,7 @@ from metah_train.data.base import ArrayImages
 from metah_train.evaluation.evaluate import encode
 from metah_train.methods import method_class
 from metah_train.methods.averaging import Average
-from metah_train.methods.base import Batch, Progress, Task
+from metah_train.methods.base import Batch, Task, TrainingProgress
 from metah_train.methods.metah_plus import MORE, METAHPlus, PlusOptions
 from metah_train.training.loop import fit
 from metah_train.training.schedule import build_optimizer
@@ -99,7 +99,7 @@ def test_each_option_changes_training_and_keeps_the_shape_of_the_network(name: s
     assert plain.model.state_dict().keys() == changed.model.state_dict().keys()
     if name in ("norm", "average"):
         return  # tested below
-    progress = Progress(step=5, total=10)
+    progress = TrainingProgress(step=5, total=10)
     one, two = (
         {k: float(v.detach()) for k, v in m.terms(batch(), progress).items()}
         for m in (plain, changed)
@@ -118,7 +118,7 @@ def test_each_option_changes_training_and_keeps_the_shape_of_the_network(name: s
 def test_neighbours_rise_and_remember() -> None:
     built, images = method("plus.neighbours=1").eval(), batch()
     assert built.memory is not None
-    at = [Progress(step=step, total=10) for step in (0, 5, 10)]
+    at = [TrainingProgress(step=step, total=10) for step in (0, 5, 10)]
     first, half, whole = (float(built.terms(images, p)["neighbours"].detach()) for p in at)
     assert first == 0  # nothing seen yet
     assert 0 < half == pytest.approx(whole / 2, rel=0.05)  # the noise differs
@@ -126,7 +126,7 @@ def test_neighbours_rise_and_remember() -> None:
 
 
 def test_pseudo_labels_wait_and_need_confidence() -> None:
-    early, late = Progress(step=2, total=10), Progress(step=3, total=10)
+    early, late = TrainingProgress(step=2, total=10), TrainingProgress(step=3, total=10)
     some = method("plus.pseudo=1", "plus.pseudo_confidence=0")
     assert "pseudo" not in some.terms(batch(), early)
     found = some.terms(batch(), late)
@@ -138,7 +138,7 @@ def test_pseudo_labels_wait_and_need_confidence() -> None:
 
 
 def test_consistency_learns_from_the_distorted_view_alone() -> None:
-    late, off = Progress(step=3, total=10), "plus.adversarial=0"
+    late, off = TrainingProgress(step=3, total=10), "plus.adversarial=0"
     built = method("plus.consistency=1", "plus.consistency_confidence=0", off).eval()
     images = batch()
     plain = built.model.pixels(images.target)
@@ -198,9 +198,9 @@ def test_the_run_keeps_the_average() -> None:
     with torch.no_grad():
         plus.classifier.weight.add_(1.0)
     before = plus.classifier.weight.detach().clone()
-    plus.stepped(Progress(step=1, total=2))
+    plus.stepped(TrainingProgress(step=1, total=2))
     assert torch.equal(plus.classifier.weight, before)
-    plus.stepped(Progress(step=2, total=2))
+    plus.stepped(TrainingProgress(step=2, total=2))
     assert not torch.equal(plus.classifier.weight, before)
 
 
@@ -227,7 +227,8 @@ def test_source_norm_normalises_the_source_apart() -> None:
 def test_domains_with_a_norm_of_their_own_share_all_else() -> None:
     plus = method("plus.norm=domain")
     loss = sum(
-        plus.weights[k] * v for k, v in plus.terms(batch(), Progress(step=9, total=10)).items()
+        plus.weights[k] * v
+        for k, v in plus.terms(batch(), TrainingProgress(step=9, total=10)).items()
     )
     assert isinstance(loss, torch.Tensor)
     loss.backward()

@@ -12,7 +12,7 @@ from metah_runtime import metrics
 from metah_train.config import Config, load
 from metah_train.evaluation.evaluate import encode
 from metah_train.methods import METHODS, method_class
-from metah_train.methods.base import Batch, Progress, Task, augment, elastic
+from metah_train.methods.base import Batch, Task, TrainingProgress, augment, elastic
 from metah_train.methods.lsh import LSH, LSHOptions
 from metah_train.methods.metah import METAH, TAH, METAHe, ObjectiveOptions, Source
 from metah_train.training.loop import fit
@@ -44,7 +44,7 @@ def batch(seed: int = 0, n: int = 8) -> Batch:
 
 
 def gradients(method: METAH, module: torch.nn.Module) -> list[torch.Tensor]:
-    terms = method.terms(batch(), Progress(step=30, total=100))
+    terms = method.terms(batch(), TrainingProgress(step=30, total=100))
     loss = sum(method.weights[name] * term for name, term in terms.items())
     assert isinstance(loss, torch.Tensor)
     return list(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))
@@ -96,7 +96,7 @@ def test_only_terms_with_a_weight_are_computed() -> None:
     }
     for name, expected in names.items():
         method = objective(name)
-        assert set(method.terms(batch(), Progress(step=0, total=1))) == expected
+        assert set(method.terms(batch(), TrainingProgress(step=0, total=1))) == expected
         assert method.uses_target == ("adversarial" in expected)
 
 
@@ -107,7 +107,7 @@ def test_without_reversal_the_backbone_gets_the_gradient_of_no_adversary() -> No
     without = objective(adversarial=0.0, **options)
 
     def at_start(method: METAH) -> list[torch.Tensor]:
-        terms = method.terms(batch(), Progress(step=0, total=100))
+        terms = method.terms(batch(), TrainingProgress(step=0, total=100))
         loss = torch.stack([method.weights[n] * t for n, t in terms.items()]).sum()
         return list(torch.autograd.grad(loss, list(method.model.parameters())))
 
@@ -119,7 +119,7 @@ def test_source_terms_do_not_see_target_rows() -> None:
     method = objective()
     one, two = batch(0), batch(1)
     other = Batch(source=one.source, labels=one.labels, indices=one.indices, target=two.target)
-    progress = Progress(step=10, total=100)
+    progress = TrainingProgress(step=10, total=100)
     a, b = method.terms(one, progress), method.terms(other, progress)
     for name in ("pairwise", "quantization", "classifier"):
         assert torch.equal(a[name], b[name]), name
@@ -145,7 +145,7 @@ def test_domains_share_batch_statistics_only_if_joint(domains: str) -> None:
     method.config = method.config.stage(domains=domains)
     one, two = batch(0), batch(1)
     other = Batch(source=one.source, labels=one.labels, indices=one.indices, target=two.target)
-    progress = Progress(step=10, total=100)
+    progress = TrainingProgress(step=10, total=100)
     same = torch.equal(
         method.terms(one, progress)["pairwise"], method.terms(other, progress)["pairwise"]
     )
@@ -155,7 +155,7 @@ def test_domains_share_batch_statistics_only_if_joint(domains: str) -> None:
 def test_entropy_weight_rises_over_its_ramp() -> None:
     flat, ramped = objective(), objective(entropy_ramp=0.5)
     for step, factor in ((0, 0.0), (25, 0.5), (50, 1.0), (90, 1.0)):
-        progress = Progress(step=step, total=100)
+        progress = TrainingProgress(step=step, total=100)
         torch.manual_seed(1)
         full = flat.terms(batch(), progress)["entropy"]
         torch.manual_seed(1)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 
 from metah_train.losses import adversarial, mmd
-from metah_train.methods.base import Batch, Progress
+from metah_train.methods.base import Batch, TrainingProgress
 
 
 def draws(n: int, shift: float, seed: int) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_without_discrepancy_it_is_dhn(make_method: Callable[..., Any]) -> None:
     found = []
     for method in (dhn, thn):
         torch.manual_seed(4)
-        terms = method.terms(batch, Progress(step=3, total=10))
+        terms = method.terms(batch, TrainingProgress(step=3, total=10))
         found.append({name: float(term.detach()) for name, term in terms.items()})
     assert found[0] == found[1]
     assert dhn.weights == {name: thn.weights[name] for name in dhn.weights}
@@ -115,5 +115,5 @@ def test_the_discrepancy_is_between_the_domains_and_rises(
     h, o = (torch.tanh(thn.model(images)) for images in (batch.source, batch.target))
     plain = float(mmd.multi_kernel_mmd(h, o).detach())
     for step in (0, 3, 10):
-        found = float(thn.terms(batch, Progress(step=step, total=10))["mmd"].detach())
+        found = float(thn.terms(batch, TrainingProgress(step=step, total=10))["mmd"].detach())
         assert found == pytest.approx(adversarial.ramp(step / 10) * plain, abs=1e-6)

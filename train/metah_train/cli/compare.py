@@ -12,7 +12,7 @@ from metah_runtime.cli import console
 from metah_train.cli.fit import RECIPE
 
 if TYPE_CHECKING:
-    from metah_train.compare.comparison import Comparison
+    from metah_train.compare.comparison import TrialStore
     from metah_train.compare.grid import Trial
     from metah_train.compare.table import Document
 
@@ -88,7 +88,7 @@ def compare(
       metah-train compare --methods metah-plus --row warm=metah-plus,warmup=200 --out rows
     """
     from metah_train.compare import grid
-    from metah_train.compare.comparison import Comparison, locked
+    from metah_train.compare.comparison import TrialStore, locked
     from metah_train.compare.publish import document, publish
     from metah_train.data import split_of
     from metah_train.data.readable import leave_out_unreadable
@@ -107,7 +107,7 @@ def compare(
         variants=variants,
     )
     trials = plan()
-    comparison = Comparison(out)
+    comparison = TrialStore(out)
     with locked(out / "lock", wait=False):
         split = split_of(trials[0].config, missing_ok=skip_bad)
         split.check_labelled()
@@ -136,7 +136,7 @@ def compare(
         )
 
 
-def _run(trials: "list[Trial]", comparison: "Comparison", workers: int) -> "list[Trial]":
+def _run(trials: "list[Trial]", comparison: "TrialStore", workers: int) -> "list[Trial]":
     """Run what is not finished, with progress on stderr; return the trials that failed."""
     from metah_train.compare.pool import run_trials
 

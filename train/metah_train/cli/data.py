@@ -81,7 +81,8 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 
     DATA is digits or visda2017:ROOT (directions syn2real and real2syn), folder:SRC_DIR:TGT_DIR
-    (src2tgt and tgt2src), listfile:FOLDER (src2tgt) or nuswide:ROOT (nus). visda2017:ROOT:LISTS
+    (src2tgt and tgt2src; the target may be without class folders), listfile:FOLDER (src2tgt; the
+    lists query.txt and database.txt may be missing) or nuswide:ROOT (nus). visda2017:ROOT:LISTS
     takes the sets from list files, visda2017-objects:ROOT keeps objects of queries out of the
     database. emoji:ROOT (google2twitter and twitter2google) takes options: emoji:ROOT:OPTIONS with
     subcategories, cross, unseen, separated by commas.
@@ -98,9 +99,17 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
     rows = statistics(split)
     if as_json:
         console.print_json(
-            {"data": split.name, "direction": split.direction, "seed": seed, "sets": rows}
+            {
+                "data": split.name,
+                "direction": split.direction,
+                "seed": seed,
+                "sets": rows,
+                **({"notes": split.notes} if split.notes else {}),
+            }
         )
         return
+    for note in split.notes:
+        console.note(note)
     names = list(rows[0])
     table = [
         ["-" if row[n] is None else f"{row[n]:.3f}" if "pixel" in n else row[n] for n in names]

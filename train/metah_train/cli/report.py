@@ -47,7 +47,9 @@ def report(
     from metah_train.evaluation.report_page import write
     from metah_train.evaluation.report_runs import compare_runs
 
-    found = compare_runs(runs, queries=queries, k=k, progress=console.progress_bar)
+    found = compare_runs(
+        runs, queries=queries, k=k, progress=console.progress_bar, warn=console.warn
+    )
     paths = write(found, out, drawn=drawn)
     if as_json:
         console.print_json({**found.to_dict(), "files": paths})

@@ -32,7 +32,7 @@ RESULTS = "results.jsonl"
 MAX_BYTES = 1 << 30
 
 
-class Comparison:
+class TrialStore:
     """The folder of a comparison."""
 
     def __init__(self, out: Path) -> None:

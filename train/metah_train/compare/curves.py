@@ -39,7 +39,7 @@ _SHALLOW, _OURS = ("lsh", "sh", "itq", "ksh", "sdh"), ("tah", "metah-e", "metah"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class MeanCurves:
     """The curves of one method at one length, each a mean over seeds.
 
     precision, recall: by radius (bits + 1,); n, precision_at_n: (m,).
@@ -51,7 +51,7 @@ class Line:
     precision_at_n: NDArray[np.float64]
 
     @classmethod
-    def mean(cls, seeds: Sequence[Mapping[str, NDArray[np.float64]]]) -> "Line":
+    def mean(cls, seeds: Sequence[Mapping[str, NDArray[np.float64]]]) -> "MeanCurves":
         """Average the curves of several seeds point by point (same radius, same N)."""
         return cls(
             **{
@@ -61,8 +61,8 @@ class Line:
         )
 
 
-Lines = Mapping[tuple[str, int], Line]
-"""(method, bits) -> Line."""
+Lines = Mapping[tuple[str, int], MeanCurves]
+"""(method, bits) -> MeanCurves."""
 
 
 def pr_curves(lines: Lines, methods: Sequence[tuple[str, str]], bits: Sequence[int]) -> bytes:

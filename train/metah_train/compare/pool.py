@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metah_runtime.errors import MetahError
-from metah_train.compare.comparison import Comparison
+from metah_train.compare.comparison import TrialStore
 from metah_train.compare.grid import Trial
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -27,7 +27,11 @@ Update = Callable[[Trial, str, float], None]
 
 
 def run_trials(
-    trials: Sequence[Trial], comparison: Comparison, *, workers: int, update: Update | None = None
+    trials: Sequence[Trial],
+    comparison: TrialStore,
+    *,
+    workers: int,
+    update: Update | None = None,
 ) -> None:
     """Run trials in up to ``workers`` processes; a failure is recorded in the comparison.
 
@@ -63,7 +67,7 @@ def run_trials(
 class _Worker:
     """A process that trains the trials it is given, one after the other."""
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: TrialStore) -> None:
         context = multiprocessing.get_context("spawn")
         self.comparison = comparison
         self.trial: Trial | None = None
@@ -114,7 +118,7 @@ def _work(pipe: Connection, out: Path) -> None:
             last = time.monotonic()
             _send(pipe, ("step", done / total, ""))
 
-    comparison = Comparison(out)
+    comparison = TrialStore(out)
     while True:
         try:
             trial = pipe.recv()
@@ -130,7 +134,7 @@ def _send(pipe: Connection, message: Any) -> None:
         os._exit(1)
 
 
-def _outcome(trial: Trial, comparison: Comparison, report: Any) -> tuple[str, float | str, str]:
+def _outcome(trial: Trial, comparison: TrialStore, report: Any) -> tuple[str, float | str, str]:
     """Run a trial and return the message about its end."""
     from metah_train.compare.trial import run_trial
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from metah_runtime import files
 from metah_runtime.codes import Codes
 from metah_train.compare import curves
-from metah_train.compare.comparison import Comparison
+from metah_train.compare.comparison import TrialStore
 from metah_train.compare.grid import Trial
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
@@ -26,7 +26,7 @@ MAP_POINTS = 600
 """Codes of each domain in a map."""
 
 
-def document(trials: Sequence[Trial], comparison: Comparison, split: Split) -> Document:
+def document(trials: Sequence[Trial], comparison: TrialStore, split: Split) -> Document:
     """Rebuild results.jsonl and collect what the tables show."""
     records = comparison.write_results(trials)
     done = {record["key"] for record in records}
@@ -82,7 +82,7 @@ def batch_norm(trials: Sequence[Trial]) -> str:
 
 
 def publish(
-    trials: Sequence[Trial], comparison: Comparison, split: Split, found: Document
+    trials: Sequence[Trial], comparison: TrialStore, split: Split, found: Document
 ) -> list[Path]:
     """Write tables and pictures of the finished trials into OUT; return the paths."""
     out = comparison.out
@@ -138,13 +138,13 @@ def publish(
 
 
 def mean_curves(
-    trials: Sequence[Trial], comparison: Comparison
-) -> dict[tuple[str, int], curves.Line]:
+    trials: Sequence[Trial], comparison: TrialStore
+) -> dict[tuple[str, int], curves.MeanCurves]:
     """Average the curves of finished trials over seeds."""
     seeds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for trial in trials:
         seeds.setdefault((trial.row, trial.config.bits), []).append(comparison.curves(trial))
-    return {key: curves.Line.mean(found) for key, found in seeds.items()}
+    return {key: curves.MeanCurves.mean(found) for key, found in seeds.items()}
 
 
 def gallery_trials(done: Sequence[Trial], bits: int) -> list[Trial]:

@@ -10,7 +10,7 @@ from typing import Any
 from metah_runtime import metrics
 from metah_runtime.errors import DataError, MetahError
 from metah_train import data
-from metah_train.compare.comparison import ELAPSED, RESULT, RUN, Comparison, locked
+from metah_train.compare.comparison import ELAPSED, RESULT, RUN, TrialStore, locked
 from metah_train.compare.grid import Trial
 from metah_train.config import Config
 from metah_train.data import Split
@@ -35,7 +35,7 @@ def split_of(config: Config) -> Split:
     return _last[key]
 
 
-def run_trial(trial: Trial, comparison: Comparison, report: loop.Report | None = None) -> None:
+def run_trial(trial: Trial, comparison: TrialStore, report: loop.StepReport | None = None) -> None:
     """Train and score a trial, or return at once if it is finished.
 
     An interrupted training goes on from its own state. Raises what training and scoring raise.

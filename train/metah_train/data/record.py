@@ -9,14 +9,14 @@ import numpy as np
 from metah_runtime.errors import DataError
 from metah_train.data.base import SETS, FileImages, ImageSet, Split
 
-Record = dict[str, dict[str, Any]]
+ImageRecord = dict[str, dict[str, Any]]
 """Set -> its number of ``images`` and digests of ``names`` (and labels), ``contents``, ``times``.
 
 ``contents`` of files: their sizes; ``times``: when they were changed.
 """
 
 
-def record_images(split: Split) -> Record:
+def record_images(split: Split) -> ImageRecord:
     """Return the record of a split; raises DataError for a file that is gone."""
     return {name: _record(getattr(split, name)) for name in SETS}
 

@@ -34,8 +34,8 @@ TRAIN, QUERIES = 500, 50
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a domain's images: training and query set, and the database."""
+class DomainRows:
+    """DomainRows of a domain's images: training and query set, and the database."""
 
     train: NDArray[np.int64]
     query: NDArray[np.int64]
@@ -93,7 +93,7 @@ def load(
 
 def draw(
     images: FileImages, train: int, queries: int, seed: list[int], objects: bool = False
-) -> Rows:
+) -> DomainRows:
     """Draw ``train`` training images and ``queries`` queries of each class, all rows shuffled.
 
     objects: no image of a query's object is in the training set or the database.
@@ -120,7 +120,7 @@ def draw(
         chosen["query"].append(query)
         chosen["train"].append(rest[:train])
         kept[query] = False
-    return Rows(
+    return DomainRows(
         train=rng.permutation(np.concatenate(chosen["train"])),
         query=rng.permutation(np.concatenate(chosen["query"])),
         database=rng.permutation(np.flatnonzero(kept)),
@@ -160,7 +160,7 @@ def _images(root: Path, domain: str, preprocess: Preprocess, missing_ok: bool) -
     )
 
 
-def _listed(images: FileImages, root: Path, lists: Path, domain: str, seed: int) -> Rows:
+def _listed(images: FileImages, root: Path, lists: Path, domain: str, seed: int) -> DomainRows:
     """Return the sets that list files name; the database is all but the queries."""
     place = {path: row for row, path in enumerate(images.paths)}
     rows = {}
@@ -182,4 +182,4 @@ def _listed(images: FileImages, root: Path, lists: Path, domain: str, seed: int)
         )
     rest = np.setdiff1d(np.arange(len(images)), rows["test"])
     database = np.random.default_rng([seed, *domain.encode()]).permutation(rest)
-    return Rows(train=rows["train"], query=rows["test"], database=database)
+    return DomainRows(train=rows["train"], query=rows["test"], database=database)

@@ -23,7 +23,7 @@ TABLE = ("method", "MAP@H≤{radius}", "recall@H≤{radius}", "empty balls", "MA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class MethodResult:
     """One method: its scores over all queries, and its k nearest for the m queries shown.
 
     ids, distances, right: (m, k) rows of the database, Hamming distances, whether a label is
@@ -49,7 +49,7 @@ class Report:
     query: ImageSet
     database: ImageSet
     shown: NDArray[np.int64]
-    answers: tuple[Answer, ...]
+    answers: tuple[MethodResult, ...]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return (columns, one row a method) as text."""
@@ -138,7 +138,7 @@ def compare(
         if right.ndim == 3:
             right = (database.labels[matches.ids] & query.labels[shown][:, None]).any(axis=2)
         answers.append(
-            Answer(
+            MethodResult(
                 method=method,
                 scores=scores,
                 precision_at_k=float(metrics.precision_at_n(*task, [k], seed=seed)[0]),

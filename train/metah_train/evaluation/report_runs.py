@@ -5,22 +5,28 @@ from pathlib import Path
 
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError
-from metah_runtime.reporting import Progress, no_progress
+from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import SPLIT_FIELDS, split_of
 from metah_train.evaluation.evaluate import encode
 from metah_train.evaluation.report import Report, compare
-from metah_train.training.checkpoint import Run
+from metah_train.training.checkpoint import Run, warn_if_changed
 
 TITLES = {"lsh": "LSH", "source": "source only", "tah": "TAH", "metah-e": "METAH-e"}
 
 
 def compare_runs(
-    paths: Sequence[Path], *, queries: int = 10, k: int = 10, progress: Progress = no_progress
+    paths: Sequence[Path],
+    *,
+    queries: int = 10,
+    k: int = 10,
+    progress: Progress = no_progress,
+    warn: Warn = python_warning,
 ) -> Report:
     """Return the report of finished runs, in the order given.
 
     Raises RunError for a run that cannot be opened, ConfigError for runs that differ in data,
-    direction, split, preprocessing or code length, or for one run given twice.
+    direction, split, preprocessing or code length, or for one run given twice, DataError for a
+    target without labels. Warns of images that are not those of the training.
     """
     for place, path in enumerate(paths):
         if path.resolve() in {other.resolve() for other in paths[:place]}:
@@ -37,6 +43,9 @@ def compare_runs(
                     f"{theirs} in {run.path}"
                 )
     split = split_of(first.config)
+    split.check_labelled()
+    for run in runs:
+        warn_if_changed(run, split, warn)
     names = method_names(runs)
     codes: dict[str, tuple[Codes, Codes]] = {}
     with progress("encode", len(runs), "runs") as advance:

@@ -53,7 +53,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """Where training is: ``step`` of ``total`` steps, the first is 0."""
 
     step: int
@@ -178,7 +178,7 @@ class DeepMethod(Method[OptionsT]):
         """Weight of each term, by name; a term that ``terms`` leaves out counts as 0."""
 
     @abstractmethod
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:
         """Return the unweighted loss terms of one step, each a scalar."""
 
     @property
@@ -186,7 +186,7 @@ class DeepMethod(Method[OptionsT]):
         """Whether ``terms`` reads target images; if not, none are loaded."""
         return False
 
-    def stepped(self, progress: Progress) -> None:
+    def stepped(self, progress: TrainingProgress) -> None:
         """Do what comes after each step of the optimizer, ``progress.step`` = ``total`` the last.
 
         What it changes at the last step is what the run keeps.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metah_train.data import ImageSet
-from metah_train.methods.base import Batch, DeepMethod, Progress
+from metah_train.methods.base import Batch, DeepMethod, TrainingProgress
 from metah_train.methods.label_groups import LabelGroups
 from metah_train.methods.sampling import labels_of, seed_step
 from metah_train.settings import Options, Settings, within
@@ -136,7 +136,7 @@ class CNNH(DeepMethod[CNNHOptions]):
         codes = torch.from_numpy(np.where(H >= 0, 1.0, -1.0).astype(np.float32))
         self.register_buffer("codes", codes.to(self.model.mean.device), persistent=False)
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return the mean squared distance to the codes of the batch's own rows."""
         h = torch.tanh(self.logits(batch.source))
         return {"regression": (h - self.codes[batch.indices]).square().mean()}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from metah_train.losses import pairwise, quantization
-from metah_train.methods.base import Batch, DeepMethod, Progress
+from metah_train.methods.base import Batch, DeepMethod, TrainingProgress
 from metah_train.settings import Options, Settings, within
 
 
@@ -80,6 +80,6 @@ class DHN(ProductMethod[DHNOptions]):
     source = "Zhu et al., Deep Hashing Network for Efficient Similarity Retrieval, AAAI 2016"
     options_type = DHNOptions
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return L and Q."""
         return self.source_terms(torch.tanh(self.logits(batch.source)), batch.labels)

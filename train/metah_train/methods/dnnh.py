@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from metah_train.losses import pairwise, triplet
-from metah_train.methods.base import Batch, DeepMethod, Progress
+from metah_train.methods.base import Batch, DeepMethod, TrainingProgress
 from metah_train.settings import Options, Settings, within
 
 
@@ -82,7 +82,7 @@ class DNNH(DeepMethod[DNNHOptions]):
         """One term."""
         return {"triplet": 1.0}
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return the hinge loss over all triplets of the batch."""
         f = triplet.soft_step(torch.sigmoid(self.logits(batch.source)), self.options.epsilon)
         similar = pairwise.shared_label(batch.labels)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from metah_train.losses import pairwise
-from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.methods.base import Batch, DeepMethod, Task, TrainingProgress
 from metah_train.settings import Options, Settings, one_of, within
 
 
@@ -106,7 +106,7 @@ class HashNet(DeepMethod[HashNetOptions]):
         """One term."""
         return {"pairwise": 1.0}
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:
         """Return L at the beta of this step."""
         options = self.options
         self.beta.fill_(

@@ -17,7 +17,7 @@ from torch import nn
 
 from metah_runtime.errors import ConfigError
 from metah_train.losses import adversarial, classification, entropy, pairwise, quantization
-from metah_train.methods.base import Batch, DeepMethod, Progress, Task
+from metah_train.methods.base import Batch, DeepMethod, Task, TrainingProgress
 from metah_train.settings import Options, Settings, one_of, within
 
 
@@ -140,7 +140,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
             or (options.quantization and options.quantize == "both")
         )
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:
         """Return the terms whose weight is not 0."""
         return self.terms_of(self.outputs(batch), batch.labels, progress)
 
@@ -154,7 +154,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
         return Outputs(features, h, target_features, target_h)
 
     def terms_of(
-        self, found: "Outputs", labels: torch.Tensor, progress: Progress
+        self, found: "Outputs", labels: torch.Tensor, progress: TrainingProgress
     ) -> dict[str, torch.Tensor]:
         """Return the five terms, without those whose weight is 0."""
         options = self.options

@@ -31,7 +31,7 @@ from metah_train.losses import (
     pseudo,
 )
 from metah_train.methods.averaging import Average
-from metah_train.methods.base import Batch, Progress, Task, augment
+from metah_train.methods.base import Batch, Task, TrainingProgress, augment
 from metah_train.methods.metah import METAH, TERMS, ObjectiveOptions, Outputs
 from metah_train.methods.neighbours import Memory
 from metah_train.methods.views import recurring
@@ -200,7 +200,7 @@ class METAHPlus(METAH):
             memory = Memory(len(target), self.config.features, self.task.classes)
             self.memory = memory.to(self.model.mean.device)
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:
         """Return METAH's terms and those of MORE whose weight is not 0."""
         plus, found = self.plus, self.outputs(batch)
         terms = self.terms_of(found, batch.labels, progress)
@@ -255,7 +255,7 @@ class METAHPlus(METAH):
         logits = self.classes(codes, torch.cat([found.features, found.target_features]))
         return conditional.codes_by_class(codes, logits)
 
-    def stepped(self, progress: Progress) -> None:
+    def stepped(self, progress: TrainingProgress) -> None:
         """Average the weights; after the last step the average takes their place."""
         if self.average is not None:
             self.average.update(self._kept(), progress.step)

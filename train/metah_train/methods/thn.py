@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from metah_train.losses import adversarial, mmd
-from metah_train.methods.base import Batch, Progress
+from metah_train.methods.base import Batch, TrainingProgress
 from metah_train.methods.dhn import DHNOptions, ProductMethod
 from metah_train.settings import within
 
@@ -53,7 +53,7 @@ class THN(ProductMethod[THNOptions]):
         """Whether the MMD has a weight."""
         return self.options.mmd > 0
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:
         """Return L, Q and, where it has a weight, the ramped MMD."""
         if batch.target is None or not self.uses_target:
             return self.source_terms(torch.tanh(self.logits(batch.source)), batch.labels)

@@ -27,7 +27,7 @@ from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.reporting import Warn
 from metah_train.config import Config
 from metah_train.data import Split
-from metah_train.data.record import Record, check_images
+from metah_train.data.record import ImageRecord, check_images
 from metah_train.methods import method_class
 from metah_train.methods.base import HashModel, Task
 from metah_train.settings import Settings
@@ -189,7 +189,7 @@ def is_run(path: Path) -> bool:
     return bool(names & {METRICS, STARTED}) and names <= set(RUN_FILES)
 
 
-def save_start(path: Path, config: Settings, images: Record) -> None:
+def save_start(path: Path, config: Settings, images: ImageRecord) -> None:
     """Write started.json: what the run is to be, and of which images."""
     about = {"format": FORMAT, "config": config.to_dict(), "images": images}
     files.write_json(path / STARTED, about)

@@ -22,7 +22,14 @@ from metah_train.config import Config
 from metah_train.data import Split
 from metah_train.data.record import check_images, record_images
 from metah_train.methods import method_class
-from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod, Task
+from metah_train.methods.base import (
+    Batch,
+    DeepMethod,
+    Method,
+    ShallowMethod,
+    Task,
+    TrainingProgress,
+)
 from metah_train.methods.sampling import batch_rows, labels_of, seed_step
 from metah_train.tensor_cache import TensorCache
 from metah_train.training import checkpoint, distributed, schedule
@@ -30,7 +37,7 @@ from metah_train.training.checkpoint import Run, load_state, save_run, save_stat
 from metah_train.training.shallow import SourceClassifier, fit_shallow, train_backbone
 from metah_train.training.target import reestimate_statistics, target_statistics
 
-Report = Callable[[int, int, Mapping[str, float]], None]
+StepReport = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with (steps done, steps in all, loss terms)."""
 
 
@@ -42,7 +49,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     begin: Callable[[], None] | None = None,
-    report: Report | None = None,
+    report: StepReport | None = None,
     cache: TensorCache | None = None,
     warn: Warn = python_warning,
 ) -> Run:
@@ -183,7 +190,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    report: Report | None = None,
+    report: StepReport | None = None,
 ) -> int:
     """Minimise the method's weighted terms; return the number of steps in all.
 
@@ -224,14 +231,14 @@ def train(
         )
         seed_step(config.seed, "step", step)
         schedule.set_learning_rate(optimizer, config, step, total)
-        terms = method.terms(batch, Progress(step=step, total=total))
+        terms = method.terms(batch, TrainingProgress(step=step, total=total))
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         rank.average(method.parameters())
         optimizer.step()
         step += 1
-        method.stepped(Progress(step=step, total=total))
+        method.stepped(TrainingProgress(step=step, total=total))
         count += 1
         values = {name: float(term.detach()) for name, term in terms.items()}
         values["loss"] = float(loss.detach())

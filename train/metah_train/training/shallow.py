@@ -9,7 +9,7 @@ from torch import nn
 
 from metah_train.data import ImageSet, Split
 from metah_train.losses import classification
-from metah_train.methods.base import Batch, DeepMethod, Method, Progress, ShallowMethod
+from metah_train.methods.base import Batch, DeepMethod, Method, ShallowMethod, TrainingProgress
 from metah_train.methods.sampling import labels_of, seed_step, slices
 from metah_train.settings import Settings
 from metah_train.tensor_cache import TensorCache
@@ -36,7 +36,7 @@ class SourceClassifier(DeepMethod[Any]):
         """One term."""
         return {"classifier": 1.0}
 
-    def terms(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def terms(self, batch: Batch, progress: TrainingProgress) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return the cross-entropy of the source labels."""
         features = nn.functional.dropout(self.features(batch.source), self.config.dropout)
         loss = (
