@@ -234,3 +234,11 @@ def test_an_unknown_key_in_a_saved_config_is_refused() -> None:
         Config.from_dict({**saved, "method": "x"})
     with pytest.raises(ConfigError, match="options of metah must be ObjectiveOptions"):
         Config(options=LSHOptions())
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("bits = 16\r\nepochs = 3\r\n".encode("utf-8-sig"))
+    assert (load(path).bits, load(path).epochs) == (16, 3)

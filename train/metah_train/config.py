@@ -143,7 +143,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         if str(recipe) in RECIPES:
             text = resources.files("metah_train").joinpath(f"recipes/{recipe}.toml").read_text()
         else:
-            text = Path(recipe).read_text(encoding="utf-8")
+            text = Path(recipe).read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"

@@ -186,4 +186,4 @@ def test_a_comparison_needs_labels_before_it_trains(
     data = f"folder:{source}:{tmp_path / 'flat'}"
     with pytest.raises(MetahError, match="the target images have no labels"):
         CliRunner().invoke(cli, flags(data, settings, tmp_path / "out"), catch_exceptions=False)
-    assert not (tmp_path / "out" / "cells").exists()
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,9 @@ def test_a_target_without_class_folders_trains_whole(
     assert len(split.query) == 0
     assert split.target_train.labels is None
     assert not split.labelled
-    assert split.notes == ()
+    top = place.partition("/")[0]
+    said = f"{target}: no folder has the name of a class ({top}, ...): all of it trains, "
+    assert split.notes == ((said + "without labels",) if place else ())
     with pytest.raises(DataError, match="the target images have no labels"):
         split.check_labelled()
     again = load_split(f"folder:{source}:{target}")
@@ -175,7 +177,7 @@ def test_a_record_tells_what_changed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"run r was made with other images .*another size"):
         check_images(before, load_split(spec), "run r")
     path.write_bytes(held)
-    assert "were written to since run r was started" in str(
+    assert "image files of source_train were changed, by their times, since run r" in str(
         check_images(before, load_split(spec), "run r")
     )
     path.rename(source / "ant" / "10.png")

@@ -107,15 +107,15 @@ def compare(
         variants=variants,
     )
     trials = plan()
+    split = split_of(trials[0].config, missing_ok=skip_bad)
+    split.check_labelled()
+    split, bad = leave_out_unreadable(
+        split, skip=skip_bad, progress=console.progress_bar, warn=console.warn
+    )
+    if bad:
+        trials = plan(skipped=bad)
     comparison = TrialStore(out)
     with locked(out / "lock", wait=False):
-        split = split_of(trials[0].config, missing_ok=skip_bad)
-        split.check_labelled()
-        split, bad = leave_out_unreadable(
-            split, skip=skip_bad, progress=console.progress_bar, warn=console.warn
-        )
-        if bad:
-            trials = plan(skipped=bad)
         for text in comparison.check_images(trials, split):
             console.warn(text)
         console.note("\n".join(describe(split)))

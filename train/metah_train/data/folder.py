@@ -75,6 +75,12 @@ def load(
         if not paths:
             raise DataError(f"{target}: no image in it{_kinds(target)}")
         notes += _passed_over(target, len(paths))
+        if others:
+            shown = ", ".join(list(others)[:3])
+            notes.append(
+                f"{target}: no folder has the name of a class ({shown}, ...): all of it trains, "
+                "without labels"
+            )
         images = FileImages(paths, None, _names(target, paths), preprocess)
         split = make_unlabelled_split(
             _images(source, classes, preprocess), images, **split_settings

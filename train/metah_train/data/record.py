@@ -47,7 +47,7 @@ def check_images(before: Mapping[str, Any], split: Split, what: str) -> str | No
     touched = [name for name in SETS if before.get(name, now[name])["times"] != now[name]["times"]]
     if not touched:
         return None
-    return f"files of {', '.join(touched)} were written to since {what} was started"
+    return f"image files of {', '.join(touched)} were changed, by their times, since {what} began"
 
 
 def _record(images: ImageSet) -> dict[str, Any]:
