@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,6 +13,7 @@ import numpy as np
 
 from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.cli import console
+from metah_runtime.cli.changed_files import known_ids, maybe_changed
 from metah_runtime.cli.model_options import BUNDLE, model_options, open_encoder, remembered
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
@@ -61,6 +62,7 @@ SHOWN_ERRORS = 5
     show_default=True,
     help="of plain JPEGs; the same pixels",
 )
+@click.option("--recheck", is_flag=True, help="encode the files again that INDEX holds already")
 @click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
 @click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
 @console.json_option
@@ -75,6 +77,7 @@ def add(
     workers: int | None,
     decode: str,
     decoder: Decoder,
+    recheck: bool,
     strict: bool,
     errors: Path | None,
     as_json: bool,
@@ -83,7 +86,9 @@ def add(
 
     INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute, with
     links in folders resolved. A file that INDEX already holds by its path is passed over: give the
-    same command again to go on after an interruption, none is added twice and none is lost. A file
+    same command again to go on after an interruption, none is added twice and none is lost. A known
+    file that was written later than its code is encoded again, with --recheck every known file; if
+    its code is another one, it takes the place of the old one under the same id. A file
     that cannot be used is reported and does not stop the run; the next run tries it again.
 
     \b
@@ -109,13 +114,19 @@ def add(
     if not found:
         places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
         raise DataError(f"no image in {places}; fix: name files or a folder")
-    known = set() if store is None else _known_paths(store)
+    known = {} if store is None else known_ids(store)
     files = [path for path in found if path not in known]
     way = _way(decode, len(files))
+    changed, unreadable = 0, list[BadImage]()
+    if store is not None and known:
+        again = maybe_changed(store, known, found, recheck=recheck)
+        changed, unreadable = _replace_changed(
+            store, encoder, again, batch, workers, _way(decode, len(again)), decoder
+        )
     total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
     if errors is not None:
-        write_errors(errors, bad)
-    warn_of(bad, len(files), errors)
+        write_errors(errors, [*unreadable, *bad])
+    warn_of([*unreadable, *bad], len(found) if unreadable else len(files), errors)
     if len(bad) == len(found):
         raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
     added = len(files) - len(bad)
@@ -126,7 +137,10 @@ def add(
                 "index": index,
                 "added": added,
                 "already_there": len(found) - len(files),
-                "errors": [{"path": item.path, "reason": item.reason} for item in bad],
+                "changed": changed,
+                "errors": [
+                    {"path": item.path, "reason": item.reason} for item in [*unreadable, *bad]
+                ],
                 "images": total,
                 "bits": encoder.bits,
                 "decoder": version,
@@ -138,13 +152,17 @@ def add(
     else:
         there = len(found) - len(files)
         skipped = f", {there:,} were there already" if there else ""
+        skipped += f", {changed:,} of them changed and were encoded again" if changed else ""
         rate = f"; {len(files) / seconds:,.0f} images/s" if way == "processes" else ""
         console.say(
             f"added {added:,} images to {console.printable(index)}{skipped}: "
             f"{total:,} codes of {encoder.bits} bits{rate}"
         )
-    if strict and bad:
-        raise DataError(f"{len(bad)} of {len(files)} files could not be used (--strict)")
+    if strict and (bad or unreadable):
+        count = len(bad) + len(unreadable)
+        raise DataError(
+            f"{count} of {len(files) + len(unreadable)} files could not be used (--strict)"
+        )
 
 
 def read_list(name: str) -> list[Path]:
@@ -178,8 +196,31 @@ def stored_names(paths: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def _known_paths(store: Index) -> set[str]:
-    return {path for path in store.paths(store.ids()) if path is not None}
+def _replace_changed(
+    store: Index,
+    encoder: Encoder,
+    known: Mapping[str, int],
+    batch: int,
+    workers: int | None,
+    way: DecodeBackend,
+    decoder: Decoder,
+) -> tuple[int, list[BadImage]]:
+    """Encode known files again and replace the codes that differ; return (changed, bad files)."""
+    changed, bad = 0, list[BadImage]()
+    if not known:
+        return 0, bad
+    for paths, codes in _chunks(encoder, list(known), batch, workers, way, decoder, bad):
+        ids = np.array([known[path] for path in paths], np.int64)
+        other = np.flatnonzero((store.codes(ids) != codes).any(axis=1))
+        if len(other):
+            store.add(
+                np.ascontiguousarray(codes[other]),
+                ids=ids[other],
+                paths=[paths[row] for row in other.tolist()],
+                on_duplicate="upsert",
+            )
+        changed += len(other)
+    return changed, bad
 
 
 def _way(decode: str, count: int) -> DecodeBackend:

@@ -204,6 +204,21 @@ class Index:
         refuse_unknown(ids, self._snapshot.locate(ids, visit))
         return out
 
+    def written_at(self, ids: Any) -> NDArray[np.int64]:
+        """Return when the file that holds each code was written, (n,) in ns since 1970.
+
+        A merge of segments and ``compact`` write codes anew. Raises IndexMismatch for an unknown
+        id.
+        """
+        ids = lookup_ids(ids)
+        out = np.zeros(len(ids), np.int64)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
+            out[at] = view.segment.written_ns
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
     def refresh(self) -> bool:
         """Move to the newest state on disk; return whether it is another one."""
         old = self._snapshot

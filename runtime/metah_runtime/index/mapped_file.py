@@ -29,7 +29,8 @@ class MappedFile:
         self._lock = ForkSafeLock()
         handle = files.open_regular(path)
         try:
-            length = os.fstat(handle).st_size
+            status = os.fstat(handle)
+            length, self.written_ns = status.st_size, status.st_mtime_ns
             try:
                 self.header = Header.parse(os.pread(handle, HEADER, 0), length)
             except FormatError as error:
