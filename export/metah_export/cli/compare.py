@@ -8,6 +8,7 @@ from metah_export.cli import options
 from metah_runtime import files, schema
 from metah_runtime.cli import console
 from metah_runtime.errors import ParityError
+from metah_runtime.text import escaped
 
 
 @click.command()
@@ -57,7 +58,7 @@ def compare(
         console.print_table(*stage.table(found))
         for row in found.rows:
             if row.note:
-                click.echo(f"{row.bundle} {row.artefact}: {row.note}")
+                click.echo(escaped(f"{row.bundle} {row.artefact}: {row.note}"))
     broken = [f"{row.bundle} {row.artefact}: {row.problem}" for row in found.rows if row.problem]
     if broken:
         raise ParityError("; ".join(broken))

@@ -8,6 +8,7 @@ from metah_export.cli import options
 from metah_runtime import schema
 from metah_runtime.cli import console
 from metah_runtime.model.manifest import ENGINE_KINDS
+from metah_runtime.text import escaped
 
 
 @click.command()
@@ -49,8 +50,10 @@ def engine(
         console.print_json({"bundle": bundle, "size": size, **schema.to_json(entry)})
     else:
         click.echo(
-            f"{bundle}: {entry.file}, {size / 1e6:.2f} MB, {entry.kind} {entry.builder}, "
-            f"for {', '.join(entry.targets)}, batch {':'.join(map(str, entry.batch))}"
+            escaped(
+                f"{bundle}: {entry.file}, {size / 1e6:.2f} MB, {entry.kind} {entry.builder}, "
+                f"for {', '.join(entry.targets)}, batch {':'.join(map(str, entry.batch))}"
+            )
         )
     if reason:
         console.warn(f"parity of the engine is not measured: {reason}")

@@ -8,6 +8,7 @@ from metah_export.cli import options
 from metah_export.cli.parity_table import print_parity
 from metah_runtime import schema
 from metah_runtime.cli import console
+from metah_runtime.text import escaped
 
 
 @click.command()
@@ -43,8 +44,10 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
     for entry in found.bundle.manifest.engines:
         measured = "parity not measured" if entry.parity is None else "parity kept"
         click.echo(
-            f"{entry.file}: {entry.kind} {entry.builder}, for {', '.join(entry.targets)}, "
-            f"batch {':'.join(map(str, entry.batch))}, {measured}"
+            escaped(
+                f"{entry.file}: {entry.kind} {entry.builder}, for {', '.join(entry.targets)}, "
+                f"batch {':'.join(map(str, entry.batch))}, {measured}"
+            )
         )
     if found.parity is None:
         console.warn("the bundle holds no truth.npz: codes were not compared")

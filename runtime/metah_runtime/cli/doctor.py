@@ -22,6 +22,7 @@ from metah_runtime.errors import BackendUnavailable
 
 DEVICES = ("cpu", "cuda", "tensorrt")
 TIMEOUT_S = 60.0
+_NO_DEVICE = "cuInit gives error 100"
 _MARK = "metah-probe:"
 _FRAME = "import json, sys\nfound = {{}}\n{code}\nprint('{mark}' + json.dumps(found), flush=True)\n"
 _TRT = (
@@ -36,7 +37,8 @@ _CUDA = (("pycuda", "pycuda.driver"), ("cuda-bindings", "cuda.bindings.driver"))
 class Probe:
     """One thing that was looked at.
 
-    ok: True works, False does not, None is not installed; detail: versions, or why not.
+    ok: True works, False does not, None is not here (no package, no GPU); detail: versions, or why
+    not.
     """
 
     name: str
@@ -89,7 +91,7 @@ def diagnose() -> Diagnosis:
     ort, loads = _onnxruntime(run_probe(doctor_probes.ONNXRUNTIME))
     clash = _clash()
     trt = [_library(name, module) for name, module in _TRT]
-    cuda = [_library(name, module) for name, module in _CUDA]
+    cuda = [_library(name, module, driver) for name, module in _CUDA]
     devices = {
         "cpu": _first(ort, loads("CPUExecutionProvider")),
         "cuda": _first(driver, gpus, ort, clash, loads("CUDAExecutionProvider")),
@@ -100,24 +102,28 @@ def diagnose() -> Diagnosis:
             _any(cuda, "no Python library for the CUDA driver", "cuda"),
         ),
     }
-    found = (driver, gpus, ort, clash, *trt, *cuda, _nvcc())
+    sandbox = _sandbox(run_probe(doctor_probes.SANDBOX))
+    found = (driver, gpus, ort, clash, *trt, *cuda, _nvcc(), sandbox)
     return Diagnosis(probes=found, devices=devices)
 
 
 def _driver(found: Mapping[str, Any]) -> tuple[Probe, Probe]:
     """Return the probes of the driver and of the GPUs; found: of ``cuda.probe.query_driver``."""
-    reason = found.get("error") or found["reason"]
+    reason = found.get("error") or found["reason"] or ""
     starts = bool(found.get("starts"))
+    no_gpu = "error" not in found and (found["cuda"] is None or _NO_DEVICE in reason)
     cards = [
         f"{g['name']} (sm {g['sm']}, {g['bytes'] / 2**30:.0f} GiB)" for g in found.get("gpus", ())
     ]
     return (
         Probe(
             name="NVIDIA driver",
-            ok=starts,
+            ok=starts or (None if no_gpu else False),
             detail=f"for CUDA {found['cuda']}" if starts else reason,
         ),
-        Probe(name="GPUs", ok=bool(cards), detail=", ".join(cards) or f"none: {reason}"),
+        Probe(
+            name="GPUs", ok=True if cards else None, detail=", ".join(cards) or f"none: {reason}"
+        ),
     )
 
 
@@ -162,13 +168,22 @@ def _clash() -> Probe:
     )
 
 
-def _library(name: str, module: str) -> Probe:
+def _sandbox(found: Mapping[str, Any]) -> Probe:
+    """Return which defences are active in a process that decodes images."""
+    active = ", ".join(found.get("active", ())) or "none"
+    missing = ", ".join(f"{name} ({why})" for name, why in found.get("missing_defences", ()))
+    detail = found.get("error") or (f"missing: {missing}; active: {active}" if missing else active)
+    return Probe(name="sandbox of decoders", ok=detail == active, detail=detail)
+
+
+def _library(name: str, module: str, driver: Probe | None = None) -> Probe:
     found = run_probe(doctor_probes.LIBRARY.replace("MODULE", module))
     if "error" not in found:
         return Probe(name=name, ok=True, detail=found["version"] or "importable")
     if found.get("missing"):
         return Probe(name=name, ok=None, detail="not installed")
-    return Probe(name=name, ok=False, detail=found["error"])
+    no_driver = driver is not None and driver.ok is None and "libcuda" in found["error"]
+    return Probe(name=name, ok=None if no_driver else False, detail=found["error"])
 
 
 def _nvcc() -> Probe:

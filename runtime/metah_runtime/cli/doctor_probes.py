@@ -8,6 +8,12 @@ from metah_runtime.cuda.probe import query_driver
 found.update(query_driver().as_json())
 """
 
+SANDBOX = """
+from metah_runtime.images.sandbox import status
+sandbox = status()
+found["active"], found["missing_defences"] = sandbox.active, sandbox.missing
+"""
+
 ONNXRUNTIME = """
 import onnxruntime as ort
 found["version"] = ort.__version__

@@ -29,6 +29,7 @@ NO_DRIVER = {
     "reason": "the NVIDIA driver is not installed (libcuda.so.1 not found)",
     "gpus": [],
 }
+SANDBOX = {"active": ["resource limits", "seccomp"], "missing_defences": []}
 MISSING = {"error": "ModuleNotFoundError: No module named 'x'", "missing": True}
 Play = Callable[..., None]
 
@@ -38,13 +39,16 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Play a machine: what each probe finds (by 'driver', 'ort' or module), which packages are."""
 
     def set_up(packages: tuple[str, ...] = ("onnxruntime-gpu",), **answers: Any) -> None:
-        known = {"driver": DRIVER, "ort": ORT, "tensorrt": {"version": "11.4"}} | answers
+        known = {"driver": DRIVER, "ort": ORT, "tensorrt": {"version": "11.4"}}
+        known |= {"sandbox": SANDBOX} | answers
 
         def answer(code: str, timeout: float | None = None) -> dict[str, Any]:
             if code == doctor_probes.DRIVER:
                 return dict(known["driver"])
             if code == doctor_probes.ONNXRUNTIME:
                 return dict(known["ort"])
+            if code == doctor_probes.SANDBOX:
+                return dict(known["sandbox"])
             module = code.split("import ", 1)[1].split(" as ")[0]
             default = {"version": "2026.1"} if module == "pycuda.driver" else MISSING
             return dict(known.get(module, default))
@@ -130,6 +134,44 @@ def test_what_is_wrong_is_said_and_decides_the_exit_code(
     assert re.search(match, answer["reason"])
 
 
+@pytest.mark.parametrize(
+    "driver",
+    [
+        NO_DRIVER,
+        NO_DRIVER | {"cuda": "13.0", "reason": "does not start (cuInit gives error 100)"},
+        DRIVER | {"gpus": [], "reason": "the NVIDIA driver finds no GPU"},
+    ],
+)
+def test_a_machine_without_a_gpu_has_no_fault(
+    play: Play, capsys: pytest.CaptureFixture[str], driver: dict[str, Any]
+) -> None:
+    broken = {"error": "ImportError: libcuda.so.1: cannot open shared object file"}
+    play(driver=driver, **({"pycuda.driver": broken} if driver["cuda"] is None else {}))
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert "FAILS" not in out
+    assert "GPUs                  │ -" in out
+    play(driver=NO_DRIVER | {"cuda": "13.0", "reason": "cuInit gives error 999"})
+    assert "FAILS" in run(capsys)[1]
+
+
+def test_the_sandbox_of_decoders_is_stated(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    play()
+    assert "resource limits, seccomp" in run(capsys)[1]
+    play(sandbox=SANDBOX | {"missing_defences": [["landlock", "not implemented"]]})
+    probe = json.loads(run(capsys, "--json")[1])["probes"][-1]
+    assert probe == {
+        "name": "sandbox of decoders",
+        "ok": False,
+        "detail": "missing: landlock (not implemented); active: resource limits, seccomp",
+    }
+    play(sandbox={"error": "no process can be started"})
+    assert "no process can be started" in run(capsys)[1]
+    found = run_probe(doctor_probes.SANDBOX)
+    assert "error" not in found
+    assert "resource limits" in found["active"]
+
+
 def test_auto_fails_only_if_nothing_works(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     play(driver=NO_DRIVER)
     assert run(capsys)[0] == 0
@@ -153,6 +195,7 @@ def test_json_lists_every_probe(play: Play, capsys: pytest.CaptureFixture[str]) 
         "pycuda",
         "cuda-bindings",
         "nvcc",
+        "sandbox of decoders",
     ]
     assert {"metah", "python", "platform", "devices"} < set(found)
 
