@@ -11,8 +11,8 @@ from metah_export.cli.main import cli
 from metah_export.reference_set import FILE, ReferenceSet
 from metah_runtime.cli import console
 from metah_runtime.model import runners
-from metah_runtime.model.bundle import MANIFEST, Bundle, Engine, add_engine
-from metah_runtime.model.manifest import seal
+from metah_runtime.model.bundle import Bundle, add_engine
+from metah_runtime.model.manifest import MANIFEST, Engine, seal
 from metah_runtime.model.runners.tensorrt_library import this_platform
 
 HOSTILE = "x\x1b]0;owned\x07\u202e\x9b2J"
