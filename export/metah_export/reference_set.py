@@ -16,6 +16,9 @@ from metah_runtime.codes import Codes, pack
 from metah_runtime.errors import BundleError
 
 FILE = "truth.npz"
+MAX_BYTES = 1 << 32
+"""Bytes of the arrays in the file, at most."""
+
 SOURCE, QUERY, DATABASE = 0, 1, 2
 _KINDS = {"images": "u1", "logits": "f4", "roles": "u1", "names": "U", "labels": "iu"}
 
@@ -64,20 +67,29 @@ class ReferenceSet:
     ) -> "ReferenceSet":
         """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-            raise BundleError(f"{FILE} is damaged: {error}; fix: export again") from error
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_BYTES:
+                raise ValueError(f"{size} bytes of arrays, at most {MAX_BYTES} are read")
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except Exception as error:  # zip, deflate and header parsers have no common error class
+            reason = str(error) or type(error).__name__
+            raise BundleError(f"{FILE} is damaged: {reason}; fix: export again") from error
         missing = sorted(set(_KINDS) - {"labels"} - set(arrays))
         foreign = sorted(set(arrays) - set(_KINDS))
         if missing or foreign:
             raise BundleError(f"{FILE} is damaged: lacks {missing}, holds unknown {foreign}")
-        n = len(arrays["images"])
-        shapes = {"images": (n, *image_shape), "logits": (n, bits), "roles": (n,), "names": (n,)}
+        n = arrays["images"].shape[:1]
+        shapes = {"images": (*n, *image_shape), "logits": (*n, bits), "roles": n, "names": n}
         for name, array in arrays.items():
             good = array.dtype.kind in _KINDS[name] or array.dtype.str[1:] == _KINDS[name]
-            if not good or (array.shape != shapes.get(name, array.shape)) or len(array) != n:
+            if not good or array.shape != shapes.get(name, array.shape) or array.shape[:1] != n:
                 raise BundleError(
                     f"{FILE} does not belong to this model: {name} is {array.dtype} {array.shape}"
                 )
+        if n in ((), (0,)) or not np.isfinite(arrays["logits"]).all():
+            raise BundleError(f"{FILE} is damaged: no images, or logits that are not finite")
+        if "labels" in arrays and arrays["labels"].ndim > 2:
+            raise BundleError(f"{FILE} is damaged: labels have {arrays['labels'].ndim} dimensions")
         return cls(labels=arrays.pop("labels", None), **arrays)

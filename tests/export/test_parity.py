@@ -1,7 +1,10 @@
 """Parity in bits against a plain count, and the limits that stop an export."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -240,3 +243,73 @@ def test_reference_set_never_unpickles() -> None:
     np.savez(buffer, images=evil, logits=evil, roles=evil, names=evil, allow_pickle=True)
     with pytest.raises(BundleError, match=r"truth.npz is damaged"):
         ReferenceSet.from_bytes(buffer.getvalue(), bits=16, image_shape=SHAPE)
+
+
+def _archive(**changes: Any) -> bytes:
+    known = make_reference()
+    arrays: dict[str, Any] = {"images": known.images, "logits": known.logits}
+    arrays |= {"roles": known.roles, "names": known.names, "labels": known.labels} | changes
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _raw(header: bytes) -> bytes:
+    """Return an archive whose images have this header of an array."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("logits", "roles", "names"):
+            archive.writestr(f"{name}.npy", b"")
+        length = len(header).to_bytes(2, "little")
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + length + header)
+    return buffer.getvalue()
+
+
+def _directory(at: int, value: int) -> bytes:
+    """Return an archive with one byte changed in the first entry of its directory."""
+    whole = bytearray(_archive())
+    whole[whole.index(b"PK\x01\x02") + at] = value
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _archive(images=np.uint8(1)),
+        _archive(labels=np.int64(1)),
+        _archive(labels=np.zeros((60, 1, 1), np.int64)),
+        _archive(logits=np.full((60, 16), np.nan, np.float32)),
+        _archive(
+            images=np.zeros((0, *SHAPE), np.uint8),
+            logits=np.zeros((0, 16), np.float32),
+            roles=np.zeros(0, np.uint8),
+            names=np.zeros(0, "U1"),
+            labels=np.zeros(0, np.int64),
+        ),
+        _raw(b"{"),
+        _raw(b"{'descr': '|u1', 'fortran_order': False, 'shape': (9000000000000, 9), }"),
+        _raw(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 9), }"),
+        _raw(b"(" * 9000),
+        _directory(8, 1),  # encrypted
+        _directory(10, 99),  # an unknown compression
+    ],
+)
+def test_a_hostile_reference_set_is_a_bundle_error(data: bytes) -> None:
+    with pytest.raises(BundleError, match=r"truth\.npz"):
+        ReferenceSet.from_bytes(data, bits=16, image_shape=SHAPE)
+
+
+def test_any_changed_byte_gives_arrays_or_a_bundle_error() -> None:
+    whole = _archive()
+    for at in range(0, len(whole), 7):
+        changed = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        with contextlib.suppress(BundleError):
+            ReferenceSet.from_bytes(changed, bits=16, image_shape=SHAPE)
+
+
+def test_a_reference_set_that_unpacks_to_more_than_the_limit_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("metah_export.reference_set.MAX_BYTES", 1000)
+    with pytest.raises(BundleError, match="at most 1000 are read"):
+        ReferenceSet.from_bytes(_archive(), bits=16, image_shape=SHAPE)

@@ -1,4 +1,4 @@
-"""Tables as text. No library: importing one would take longer than a whole search."""
+"""Tables as text. Ours, for importing rich takes 30 to 50 ms: longer than a whole search."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
