@@ -84,6 +84,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "prometheus_client": "serve",
+    "pillow_heif": "heif",
     "psycopg": "pgvector",
     "pyarrow": "parquet",
     "ray": "ray",

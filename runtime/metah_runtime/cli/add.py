@@ -1,5 +1,6 @@
 """metah-search add: images -> codes -> an index on disk."""
 
+import codecs
 import csv
 import io
 import os
@@ -14,12 +15,12 @@ import numpy as np
 from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.cli import console
 from metah_runtime.cli.changed_files import known_ids, maybe_changed
-from metah_runtime.cli.model_options import BUNDLE, model_options, open_encoder, remembered
+from metah_runtime.cli.model_options import model_options, open_encoder, remember
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
 from metah_runtime.images.decode import DecodeBackend, check_decode_backend
-from metah_runtime.images.find import walk_images
+from metah_runtime.images.find import LeftOut, on_disk, walk_images
 from metah_runtime.images.formats import Decoder
 from metah_runtime.images.preprocess import decoder_version
 from metah_runtime.index import Index
@@ -88,8 +89,9 @@ def add(
     links in folders resolved. A file that INDEX already holds by its path is passed over: give the
     same command again to go on after an interruption, none is added twice and none is lost. A known
     file that was written later than its code is encoded again, with --recheck every known file; if
-    its code is another one, it takes the place of the old one under the same id. A file
-    that cannot be used is reported and does not stop the run; the next run tries it again.
+    its code is another one, it takes the place of the old one under the same id. A file that
+    cannot be used is reported and does not stop the run; the next run tries it again. Of folders,
+    what is left out (other endings, links to folders, hidden names) is counted.
 
     \b
     Examples:
@@ -110,10 +112,14 @@ def add(
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
     encoder = open_encoder(index, store, bundle, device, threads, spin=False)
     wanted = [*paths, *([] if listed is None else read_list(listed))]
-    found = stored_names(console.progress(walk_images(wanted), "listing", unit="files"))
-    if not found:
+    for path in paths:
+        if not os.path.lexists(on_disk(os.fspath(path))):
+            raise DataError(f"{path}: no such file or folder")
+    found, missing, left_out = list_images(wanted)
+    if not found and not missing:
         places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
-        raise DataError(f"no image in {places}; fix: name files or a folder")
+        but = f" (left out: {left_out.text()})" if left_out.counts else ""
+        raise DataError(f"no image in {places}{but}; fix: name files or a folder")
     known = {} if store is None else known_ids(store)
     files = [path for path in found if path not in known]
     way = _way(decode, len(files))
@@ -124,12 +130,17 @@ def add(
             store, encoder, again, batch, workers, _way(decode, len(again)), decoder
         )
     total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
-    if errors is not None:
-        write_errors(errors, [*unreadable, *bad])
-    warn_of([*unreadable, *bad], len(found) if unreadable else len(files), errors)
-    if len(bad) == len(found):
-        raise DataError(f"none of the {len(found)} files could be used: {index} is unchanged")
     added = len(files) - len(bad)
+    bad = [*missing, *unreadable, *bad]
+    unread = [BadImage(path, reason) for path, reason in left_out.images]
+    if left_out.counts:
+        console.note(f"left out: {left_out.text()}")
+    if errors is not None:
+        write_errors(errors, [*bad, *unread])
+    tried = len(files) + len(unreadable) + len(missing)
+    warn_of(bad, tried, errors)
+    if not added and len(bad) == len(found) + len(missing):
+        raise DataError(f"none of the {len(bad)} files could be used: {index} is unchanged")
     seconds = time.monotonic() - start
     if as_json:
         console.print_json(
@@ -138,9 +149,8 @@ def add(
                 "added": added,
                 "already_there": len(found) - len(files),
                 "changed": changed,
-                "errors": [
-                    {"path": item.path, "reason": item.reason} for item in [*unreadable, *bad]
-                ],
+                "left_out": dict(left_out.counts),
+                "errors": [{"path": item.path, "reason": item.reason} for item in [*bad, *unread]],
                 "images": total,
                 "bits": encoder.bits,
                 "decoder": version,
@@ -158,11 +168,9 @@ def add(
             f"added {added:,} images to {console.printable(index)}{skipped}: "
             f"{total:,} codes of {encoder.bits} bits{rate}"
         )
-    if strict and (bad or unreadable):
-        count = len(bad) + len(unreadable)
-        raise DataError(
-            f"{count} of {len(files) + len(unreadable)} files could not be used (--strict)"
-        )
+    if strict and (bad or unread):
+        count = len(bad) + len(unread)
+        raise DataError(f"{count} of {tried + len(unread)} files could not be used (--strict)")
 
 
 def read_list(name: str) -> list[Path]:
@@ -171,17 +179,47 @@ def read_list(name: str) -> list[Path]:
     ``-`` reads standard input, whose paths start at the current folder. Raises ConfigError.
     """
     if name == "-":
-        return [Path(os.fsdecode(line)) for line in _lines(sys.stdin.buffer.read())]
+        return [Path(os.fsdecode(line)) for line in list_lines(sys.stdin.buffer.read())]
     path = Path(name)
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"--list {name}: {error.strerror}") from None
-    return [path.parent / os.fsdecode(line) for line in _lines(text)]
+    return [path.parent / os.fsdecode(line) for line in list_lines(text)]
 
 
-def _lines(text: bytes) -> list[bytes]:
-    return [line for line in text.split(b"\n") if line]
+def list_images(
+    wanted: Iterable[Path],
+) -> tuple[list[str], list[BadImage], LeftOut]:
+    """Return the images below paths, those that are missing or cannot be listed, and the rest."""
+    left_out, missing = LeftOut(), list[BadImage]()
+    found = stored_names(
+        console.progress(
+            walk_images(wanted, left_out, lambda path, why: missing.append(BadImage(path, why))),
+            "listing",
+            unit="files",
+        )
+    )
+    return found, missing, left_out
+
+
+def list_lines(text: bytes) -> list[bytes]:
+    """Return the lines of a list, as file names; a byte order mark and CR LF are no part of them.
+
+    UTF-16 is known by its byte order mark. Raises ConfigError.
+    """
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            text = text.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--list: not UTF-16, as its first bytes say: {error}") from None
+    lines = [line for line in text.removeprefix(codecs.BOM_UTF8).split(b"\n") if line]
+    if lines and all(line.endswith(b"\r") for line in lines):
+        lines = [line[:-1] for line in lines if line != b"\r"]
+    for line in lines:
+        if b"\0" in line:
+            raise ConfigError("--list: a name holds a zero byte; fix: one name a line")
+    return lines
 
 
 def stored_names(paths: Iterable[str]) -> list[str]:
@@ -248,11 +286,11 @@ def _add_files(
                 bits=encoder.bits,
                 fingerprint=encoder.fingerprint,
                 model=encoder.bundle.path.resolve().name,
-                metadata={BUNDLE: str(encoder.bundle.path.resolve())},
             )
+            remember(store, encoder)
         store.add(codes, paths=paths)
-    if store is not None and (where := encoder.bundle.path.resolve()) != remembered(store):
-        store.set_metadata({**store.metadata, BUNDLE: str(where)})
+    if store is not None:
+        remember(store, encoder)
     return 0 if store is None else len(store), bad
 
 

@@ -220,15 +220,15 @@ def query(
     _connect(address)
     served = actors.find(name, policy=policy)
     label = Path(f"cluster {name}")
-    packed = local.query_codes(served, label, images, codes, bundle, device, threads)
+    packed, good, bad = local.query_codes(served, label, images, codes, bundle, device, threads)
     store = served.reachable() if partial else served
-    found = local.find(store, images, packed, search)
+    found = local.find(store, good, packed, search)
     missing = sorted(getattr(store, "missing", ()))
     if missing:
         shown = ", ".join(map(str, missing))
         console.warn(f"partial answer: shards {shown} of {len(served.plan.shards)} are missing")
     head = {"cluster": name, "complete": not missing, "missing": missing}
-    local.show(store, label, found, search, html, head if as_json else None)
+    local.answer(store, label, found, bad, search, html, head if as_json else None)
 
 
 @cluster.command()
@@ -271,7 +271,6 @@ def encode(
     from metah_runtime.cluster.access import require_token
     from metah_runtime.cluster.encoding import WorkerOptions
     from metah_runtime.cluster.encoding import encode as run
-    from metah_runtime.images.find import walk_images
     from metah_runtime.model.encoder import Encoder
 
     if not paths and listed is None:
@@ -279,7 +278,9 @@ def encode(
     plan = WorkerOptions(count=workers, cpus=cpus, batch=batch, part=part)
     encoder = Encoder.open(bundle)
     wanted = [*paths, *([] if listed is None else add.read_list(listed))]
-    names = add.stored_names(walk_images(wanted))
+    names, missing, left_out = add.list_images(wanted)
+    if left_out.counts:
+        console.note(f"left out: {left_out.text()}")
     if not names:
         raise DataError("no image in what was given; fix: name files or a folder")
     listing = parts.FileListing.of(names)
@@ -292,6 +293,7 @@ def encode(
         advance(len(listing) - len(listing.without(parts.done_ids(folder))))
         done = run(where, folder, job, listing, plan, advance)
     count, bad = parts.finish(folder, listing, job)
+    bad = [*missing, *bad]
     add.write_errors(folder / "errors.csv", bad)
     add.warn_of(bad, len(listing), folder / "errors.csv")
     if as_json:

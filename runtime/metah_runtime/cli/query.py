@@ -13,12 +13,15 @@ from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cli import console
 from metah_runtime.cli.model_options import model_options, open_encoder
 from metah_runtime.codes import Codes
-from metah_runtime.errors import ConfigError
+from metah_runtime.errors import ConfigError, DataError, ImageError
+from metah_runtime.images.find import on_disk
 from metah_runtime.index import Index
 from metah_runtime.results import IndexLike
+from metah_runtime.text import printable
 
 if TYPE_CHECKING:
     from metah_runtime.html.gallery import Row
+    from metah_runtime.model.encoder import BadImage
 
 SHOWN_TILES = 200
 SEARCHED_ON = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "auto": "auto"}
@@ -36,6 +39,7 @@ Search: TypeAlias = tuple[str, int]
 @click.option("--radius", type=int, help="give all within this many bits")
 @model_options
 @console.json_option
+@click.option("--strict", is_flag=True, help="stop at the first image that cannot be used")
 @click.option(
     "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
 )
@@ -49,11 +53,13 @@ def query(
     device: str,
     threads: int | None,
     as_json: bool,
+    strict: bool,
     html: Path | None,
 ) -> None:
     """Find the codes in INDEX nearest to those of IMAGES, in the order (distance, id).
 
-    The codes are searched on the --device of the model: on the GPU for cuda and tensorrt.
+    An image that cannot be used is reported, the others are answered, and the exit code is 1. The
+    codes are searched on the --device of the model: on the GPU for cuda and tensorrt.
 
     \b
     metah-search query photos.index cat.jpg -k 10 --html cat.html
@@ -63,9 +69,9 @@ def query(
     search = check_search(k, radius, images, codes)
     check_html(html)
     store = open_index(index, device)
-    packed = query_codes(store, index, images, codes, bundle, device, threads)
-    found = find(store, images, packed, search)
-    show(store, index, found, search, html, {"index": index} if as_json else None)
+    packed, good, bad = query_codes(store, index, images, codes, bundle, device, threads, strict)
+    found = find(store, good, packed, search)
+    answer(store, index, found, bad, search, html, {"index": index} if as_json else None)
 
 
 def open_index(index: Path, device: str) -> Index:
@@ -99,8 +105,28 @@ def check_html(html: Path | None) -> None:
         raise ConfigError(f"--html {html}: folder {html.parent} does not exist")
 
 
+def answer(
+    store: IndexLike,
+    index: Path,
+    found: Sequence[dict[str, Any]],
+    bad: "Sequence[BadImage]",
+    search: Search,
+    html: Path | None,
+    head: dict[str, Any] | None,
+) -> None:
+    """Show what was found, then report the images that could not be used: DataError, exit 1."""
+    if bad and head is not None:
+        head = {**head, "errors": [{"image": item.path, "reason": item.reason} for item in bad]}
+    show(store, index, found, search, html, head)
+    for item in bad:
+        console.warn(f"{item.path}: {item.reason}")
+    if bad:
+        total = len(bad) + sum(item["image"] is not None for item in found)
+        raise DataError(f"{len(bad)} of {total} images could not be used")
+
+
 def find(
-    store: IndexLike, images: Sequence[Path], packed: Codes, search: Search
+    store: IndexLike, images: Sequence[str | Path], packed: Codes, search: Search
 ) -> list[dict[str, Any]]:
     """Return image, code and matches of each query; those past ``images`` have no image."""
     names = [str(image) for image in images] + [None] * (len(packed) - len(images))
@@ -138,8 +164,13 @@ def query_codes(
     bundle: Path | None,
     device: str,
     threads: int | None,
-) -> Codes:
-    """Return the codes of the images, then those given in hex, (q, bits / 8) uint8."""
+    strict: bool = False,
+) -> "tuple[Codes, list[str], list[BadImage]]":
+    """Return the codes of the images, then those given in hex, (q, bits / 8) uint8.
+
+    Second: the images that have a code; third: those that cannot be used. Raises ImageError for
+    the first of these if it is the only query, or if ``strict``.
+    """
     digits = store.bits // 4
     for code in codes:
         if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", code):
@@ -148,10 +179,17 @@ def query_codes(
                 f"got {code!r}"
             )
     rows = [np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, store.bits // 8)]
+    good: list[str] = []
+    bad: list[BadImage] = []
     if images:
         encoder = open_encoder(index, store, bundle, device, threads)
-        rows.insert(0, encoder.encode(images))
-    return np.concatenate(rows)
+        parts = list(encoder.encode_files(map(on_disk, map(str, images))))
+        good = [path for part in parts for path in part.paths]
+        bad = [item for part in parts for item in part.errors]
+        if bad and (strict or len(images) + len(codes) == 1):
+            raise ImageError(f"{printable(bad[0].path)}: {bad[0].reason}")
+        rows = [*(part.codes for part in parts), *rows]
+    return np.concatenate(rows), good, bad
 
 
 def _matches(store: IndexLike, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:

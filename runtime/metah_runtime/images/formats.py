@@ -2,12 +2,15 @@
 
 from typing import Literal, TypeAlias
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""The formats that are read; of an animation or a multi-page file, the first frame."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""The formats that Pillow reads here; of an animation or a multi-page file, the first frame.
+
+HEIC is read where the extra 'heif' is installed.
+"""
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"}
-    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif"}
 )
 """Endings (of any case) by which ``find_images`` knows an image."""
 

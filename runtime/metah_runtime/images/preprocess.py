@@ -16,8 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from metah_runtime import schema
-from metah_runtime.errors import ConfigError, ImageError, require
-from metah_runtime.images import jpeg
+from metah_runtime.errors import ConfigError, ImageError, MissingExtra, require
+from metah_runtime.images import heif, jpeg
 from metah_runtime.images.formats import FORMATS, MAX_PIXELS, Decoder
 from metah_runtime.images.orientation import suppress_warnings, upright
 from metah_runtime.images.source import Source, contents
@@ -134,7 +134,9 @@ def _decode(data: bytes, name: str, spec: Preprocess, decoder: Decoder) -> NDArr
     if decoder == "simplejpeg" and (plain := jpeg.decode(data, side, MAX_PIXELS)) is not None:
         return _convert(plain, name, spec)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = heif.open_image(data) if heif.is_heif(data) else open_known(data)
+    except MissingExtra as error:
+        raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: not an image of a known format ({', '.join(FORMATS)})"
@@ -147,6 +149,11 @@ def _decode(data: bytes, name: str, spec: Preprocess, decoder: Decoder) -> NDArr
             image.draft(None, (side, side))
         image.load()
         return _convert(image, name, spec)
+
+
+def open_known(data: bytes) -> Image.Image:
+    """Open an image of FORMATS by its header; raises what Pillow raises."""
+    return Image.open(BytesIO(data), formats=FORMATS)
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -238,7 +238,7 @@ def test_what_an_index_says_of_its_model(
     assert add(tmp_path, bundle) == 0
     store = Index.open(tmp_path / "index", expect=bundle.fingerprint)
     assert (store.bits, store.model) == (16, "bundle")
-    assert store.metadata == {"bundle": str(bundle.path)}
+    assert store.metadata["bundle"] == str(bundle.path)
 
 
 def test_a_second_writer_is_told_and_readers_go_on(

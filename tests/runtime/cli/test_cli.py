@@ -1,5 +1,6 @@
 """metah-search add and query, run as commands."""
 
+import codecs
 import csv
 import io
 import json
@@ -106,6 +107,8 @@ def test_add_then_query_gives_what_the_slow_reference_gives(
         "index": str(path),
         "added": 23,
         "already_there": 0,
+        "changed": 0,
+        "left_out": {},
         "errors": [],
         "images": 23,
         "bits": 16,
@@ -280,7 +283,6 @@ def test_a_changed_byte_in_the_bundle_is_refused_and_nothing_is_written(
         (["--device", "gpu"], 2, "device must be one of cpu"),
         (["--threads", "0"], 2, "threads must be a whole number in 1..1024, got 0"),
         (["--bundle", "none.bundle"], 1, "bundle none.bundle does not exist"),
-        (["gone.png"], 1, "gone.png: no such file"),
         (["--html", "nowhere/page.html"], 2, "folder nowhere does not exist"),
     ],
 )
@@ -298,8 +300,29 @@ def test_query_refuses_without_index_images_or_reason(
     assert "nothing to search for; fix: name images or give --code" in fails(2, "query", index)
     assert "Missing argument 'INDEX'" in fails(2, "query")
     images[0].write_bytes(images[0].read_bytes()[:70])
+    assert "000.png: " in fails(1, "query", index, images[0])
+    assert "gone.png: no such file" in fails(1, "query", index, tmp_path / "gone.png")
+
+
+def test_one_bad_image_of_several_costs_that_one(
+    tmp_path: Path, index: Path, images: list[Path]
+) -> None:
+    images[0].write_bytes(images[0].read_bytes()[:70])
+    gone = tmp_path / "gone.png"
+    asked = [images[1], images[0], gone, images[2]]
     page = tmp_path / "page.html"
-    assert "000.png: " in fails(1, "query", index, images[1], images[0], "--html", page)
+    done = search("query", index, *asked, "-k", "2", "--json")
+    assert done.status == 1
+    found = json.loads(done.out)
+    assert [item["image"] for item in found["queries"]] == [str(images[1]), str(images[2])]
+    assert [item["image"] for item in found["errors"]] == [str(images[0]), str(gone)]
+    alone = json.loads(good("query", index, images[1], images[2], "-k", "2", "--json"))
+    assert alone["queries"] == found["queries"]
+    assert done.err.splitlines()[-1].endswith("error: 2 of 4 images could not be used")
+    assert search("query", index, *asked, "--html", page).status == 1
+    assert page.exists()
+    page.unlink()
+    assert "000.png: " in fails(1, "query", index, *asked, "--html", page, "--strict")
     assert not page.exists()
 
 
@@ -341,7 +364,91 @@ def test_add_takes_paths_from_a_list(tmp_path: Path, bundle: Bundle, images: lis
     assert len(Index.open(index)) == 4
     assert "missing.txt: No such file" in fails(2, "add", index, "--list", tmp_path / "missing.txt")
     listed.write_text("images/none.png\n")
-    assert "none.png: no such file or folder" in fails(1, "add", index, "--list", listed)
+    done = search("add", index, "--list", listed)
+    assert done.status == 1
+    assert "none.png: no such file or folder" in done.err
+    listed.write_text(f"images/none.png\nimages/{images[11].name}\n")
+    assert "added 1 images" in good("add", index, "--list", listed)
+    assert search("add", index, "--list", listed, "--strict").status == 1
+
+
+@pytest.mark.parametrize("text", ["bom", "crlf", "bom-crlf", "utf-16", "utf-16-be"])
+def test_lists_as_other_programs_write_them(
+    tmp_path: Path, bundle: Bundle, images: list[Path], text: str
+) -> None:
+    names = "".join(f"images/{path.name}\n" for path in images[:3])
+    if "crlf" in text:
+        names = names.replace("\n", "\r\n")
+    data = names.encode("utf-16" if text == "utf-16" else "utf-8")
+    if text == "utf-16-be":
+        data = codecs.BOM_UTF16_BE + names.encode("utf-16-be")
+    if text.startswith("bom"):
+        data = codecs.BOM_UTF8 + data
+    (tmp_path / "list.txt").write_bytes(data)
+    good("add", tmp_path / "i", "--bundle", bundle.path, "--list", tmp_path / "list.txt")
+    assert len(Index.open(tmp_path / "i")) == 3
+
+
+def test_a_changed_file_gets_its_new_code_under_its_id(
+    tmp_path: Path, bundle: Bundle, images: list[Path]
+) -> None:
+    index, folder = tmp_path / "index", tmp_path / "images"
+    good("add", index, "--bundle", bundle.path, folder)
+    before = Index.open(index)
+    pixels = 255 - np.asarray(Image.open(images[4]))
+    Image.fromarray(pixels).save(images[4])
+    said = good("add", index, folder)
+    assert "23 were there already, 1 of them changed and were encoded again" in said
+    after = Index.open(index)
+    assert after.ids().tolist() == before.ids().tolist()
+    found = json.loads(good("query", index, images[4], "-k", "1", "--json"))["queries"][0]
+    assert found["matches"][0]["distance"] == 0
+    other = (after.codes(after.ids()) != before.codes(before.ids())).any(axis=1)
+    assert other.sum() == 1
+    os.utime(images[5])  # the same pixels under a new time are no change
+    assert "of them changed" not in good("add", index, folder)
+    Image.fromarray(255 - pixels).save(images[4])
+    assert "1 of them changed" in good("add", index, folder)
+    images[4].write_bytes(b"no image")
+    assert search("add", index, folder).status == 0
+    assert (Index.open(index).codes([4]) == before.codes([4])).all()
+
+
+def test_what_a_folder_leaves_out_is_said(
+    tmp_path: Path, bundle: Bundle, images: list[Path]
+) -> None:
+    folder, errors = tmp_path / "images", tmp_path / "errors.csv"
+    (folder / "album").symlink_to(tmp_path)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "picture.psd").write_bytes(b"x")
+    (folder / "notes.txt").write_bytes(b"x")
+    (folder / ".hidden.png").write_bytes(b"x")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    done = search("add", tmp_path / "i", "--bundle", bundle.path, folder, "--errors", errors)
+    assert done.status == 0
+    for part in ("1 links to folders", "1 dangling links", "1 .psd", "1 .txt", "1 hidden names"):
+        assert part in done.err, done.err
+    rows = errors.read_text()
+    assert all(name in rows for name in ("album", "gone.png", "picture.psd"))
+    assert "notes.txt" not in rows
+    assert search("add", tmp_path / "i", folder, "--strict").status == 1
+
+
+def test_a_bundle_that_only_the_index_names_is_not_run(
+    tmp_path: Path, bundle: Bundle, images: list[Path]
+) -> None:
+    path = tmp_path / "foreign"
+    facts = {"bits": bundle.bits, "fingerprint": bundle.fingerprint}
+    index = Index.create(path, **facts, metadata={"bundle": str(bundle.path)})
+    index.add(np.zeros((3, bundle.bits // 8), np.uint8))
+    for command in ("query", "add"):
+        assert "a model is code; fix: --bundle" in fails(2, command, path, images[0])
+    good("query", path, images[0], "--bundle", bundle.path)
+    good("add", path, images[0], "--bundle", bundle.path)
+    good("query", path, images[0])  # this user has used it with this index on this machine
+    signed = Index.open(path).metadata
+    other = Index.create(tmp_path / "copied", **facts, metadata=signed | {"bundle": "/elsewhere"})
+    assert "fix: --bundle" in fails(2, "query", other.path, images[0])
 
 
 def test_add_refuses_what_holds_no_image(

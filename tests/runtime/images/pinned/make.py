@@ -1,4 +1,4 @@
-"""Writes the pinned images and what they decode to: ``python tests/runtime/pinned/make.py``.
+"""Writes the pinned images and what they decode to: ``python tests/runtime/images/pinned/make.py``.
 
 Images that exist are kept: encoders change too, and what is pinned is decoding. After a change of
 the decoder that is wanted, run it and commit what it writes.
@@ -75,6 +75,8 @@ def images() -> Iterator[tuple[str, bytes]]:
     yield "webp-lossless.webp", _bytes(odd, "WEBP", lossless=True)
     yield "webp-alpha.webp", _bytes(alpha, "WEBP", quality=80)
     yield "webp-animated.webp", _bytes(odd, "WEBP", save_all=True, append_images=[bits])
+    yield "avif.avif", _bytes(odd, "AVIF", quality=80)
+    yield "avif-alpha.avif", _bytes(alpha, "AVIF", quality=80)
     yield "gif.gif", _bytes(palette, "GIF")
     yield "gif-clear.gif", _bytes(palette, "GIF", transparency=7)
     yield "gif-animated.gif", _bytes(palette, "GIF", save_all=True, append_images=[bits])
