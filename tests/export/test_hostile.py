@@ -180,3 +180,34 @@ def test_without_onnx_the_extra_is_named(bundle: Bundle, name: str) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "onnx is not installed: it belongs to the extra 'onnx'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", ["an index out of range", "fewer rows"])
+@pytest.mark.parametrize("command", ["verify", "compare"])
+def test_a_model_that_fails_only_when_it_runs_is_a_bundle_error(
+    make_bundle: Callable[..., Bundle],
+    toy_model: Callable[..., bytes],
+    fault: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = onnx.load_model_from_string(toy_model(np.ones((60, 16), np.float32), (4, 5, 3)))
+    graph = model.graph
+    cast = graph.node[0]
+    if fault == "fewer rows":
+        first = np.array([0], np.int64)
+        cut = onnx.helper.make_node("Gather", ["all", "first"], [cast.output[0]], axis=0)
+    else:
+        first = np.array([-1, -2, -3, 10**6] * 15, np.int64)
+        cut = onnx.helper.make_node("Gather", ["all", "first"], [cast.output[0]], axis=2)
+    cast.output[0] = "all"
+    graph.node.insert(1, cut)
+    graph.initializer.append(onnx.numpy_helper.from_array(first, "first"))
+    bundle = make_bundle("faulty", model=model.SerializeToString())
+    with pytest.raises(SystemExit) as stop:
+        console.run(cli.cli, "metah-export", [command, str(bundle.path), "--threads", "1"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert err.count("\n") == 1
+    assert "model.onnx" in err, err
+    assert "Traceback" not in err

@@ -43,6 +43,7 @@ class OrtRunner:
         self.bits = check_bits(bits)
         self.image_shape = image_shape
         self.device = device
+        self._name = name
         self._memory = device  # where ``resident`` leaves its outputs, as ONNX Runtime names it
         ort = _onnxruntime(device)
         options = _options(ort, precision, threads, spin)
@@ -57,7 +58,18 @@ class OrtRunner:
                 np.zeros((0, self.bits // 8), np.uint8),
                 np.zeros((0, self.bits), np.float32),
             )
-        codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
+        try:
+            codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
+        except MemoryError:
+            raise
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            raise BundleError(f"{self._name} fails when it runs: {_first_line(error)}") from error
+        rows = len(batch)
+        if codes.shape != (rows, self.bits // 8) or logits.shape != (rows, self.bits):
+            raise BundleError(
+                f"{self._name} gives codes {codes.shape} and logits {logits.shape} for {rows} "
+                f"images of {self.bits} bits; fix: export again"
+            )
         return codes, logits
 
     def close(self) -> None:
