@@ -27,7 +27,7 @@ from metah_runtime.model.bundle import Bundle, check_new, write_bundle
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import split_of
 from metah_train.evaluation.evaluate import encode, stored_evaluation
-from metah_train.training.checkpoint import Run
+from metah_train.training.checkpoint import Run, warn_if_changed
 
 if TYPE_CHECKING:
     from metah_train.data import ImageSet, Split
@@ -62,6 +62,7 @@ def build(
     if split is None:
         with progress("loading the data"):
             split = split_of(run.config)
+        warn_if_changed(run, split, warn)
     if split.preprocess != run.preprocess:
         raise DataError(f"the data's preprocessing {split.preprocess} is not the run's")
     if config.threads is not None:

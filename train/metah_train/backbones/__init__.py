@@ -1,4 +1,4 @@
-"""Backbones by name: what ``backbones.base.Backbone`` says of them is all that others ask.
+"""Backbones by name; ``backbones.base.Backbone`` is the interface of each.
 
 ``small-cnn`` and ``alexnet`` are here; ``torchvision:NAME`` and ``timm:NAME`` build any classifier
 of these libraries without its last layer (extra ``vision``). Weights come from a file, see

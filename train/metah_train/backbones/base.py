@@ -1,4 +1,4 @@
-"""What a backbone says of itself beside its features."""
+"""The interface of all backbones."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -30,9 +30,9 @@ class Backbone(nn.Module):
         """Load the weights that come with the backbone, if any do."""
 
     def kept(self, images: torch.Tensor, scaled: Scaled) -> torch.Tensor | None:  # noqa: ARG002
-        """Return what the backbone keeps of images (n, ...) in place of them; None: nothing.
+        """Return the stored features of images (n, ...), or None if the backbone stores none.
 
-        scaled: brings images to what ``forward`` takes; ``forward`` takes what is returned too.
+        scaled: turns images into the input of ``forward``, which accepts the stored features too.
         """
         return None
 

@@ -103,7 +103,7 @@ class EfficientNetLite0(Backbone):
 
     @torch.no_grad()
     def kept(self, images: torch.Tensor, scaled: Scaled | None = None) -> torch.Tensor | None:
-        """Return the pooled features (n, 1280), made once an image, if the network is frozen.
+        """Return the pooled features (n, 1280), made once per image, if the network is frozen.
 
         images: as ``forward`` takes them, or of any form that ``scaled`` brings to that. Image by
         image and in float32, so that the features of one do not depend on its company or on the

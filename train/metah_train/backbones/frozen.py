@@ -1,4 +1,4 @@
-"""Features of frozen networks, kept: an image passes such a network once.
+"""Stored features of frozen networks, which are computed once per image.
 
 They are kept in memory, and on disk in METAH_CACHE/frozen/NETWORK where METAH_CACHE is set; NETWORK
 is a digest of all that decides features beside the image.
@@ -25,7 +25,7 @@ _kept: dict[str, torch.Tensor] = {}
 
 
 class FrozenFeatures:
-    """The features (d,) of images under one network, by the image's image."""
+    """The features (d,) of images under one network, by a digest of the pixels."""
 
     def __init__(self, network: nn.Module, about: str) -> None:
         """``about``: what else decides the features: the device, a size that images get."""

@@ -4,7 +4,7 @@ A trial is one training run with its scores: one method, one code length, one se
 
     OUT/cells/METHOD-BITS-sSEED-KEY/   run/, codes.safetensors, curves.json, result.json
     OUT/cache/                         backbones and features that trials share
-    OUT/results.jsonl                  one line a finished trial, rebuilt from the trials
-    OUT/table.md, table.html           mean and deviation over seeds, one table a metric
+    OUT/results.jsonl                  one line per finished trial, rebuilt from the trials
+    OUT/table.md, table.html           mean and deviation over seeds, one table per metric
     OUT/*.png, gallery-BITS/           curves, maps of codes, what the methods find for a query
 """

@@ -66,7 +66,7 @@ Lines = Mapping[tuple[str, int], MeanCurves]
 
 
 def pr_curves(lines: Lines, methods: Sequence[tuple[str, str]], bits: Sequence[int]) -> bytes:
-    """Return a PNG of precision against recall by Hamming radius, one panel a length."""
+    """Return a PNG of precision against recall by Hamming radius, one panel per length."""
     figure, panels = _panels(len(bits))
     for axes, width in zip(panels, bits, strict=True):
         for name, title in methods:
@@ -80,7 +80,7 @@ def pr_curves(lines: Lines, methods: Sequence[tuple[str, str]], bits: Sequence[i
 
 
 def precision_at_n(lines: Lines, methods: Sequence[tuple[str, str]], bits: Sequence[int]) -> bytes:
-    """Return a PNG of the precision among the first N of the ranking, one panel a length."""
+    """Return a PNG of the precision among the first N of the ranking, one panel per length."""
     figure, panels = _panels(len(bits))
     for axes, width in zip(panels, bits, strict=True):
         for name, title in methods:
@@ -98,7 +98,7 @@ def map_recall(
     methods: Sequence[tuple[str, str]],
     bits: Sequence[int],
 ) -> bytes:
-    """Return a PNG of MAP@H2 against recall@H2: a small dot a seed, a large one their mean."""
+    """Return a PNG of MAP@H2 against recall@H2: a small dot per seed, a large one a mean."""
     figure, panels = _panels(len(bits))
     for axes, width in zip(panels, bits, strict=True):
         for name, title in methods:
@@ -144,7 +144,7 @@ def code_maps(
     domain: NDArray[np.int64],
     class_names: Sequence[str],
 ) -> bytes:
-    """Return a PNG of plane maps of codes: one row a method, coloured by class and by domain.
+    """Return a PNG of plane maps of codes: one row per method, coloured by class and by domain.
 
     maps: (title, points (n, 2)); labels: (n,), -1 for none; domain: (n,), 0 source, 1 target.
     """

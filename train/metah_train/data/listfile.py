@@ -4,7 +4,7 @@ FOLDER/source_train.txt                             PATH LABEL(S), paths below F
 FOLDER/query.txt, database.txt                      likewise; without both nothing is scored
 FOLDER/target_train.txt                             labels, if any, are dropped
 FOLDER/source_valid.txt                             optional; else held out of source_train
-FOLDER/classes.txt                                  optional, one name a line
+FOLDER/classes.txt                                  optional, one name per line
 """
 
 from pathlib import Path

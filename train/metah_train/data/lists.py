@@ -1,4 +1,4 @@
-"""List files of images: one line an image, ``PATH LABEL`` or ``PATH 0 1 0 ...`` (multi-hot).
+"""List files of images: one line per image, ``PATH LABEL`` or ``PATH 0 1 0 ...`` (multi-hot).
 
 Labels are the numbers at the end of a line, as many as every line of the file has, so a path may
 hold spaces. Lists made on another machine are understood: where the paths do not exist, leading
@@ -35,7 +35,7 @@ class Listing:
     labels: NDArray[Any] | None
 
     def classes(self, count: int | None = None) -> NDArray[np.int64]:
-        """Return one label an image, of one-hot rows the place of the 1.
+        """Return one label per image, of one-hot rows the place of the 1.
 
         count: how many classes there are. Raises DataError for other labels.
         """

@@ -180,7 +180,7 @@ def choose_direction(direction: str | None, known: tuple[str, ...]) -> str:
 
 
 def statistics(split: Split, *, sample: int = 2000) -> list[dict[str, Any]]:
-    """Return one row a set: images, smallest and largest class, mean and deviation of the pixels.
+    """Return one row per set: images, smallest and largest class, mean and deviation of the pixels.
 
     Pixels are in 0..1, of at most ``sample`` images spread evenly over the set.
     """

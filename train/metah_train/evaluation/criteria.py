@@ -1,4 +1,4 @@
-"""Unsupervised criteria: what tells a good setting from a bad one without a label of the target.
+"""Unsupervised criteria: they rank settings without any label of the target.
 
 Class probabilities come from the codes themselves, so that every method has them: with m_c the
 mean of the relaxed source codes of class c,

@@ -52,7 +52,7 @@ class Report:
     answers: tuple[MethodResult, ...]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return (columns, one row a method) as text."""
+        """Return (columns, one row per method) as text."""
         radius = self.answers[0].scores.radius
         columns = tuple(name.format(radius=radius, k=self.k) for name in TABLE)
         return columns, [

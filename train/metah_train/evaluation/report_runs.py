@@ -65,7 +65,7 @@ def compare_runs(
 
 
 def method_names(runs: Sequence[Run]) -> list[str]:
-    """Return one name a run: its method, with its folder where a method comes twice."""
+    """Return one name per run: its method, with its folder where a method comes twice."""
     names = [TITLES.get(run.config.method, run.config.method.upper()) for run in runs]
     return [
         f"{name} ({run.path})" if names.count(name) > 1 else name

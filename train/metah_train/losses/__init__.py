@@ -1,1 +1,1 @@
-"""Losses, one file a family; each is a plain function of tensors, tested against a reference."""
+"""Losses, one file per family; each is a plain function of tensors, tested against a reference."""

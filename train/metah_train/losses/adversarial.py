@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return one logit an item, (n,)."""
+        """Return one logit per item, (n,)."""
         logits: torch.Tensor = self.layers(x)
         return logits.squeeze(1)
 

@@ -1,4 +1,4 @@
-"""A running average of a network's weights, as the network that is kept at the end."""
+"""A running average of a network's weights, which replaces them at the end of training."""
 
 import torch
 from torch import nn

@@ -91,7 +91,7 @@ class HashModel(nn.Module):
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> what the backbone takes.
 
-        Pixels shifted and scaled; of whole images, what the backbone keeps of them, if anything.
+        Pixels shifted and scaled; for whole images, the features that the backbone stores, if any.
         """
         if images.dtype != torch.uint8:
             return (images - self.mean) / self.std

@@ -192,7 +192,7 @@ class METAH(DeepMethod[ObjectiveOptions]):
         return logits
 
     def judged(self, found: "Outputs", target_h: torch.Tensor) -> torch.Tensor:
-        """Return what the discriminator sees: one row an item, source first."""
+        """Return what the discriminator sees: one row per item, source first."""
         return torch.cat([found.h, target_h])
 
     def statistics(self, h: torch.Tensor) -> dict[str, float]:

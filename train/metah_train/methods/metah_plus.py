@@ -247,7 +247,7 @@ class METAHPlus(METAH):
         return terms
 
     def judged(self, found: Outputs, target_h: torch.Tensor) -> torch.Tensor:
-        """Return codes, or codes by class probabilities: one row an item, source first."""
+        """Return codes, or codes by class probabilities: one row per item, source first."""
         codes = super().judged(found, target_h)
         if self.plus.judge == "h":
             return codes

@@ -36,7 +36,7 @@ class SHOptions(Options):
 
 
 def smoothest_modes(ranges: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
-    """The ``bits`` smoothest modes of a box, without the constant: (bits, d), one nonzero a row.
+    """The ``bits`` smoothest modes of a box, without the constant: (bits, d), one nonzero per row.
 
     ranges: (d,) side lengths. A side of length r has modes k = 1 .. ceil((bits + 1) r / max r) - 1;
     they are sorted by (k / r)^2, ties by component.

@@ -1,4 +1,4 @@
-"""Distorted views of images that return: each image has a fixed number of them."""
+"""Recurring distorted views: each image has a fixed number of them."""
 
 import hashlib
 from collections.abc import Callable

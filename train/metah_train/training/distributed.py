@@ -56,7 +56,7 @@ class FabricRank(Rank):
         return self.gather(features.float())
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make each gradient the mean over processes, by one message a type of number."""
+        """Make each gradient the mean over processes, by one message per type of number."""
         if self.size == 1:
             return
         found: dict[torch.dtype, list[torch.Tensor]] = {}
@@ -237,7 +237,7 @@ class _Helper:
             raise RunError(f"training process {self.number}: {message}")
 
     def explain(self, error: Exception) -> None:
-        """Raise what the helper died of, if it did: here it shows as a broken connection."""
+        """Raise the helper's own error in place of the broken connection that it causes here."""
         if isinstance(error, MetahError):
             return
         if self.pipe.poll(5):

@@ -1,4 +1,4 @@
-"""Fit a method to a split: seeded, resumable, without ever reading a target label.
+"""Fit a method to a split: seeded, resumable, without reading any target label.
 
 Nothing random lives from one step to the next: the batches and the noise of step t follow from
 (seed, t) alone, so an interrupted run goes on exactly where an uninterrupted one would be.

@@ -1,4 +1,4 @@
-"""What unlabelled target images tell beside the loss: batch statistics and signs of health."""
+"""Batch statistics and health indicators from unlabelled target images."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def reestimate_statistics(model: nn.Module, images: ImageSet, batch: int) -> Non
 def target_statistics(
     method: DeepMethod[Any], images: ImageSet, batch: int, limit: int = 1024
 ) -> dict[str, Any]:
-    """Unlabelled signs of health on up to ``limit`` target training images, for the log.
+    """Health indicators, without labels, of up to ``limit`` target training images, for the log.
 
     target_saturation: mean |h|; target_bit_entropy: mean binary entropy of the bits, in bits (0:
     all images share a code); and what ``method.statistics`` adds.
