@@ -29,9 +29,9 @@ from metah_runtime.model.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MODEL,
+    BundleManifest,
     Engine,
     ListedFile,
-    Manifest,
     damaged,
     fingerprint,
     manifest_from_dict,
@@ -44,7 +44,7 @@ class Bundle:
     """A checked bundle on disk; ``Bundle.open`` is the way in."""
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Bundle":
@@ -135,7 +135,7 @@ def write_bundle(
     contents = {MODEL: model, **(extra or {}), **{e.file: plan for e, plan in engines}}
     listed = {name: _entry(data) for name, data in contents.items()}
     digest = listed[MODEL].sha256
-    manifest = Manifest(
+    manifest = BundleManifest(
         format=FORMAT,
         bits=check_bits(bits),
         bit_rule=BIT_RULE,
@@ -198,7 +198,7 @@ def _entry(data: bytes) -> ListedFile:
     return ListedFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> BundleManifest:
     path = folder / MANIFEST
     if not os.path.lexists(path):
         raise BundleError(

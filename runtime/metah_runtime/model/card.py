@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from metah_runtime.images.formats import FORMATS, MAX_PIXELS
-from metah_runtime.model.manifest import MODEL, Manifest
+from metah_runtime.model.manifest import MODEL, BundleManifest
 
 FILE = "MODEL_CARD.md"
 UNSTATED = "not stated"
@@ -37,7 +37,7 @@ _SPLIT = (
 )
 
 
-def render(manifest: Manifest) -> str:
+def render(manifest: BundleManifest) -> str:
     """Return the card of a bundle as Markdown; the same manifest gives the same text."""
     training = manifest.training
     config = _mapping(training.get("config"))
@@ -66,7 +66,7 @@ def render(manifest: Manifest) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _model(manifest: Manifest, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _model(manifest: BundleManifest, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, label in _RUN:
         if key in config:
             yield label, "none" if config[key] is None else _text(config[key])
@@ -101,7 +101,7 @@ def _data(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     return [_table([*rows, ("classes", str(len(names)))]), f"Classes: {shown}{more}."]
 
 
-def _preprocessing(manifest: Manifest) -> str:
+def _preprocessing(manifest: BundleManifest) -> str:
     spec = manifest.preprocess
     colour = "grey (ITU-R 601)" if spec.channels == 1 else "RGB"
     return (
@@ -140,7 +140,7 @@ def _scores(evaluation: Any) -> list[str]:
     return [target, _table(rows, ("score", "target", "held-out source"))]
 
 
-def _export(manifest: Manifest) -> str:
+def _export(manifest: BundleManifest) -> str:
     parity = manifest.parity
     if not {"flips", "images", "runner", "source_images", "target_images"} <= set(parity):
         return "The codes were not compared with those of the trained network."
@@ -159,7 +159,7 @@ def _export(manifest: Manifest) -> str:
     return text
 
 
-def _limits(manifest: Manifest) -> str:
+def _limits(manifest: BundleManifest) -> str:
     lines = [
         "The scores hold for the data named above. On images of another kind nothing was measured.",
         "A code may be compared only with codes of the same fingerprint.",

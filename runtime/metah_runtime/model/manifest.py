@@ -54,7 +54,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class BundleManifest:
     """What manifest.json says, checked.
 
     precision: of the weights and activations inside the model; opset: ONNX operator set; parity:
@@ -99,7 +99,7 @@ def _sha256_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def manifest_from_dict(value: Any, path: Path) -> Manifest:
+def manifest_from_dict(value: Any, path: Path) -> BundleManifest:
     """Check the object that ``path`` holds; raise BundleError."""
     if not isinstance(value, dict):
         raise damaged(path, f"must hold a JSON object, got {type(value).__name__}")
@@ -109,7 +109,7 @@ def manifest_from_dict(value: Any, path: Path) -> Manifest:
             "fix: export again with this program, or install the version that wrote it"
         )
     try:
-        manifest = schema.from_json(Manifest, {k: v for k, v in value.items() if k != DIGEST})
+        manifest = schema.from_json(BundleManifest, {k: v for k, v in value.items() if k != DIGEST})
         check_bits(manifest.bits)
     except ValueError as error:
         raise damaged(path, str(error)) from error
@@ -119,7 +119,7 @@ def manifest_from_dict(value: Any, path: Path) -> Manifest:
     return manifest
 
 
-def _problem(manifest: Manifest) -> str | None:
+def _problem(manifest: BundleManifest) -> str | None:
     """Return the first broken rule of a manifest's values, or None."""
     if manifest.bit_rule != BIT_RULE or manifest.bit_order != BIT_ORDER:
         return (
