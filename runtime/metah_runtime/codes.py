@@ -30,13 +30,23 @@ def check_bits(bits: int) -> int:
     return int(bits)
 
 
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """Return ``value`` as an array; raise DataError, which calls it ``name``, if it is none."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            f"{name} must be an array, got {type(value).__name__}: {error}"[:300]
+        ) from None
+
+
 def check_codes(codes: Any, *, bits: int | None = None, name: str = "codes") -> Codes:
     """Return ``codes`` as a C-contiguous uint8 array of shape (n, bits / 8).
 
     Strided and read-only views are accepted (copied if need be). Raises DataError for another
     type, shape or width: nothing is cast, for a silent cast would change distances.
     """
-    array = np.asarray(codes)
+    array = as_array(codes, name)
     if array.dtype != np.uint8:
         raise DataError(
             f"{name} must be packed uint8 of shape (n, bits/8), got dtype {array.dtype}; "
@@ -57,7 +67,7 @@ def pack(logits: Any) -> Codes:
 
     Raises DataError naming the first row that holds a NaN or an infinity.
     """
-    array = np.asarray(logits)
+    array = as_array(logits, "logits")
     if array.ndim != 2:
         raise DataError(f"logits must have shape (n, bits), got {array.shape}")
     check_bits(array.shape[1])

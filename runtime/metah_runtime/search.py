@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import _native
 from metah_runtime.checks import check_k, check_radius, check_table_memory, check_threads
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import Codes, as_array, check_codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
 
@@ -23,7 +23,7 @@ CodeScan: type[_native.CodeScan] = getattr(_native, "CodeScan", None) or _native
 
 def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
     """Return ``ids`` as (n,) int64; raise DataError if they are not unique whole numbers >= 0."""
-    array = np.asarray(ids)
+    array = as_array(ids, "ids")
     if array.shape != (n,):
         raise DataError(f"ids must have shape ({n},), one a code, got {array.shape}")
     if array.dtype.kind not in "iu" and array.size:
@@ -41,7 +41,7 @@ def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
 
 def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
     """Return a copy of ``removed``, (n,) bool; raise DataError for another type or shape."""
-    array = np.asarray(removed)
+    array = as_array(removed, "removed")
     if array.dtype != np.bool_ or array.shape != (n,):
         raise DataError(
             f"removed must be bool of shape ({n},), one a code, got {array.dtype} {array.shape}"

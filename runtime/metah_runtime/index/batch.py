@@ -64,7 +64,12 @@ class CodeBatch:
 def _encoded(paths: Sequence[PathName | None], n: int) -> list[bytes | None]:
     if isinstance(paths, str | bytes):
         raise DataError("paths must be a sequence of paths, got one path")
-    out = [None if path is None else os.fsencode(path) for path in paths]
+    try:
+        out = [None if path is None else os.fsencode(path) for path in paths]
+    except (TypeError, NotImplementedError, UnicodeEncodeError) as error:
+        raise DataError(
+            f"paths must be a sequence of paths or None, got {type(paths).__name__}: {error}"
+        ) from None
     if len(out) != n:
         raise DataError(f"paths must have {n} entries, one a code, got {len(out)}")
     if b"" in out:

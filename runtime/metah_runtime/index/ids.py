@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.codes import as_array
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.search import check_ids
 
@@ -13,7 +14,7 @@ Ids: TypeAlias = NDArray[np.int64]
 
 def lookup_ids(ids: Any) -> Ids:
     """Return ids to look up as (n,) int64; they may repeat. Raises DataError, IndexMismatch."""
-    array = np.atleast_1d(np.asarray(ids))
+    array = np.atleast_1d(as_array(ids, "ids"))
     if array.ndim != 1:
         raise IndexMismatch(f"ids must have shape (n,), got {array.shape}")
     if array.dtype.kind not in "iu" or not array.size:
@@ -28,7 +29,7 @@ def unique_ids(ids: Any, n: int) -> Ids:
 
     Sorting first makes the check of large arrays fast.
     """
-    array = np.asarray(ids)
+    array = as_array(ids, "ids")
     if array.ndim != 1 or array.dtype.kind not in "iu":
         return check_ids(array, n)
     check_ids(np.sort(array), n)

@@ -14,6 +14,7 @@ from metah_runtime.codes import Codes, check_bits, check_codes
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.errors import (
     ConfigError,
+    DataError,
     IndexMismatch,
     MetahError,
 )
@@ -66,7 +67,7 @@ class Index:
         model: its name, for people. metadata: a small JSON object. Raises ConfigError,
         StorageError.
         """
-        folder = Path(path)
+        folder = _folder(path)
         manifest = Manifest(
             index_id=os.urandom(16).hex(),
             bits=check_bits(bits),
@@ -97,7 +98,7 @@ class Index:
         """
         if check not in get_args(Check):
             raise ConfigError(f"check must be one of {', '.join(get_args(Check))}, got {check!r}")
-        folder = Path(path)
+        folder = _folder(path)
         snapshot = newest(folder, check, device=choose_device(device))
         found = snapshot.manifest.fingerprint
         if expect is not None and found != expect:
@@ -289,11 +290,16 @@ class Index:
         ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
         """
         _check_on_duplicate(on_duplicate)
+        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+            raise ConfigError(f"buffer must be a whole number of bytes >= 0, got {buffer!r:.60}")
+        if not isinstance(batches, Iterable) or isinstance(batches, memoryview):
+            raise DataError(f"batches must be an iterable, got {type(batches).__name__}")
+        stream = iter(batches)
 
         def write(transaction: Transaction) -> tuple[Manifest | None, int]:
             writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
-                for batch in batches:
+                for batch in stream:
                     writer.add(CodeBatch(*_as_tuple(batch), bits=self.bits))
                 writer.finish()
             except BaseException:
@@ -407,4 +413,15 @@ def _check_on_duplicate(value: str) -> None:
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:
-    return batch if isinstance(batch, tuple) else (batch,)
+    if not isinstance(batch, tuple):
+        return (batch,)
+    if not 1 <= len(batch) <= 3:
+        raise DataError(f"a batch must be codes or (codes, ids, paths), got {len(batch)} values")
+    return batch
+
+
+def _folder(path: Any) -> Path:
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError:
+        raise ConfigError(f"path must name a folder, got {type(path).__name__}") from None
