@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train, export, index and search real images; writes demo/report.html"
 	@echo "make test    all tests"
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
-	@echo "make test-milvus  the tests of the door to Milvus, with Milvus Lite, which it installs (300 MB)"
+	@echo "make test-milvus  the tests of interop with Milvus, with Milvus Lite, which it installs (300 MB)"
 	@echo "make test-ray  the cluster on two real Ray nodes (330 MB; Linux, root)"
 	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
 	@echo "make check   ruff, ruff format, mypy"
@@ -51,7 +51,7 @@ $(VENV)-triton/.installed:
 	PIP_CONSTRAINT= $(VENV)-triton/bin/pip install --quiet 'numpy<2' onnxruntime==1.32.0
 	touch $@
 
-# The door to Milvus against Milvus Lite 2.5, the last that knows binary vectors; it brings pandas
+# Interop with Milvus, against Milvus Lite 2.5, the last that knows binary vectors; it brings pandas
 # and 300 MB, so it lives apart.
 test-milvus: setup build/milvus/.installed
 	PYTHONPATH=$(CURDIR)/build/milvus $(BIN)/python -m pytest tests/runtime/interop/test_milvus.py

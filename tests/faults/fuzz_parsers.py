@@ -58,9 +58,9 @@ def _segment(data: bytes) -> None:
 def _foreign(data: bytes) -> None:
     FILE.unlink(missing_ok=True)
     FILE.write_bytes(data)
-    for door in (faiss_file, npy_file):
+    for module in (faiss_file, npy_file):
         with suppress(DataError):
-            for codes, _, _ in door.read(FILE).batches():
+            for codes, _, _ in module.read(FILE).batches():
                 codes.sum()
 
 

@@ -1,4 +1,4 @@
-"""Doors to other programs: FAISS, NumPy and Parquet files, tables of pgvector and Milvus.
+"""Interop with other programs: FAISS, NumPy and Parquet files, tables of pgvector and Milvus.
 
-Each door writes an index to its side and reads codes back; a database is also a Searcher.
+Each format writes an index to its side and reads codes back; a database is also a Searcher.
 """

@@ -1,17 +1,17 @@
 """Files of FAISS: IndexBinaryFlat, alone or in an IndexBinaryIDMap. They hold no fingerprint."""
 
+import math
 import struct
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.errors import DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Rows, bits_of, in_steps, map_file
+from metah_runtime.interop.rows import STEP, BinaryFile, FileArray, Rows, bits_of, in_steps
 
 # fourcc, bits, bytes a code, codes, trained, metric: faiss/impl/index_write.cpp, version 1.15.
 _FAISS_HEAD: Final = struct.Struct("<4siiq?i")
@@ -22,19 +22,25 @@ _METRIC_L2: Final = 1
 
 def read(path: Path) -> Rows:
     """Open a file of FAISS; raise DataError naming what is wrong with it."""
-    data = map_file(path)
+    file = BinaryFile(path)
     at = 0
 
-    def take(size: int, what: str) -> NDArray[np.uint8]:
+    def take(size: int, what: str) -> bytes:
         nonlocal at
-        if size > len(data) - at:
-            raise DataError(f"{path}: ends within its {what} ({len(data)} bytes)")
         at += size
-        return data[at - size : at]
+        return file.read(at - size, size, what)
+
+    def array(dtype: str, shape: tuple[int, ...], what: str) -> FileArray:
+        nonlocal at
+        found = FileArray(file, at, np.dtype(dtype), shape)
+        at += math.prod(shape) * found.dtype.itemsize
+        if at > file.size:
+            raise DataError(f"{path}: ends within its {what} ({file.size} bytes)")
+        return found
 
     def head(what: str) -> tuple[bytes, int, int]:
         fourcc, bits, width, count, trained, metric = _FAISS_HEAD.unpack(
-            take(_FAISS_HEAD.size, what).tobytes()
+            take(_FAISS_HEAD.size, what)
         )
         bits_of(path, bits)
         if width * 8 != bits or count < 0 or not trained or metric != _METRIC_L2:
@@ -42,7 +48,7 @@ def read(path: Path) -> Rows:
         return fourcc, bits, count
 
     def size(what: str) -> int:
-        return int(_FAISS_SIZE.unpack(take(_FAISS_SIZE.size, what).tobytes())[0])
+        return int(_FAISS_SIZE.unpack(take(_FAISS_SIZE.size, what))[0])
 
     fourcc, bits, count = head("header")
     with_ids = fourcc in (_WITH_IDS, _WITH_IDS_2)
@@ -58,20 +64,20 @@ def read(path: Path) -> Rows:
         )
     if size("length of codes") != count * bits // 8:
         raise DataError(f"{path}: the length of the codes is not {count} x {bits // 8} bytes")
-    codes = take(count * bits // 8, "codes").reshape(count, bits // 8)
+    codes = array("u1", (count, bits // 8), "codes")
     ids = None
     if with_ids:
         if size("length of ids") != count:
             raise DataError(f"{path}: the number of ids is not {count}")
-        ids = np.frombuffer(take(8 * count, "ids").tobytes(), "<i8")
-    if at != len(data):
-        raise DataError(f"{path}: {len(data) - at} bytes too many at its end")
+        ids = array("<i8", (count,), "ids")
+    if at != file.size:
+        raise DataError(f"{path}: {file.size - at} bytes too many at its end")
     return Rows(bits, lambda: in_steps(codes, ids), count=count)
 
 
-def write(index: Index, path: Path) -> None:
+def write(index: Index, path: Path, *, replace: bool = True) -> None:
     """Write an IndexBinaryFlat if the ids are 0..n-1, else an IndexBinaryIDMap of one."""
-    files.write_file(path, lambda file: _write(file, index, index.ids()))
+    files.write_file(path, lambda file: _write(file, index, index.ids()), replace=replace)
 
 
 def _write(file: files.NewFile, index: Index, ids: Ids) -> None:

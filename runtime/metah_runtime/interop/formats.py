@@ -1,5 +1,6 @@
-"""Which door leads to a target, and the way through it."""
+"""The format of a target, and export and import in it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,15 +68,21 @@ def export(index: Index, target: Target, *, exists: Exists = "error") -> None:
     or one of the ids are there already.
     """
     if target.table is not None:
-        write: Callable[..., None] = _door(target).write
+        write: Callable[..., None] = _module(target).write
         write(index, target.place, target.table, exists=exists)
         return
     if exists == "append":
         raise ConfigError(f"--append goes with pgvector and milvus, not with {target.format}")
     path = Path(target.place)
-    if exists == "error" and (path.exists() or path.is_symlink()):
-        raise ConfigError(f"{path} exists already; fix: --overwrite, or another name")
-    _door(target).write(index, path)
+    module = _module(target)
+    if exists == "error":
+        for own in (path, module.ids_file(path)) if target.format == "npy" else (path,):
+            if os.path.lexists(own):
+                raise _taken(own)
+    try:
+        module.write(index, path, replace=exists == "replace")
+    except FileExistsError as error:  # made meanwhile
+        raise _taken(error.filename or path) from None
 
 
 def read(target: Target, ids: Path | None = None) -> Rows:
@@ -85,16 +92,20 @@ def read(target: Target, ids: Path | None = None) -> Rows:
     """
     if ids is not None and target.format != "npy":
         raise ConfigError(f"--ids goes with npy: {target.format} carries its own ids")
-    door = _door(target)
+    module = _module(target)
     if target.table is not None:
-        rows = door.read(target.place, target.table)
+        rows = module.read(target.place, target.table)
     elif target.format == "npy":
-        rows = door.read(Path(target.place), ids)
+        rows = module.read(Path(target.place), ids)
     else:
-        rows = door.read(Path(target.place))
+        rows = module.read(Path(target.place))
     assert isinstance(rows, Rows)
     return rows
 
 
-def _door(target: Target):  # type: ignore[no-untyped-def]
+def _module(target: Target):  # type: ignore[no-untyped-def]
     return import_module(f"metah_runtime.interop.{_MODULES[target.format]}")
+
+
+def _taken(path: object) -> ConfigError:
+    return ConfigError(f"{path} exists already; fix: --overwrite, or another name")

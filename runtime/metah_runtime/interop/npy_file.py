@@ -1,6 +1,7 @@
 """Arrays of NumPy: packed codes, and the ids in a file beside them. They hold no fingerprint."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,35 @@ from numpy.typing import NDArray
 from metah_runtime import files
 from metah_runtime.errors import DataError
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Rows, bits_of, in_steps, map_file
+from metah_runtime.interop.new_files import write_files
+from metah_runtime.interop.rows import (
+    STEP,
+    BinaryFile,
+    FileArray,
+    Rows,
+    bits_of,
+    in_steps,
+)
+
+_HEADER_BYTES = 1 << 16
 
 
-def write(index: Index, path: Path) -> None:
-    """Write codes (n, bits / 8) uint8, and the ids (n,) int64 as ``<path>.ids.npy``."""
+def ids_file(path: Path) -> Path:
+    """Return the file of the ids that belongs to a file of codes."""
+    return path.with_name(path.name + ".ids.npy")
+
+
+def write(index: Index, path: Path, *, replace: bool = True) -> None:
+    """Write codes (n, bits / 8) uint8, and the ids (n,) int64 as ``<path>.ids.npy``, or neither."""
     ids = index.ids()
-    parts = (index.codes(ids[at : at + STEP]) for at in range(0, len(ids), STEP))
     shape = (len(ids), index.bits // 8)
-    files.write_file(path, lambda file: _write(file, shape, "|u1", parts))
-    beside = path.with_name(path.name + ".ids.npy")
-    files.write_file(beside, lambda file: _write(file, ids.shape, "<i8", [ids]))
+
+    def codes(file: files.NewFile) -> None:
+        _write(file, shape, "|u1", (index.codes(ids[at : at + STEP]) for at in steps))
+
+    steps = range(0, len(ids), STEP)
+    fills = {path: codes, ids_file(path): lambda file: _write(file, ids.shape, "<i8", [ids])}
+    write_files(fills, replace=replace)
 
 
 def read(path: Path, ids: Path | None = None) -> Rows:
@@ -44,10 +63,10 @@ def read(path: Path, ids: Path | None = None) -> Rows:
     return Rows(bits, lambda: in_steps(codes, own), count=len(codes))
 
 
-def _array(path: Path) -> NDArray[Any]:
-    """Return the array of a .npy file as a view of its map; never unpickles."""
-    data = map_file(path)
-    head = io.BytesIO(data[:65536].tobytes())
+def _array(path: Path) -> FileArray | NDArray[Any]:
+    """Return the array of a .npy file, which is read where it is sliced; never unpickles."""
+    file = BinaryFile(path)
+    head = io.BytesIO(file.read(0, min(file.size, _HEADER_BYTES), "header"))
     try:
         version = np.lib.format.read_magic(head)
         reader = {
@@ -55,21 +74,21 @@ def _array(path: Path) -> NDArray[Any]:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = reader(head)
-    except (ValueError, KeyError, TypeError, OverflowError, SyntaxError) as error:
+    except Exception as error:  # the header is parsed as Python: errors of many kinds
         raise DataError(f"{path}: not a .npy file ({type(error).__name__})") from None
-    if dtype.hasobject or dtype.itemsize == 0 or any(n < 0 for n in shape):
+    if dtype.kind not in "biufc" or not all(type(n) is int and n >= 0 for n in shape):
         raise DataError(f"{path}: must hold plain numbers, got {dtype} {shape}")
-    count = 1
-    for n in shape:
-        count *= int(n)
-    start = head.tell()
-    if len(data) - start != count * dtype.itemsize:
+    start, count = head.tell(), math.prod(shape)
+    if file.size - start != count * dtype.itemsize:
         raise DataError(
-            f"{path}: {len(data) - start} bytes of data, shape {shape} of {dtype} needs "
+            f"{path}: {file.size - start} bytes of data, shape {shape} of {dtype} needs "
             f"{count * dtype.itemsize}"
         )
-    values = np.frombuffer(data[start:].data, dtype) if count else np.empty(0, dtype)
-    return values.reshape(shape, order="F" if fortran else "C")
+    array = FileArray(file, start, dtype, shape)
+    if not fortran or len(shape) != 2 or not count:
+        return array
+    flat = FileArray(file, start, dtype, (count,))[0:count]
+    return flat.reshape(shape, order="F")
 
 
 def _write(file: files.NewFile, shape: tuple[int, ...], dtype: str, parts: Any) -> None:

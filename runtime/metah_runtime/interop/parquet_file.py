@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +12,71 @@ import numpy as np
 from metah_runtime import files
 from metah_runtime.errors import DataError, MissingExtra, StorageError
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Batch, Rows, bits_of, map_file
+from metah_runtime.interop.rows import STEP, Batch, BinaryFile, Rows, bits_of
 
 
 def read(path: Path) -> Rows:
-    """Open a table with a column code; raise DataError naming what is wrong with it."""
+    """Open a table with a column code; raise DataError naming what is wrong with it.
+
+    code: binary, fixed-size or all of one length; id: whole numbers; path: text or binary.
+    """
     arrow = _pyarrow()
-    map_file(path)  # regular file, readable: a clear reason before the library's
-    try:
-        file = arrow.parquet.ParquetFile(path, memory_map=True)
-        schema = file.schema_arrow
-        kind = schema.field("code").type
-        width = kind.byte_width
-        if not arrow.types.is_fixed_size_binary(kind):
-            raise ValueError(f"column code is {kind}")
-        names = [name for name in ("id", "code", "path") if name in schema.names]
-    except (arrow.ArrowException, KeyError, ValueError, OSError) as error:
-        raise DataError(
-            f"{path}: must be a Parquet table with a column code (fixed-size binary) and "
-            f"optionally id and path: {' '.join(str(error).split())[:200]}"
-        ) from None
+    BinaryFile(path)  # regular file, readable: a clear reason before the library's
+    with _errors(arrow, path):
+        file = arrow.parquet.ParquetFile(path)  # not mapped: it may be cut while it is read
+        schema, count = file.schema_arrow, int(file.metadata.num_rows)
+        notes = {k: v.decode() for k, v in (schema.metadata or {}).items() if b"metah" in k}
+    names = ["code", *(name for name in ("id", "path") if name in schema.names)]
+    for name in names:
+        kinds = [field.type for field in schema if field.name == name]
+        if len(kinds) != 1 or not _fits(arrow.types, name, kinds[0]):
+            found = ", ".join(map(str, kinds)) or "missing"
+            raise DataError(
+                f"{path}: must be a Parquet table with a column code (binary) and optionally id "
+                f"(whole numbers) and path (text or binary); column {name} is {found}"
+            )
+    kind = schema.field("code").type
+    with _errors(arrow, path):
+        if arrow.types.is_fixed_size_binary(kind):
+            width = int(kind.byte_width)
+        else:
+            width = _first_width(file, path)
 
     def batches() -> Iterator[Batch]:
-        try:
-            for batch in file.iter_batches(STEP, columns=names):
-                codes = np.frombuffer(b"".join(_column(batch, "code", path)), np.uint8)
-                ids = np.array(_column(batch, "id", path)) if "id" in names else None
-                paths = batch.column("path").to_pylist() if "path" in names else None
-                yield codes.reshape(-1, width), ids, paths
-        except (arrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+        rows = file.iter_batches(STEP, columns=names)
+        while True:
+            with _errors(arrow, path):
+                batch = next(rows, None)
+                if batch is None:
+                    return
+                codes = _column(batch, "code", path)
+                if any(len(code) != width for code in codes):
+                    raise DataError(f"{path}: column code holds codes of different lengths")
+                ids = np.array(_column(batch, "id", path), np.int64) if "id" in names else None
+                packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width)
+                paths = _paths(batch) if "path" in names else None
+            yield packed, ids, paths
 
-    notes = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if b"metah" in k}
-    return Rows(
-        bits_of(path, width * 8),
-        batches,
-        notes.get("metah.fingerprint"),
-        notes.get("metah.model"),
-        file.metadata.num_rows,
-    )
+    bits = bits_of(path, width * 8)
+    fingerprint, model = notes.get(b"metah.fingerprint"), notes.get(b"metah.model")
+    return Rows(bits, batches, fingerprint, model, count)
+
+
+def _fits(types: Any, name: str, kind: Any) -> bool:
+    """Whether a column of this type can be read."""
+    if name == "id":
+        return bool(types.is_integer(kind))
+    binary = (types.is_fixed_size_binary, types.is_binary, types.is_large_binary)
+    text = (types.is_string, types.is_large_string)
+    return any(test(kind) for test in (binary if name == "code" else binary + text))
+
+
+def _first_width(file: Any, path: Path) -> int:
+    """Return the length of the first code, for a column that states none."""
+    for batch in file.iter_batches(1, columns=["code"]):
+        if batch.num_rows:
+            return len(_column(batch, "code", path)[0])
+    raise DataError(f"{path}: no rows, and column code states no length; fix: fixed-size binary")
 
 
 def _column(batch: Any, name: str, path: Path) -> list[Any]:
@@ -59,15 +86,30 @@ def _column(batch: Any, name: str, path: Path) -> list[Any]:
     return list(values.to_pylist())
 
 
-def write(index: Index, path: Path) -> None:
+def _paths(batch: Any) -> list[bytes | None]:
+    values = batch.column("path").to_pylist()
+    return [value.encode() if isinstance(value, str) else value for value in values]
+
+
+@contextmanager
+def _errors(arrow: Any, path: Path) -> Iterator[None]:
+    """Turn errors of the library about a file into DataError."""
+    try:
+        yield
+    except (arrow.ArrowException, ValueError, KeyError, OverflowError, OSError, MemoryError) as e:
+        raise DataError(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}") from None
+
+
+def write(index: Index, path: Path, *, replace: bool = True) -> None:
     """Write columns id, code and path; the fingerprint stands in the metadata of the file."""
-    write_rows(path, Rows(index.bits, lambda: _batches(index), index.fingerprint, index.model))
+    rows = Rows(index.bits, lambda: _batches(index), index.fingerprint, index.model)
+    write_rows(path, rows, replace=replace)
 
 
-def write_rows(path: Path, rows: Rows, *, ids: bool = True) -> None:
+def write_rows(path: Path, rows: Rows, *, ids: bool = True, replace: bool = True) -> None:
     """Write rows as ``read`` gives them; ids: whether they have any."""
     arrow = _pyarrow()
-    files.write_file(path, lambda file: _write(arrow, file, rows, ids))
+    files.write_file(path, lambda file: _write(arrow, file, rows, ids), replace=replace)
 
 
 def _batches(index: Index) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
-"""What every door reads: rows in batches, and the files that some of them come from."""
+"""What every format gives: codes in batches, and the files that some of them come from."""
 
-import mmap
+import math
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ STEP: Final = 1 << 18
 
 @dataclass(frozen=True)
 class Rows:
-    """What the other side holds: its width, its rows in batches, how many there are."""
+    """Codes of another program: their width, their rows in batches, how many there are."""
 
     bits: int
     batches: Callable[[], Iterator[Batch]]
@@ -34,25 +35,67 @@ class Rows:
     count: int | None = None
 
 
-def in_steps(codes: Codes, ids: NDArray[Any] | None) -> Iterator[Batch]:
-    """Cut arrays in memory or in a map into batches."""
+class BinaryFile:
+    """A regular file that is read in parts; whatever fails is a DataError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._handle = files.open_regular(path)
+            self._close = weakref.finalize(self, os.close, self._handle)
+            self.size = os.fstat(self._handle).st_size
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+    def read(self, at: int, size: int, what: str) -> bytes:
+        """Return ``size`` bytes from ``at``; what: their name in an error."""
+        if size > self.size - at:
+            raise DataError(f"{self.path}: ends within its {what} ({self.size} bytes)")
+        pieces = []
+        while size:
+            try:
+                piece = os.pread(self._handle, size, at)
+            except OSError as error:
+                raise DataError(f"cannot read {self.path}: {error.strerror or error}") from None
+            if not piece:
+                raise DataError(f"{self.path}: was cut while it was read")
+            pieces.append(piece)
+            at, size = at + len(piece), size - len(piece)
+        return b"".join(pieces)
+
+
+@dataclass(frozen=True)
+class FileArray:
+    """An array in a file, in C order from byte ``at``; a slice of its rows is read when taken."""
+
+    file: BinaryFile
+    at: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        step = math.prod(self.shape[1:]) * self.dtype.itemsize
+        data = self.file.read(self.at + start * step, (stop - start) * step, "rows")
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
+
+
+Array: TypeAlias = NDArray[Any] | FileArray
+
+
+def in_steps(codes: Array, ids: Array | None) -> Iterator[Batch]:
+    """Cut arrays in memory or in a file into batches."""
     for start in range(0, len(codes), STEP):
         part = slice(start, start + STEP)
         yield codes[part], None if ids is None else ids[part], None
-
-
-def map_file(path: Path) -> NDArray[np.uint8]:
-    """Return the bytes of a regular file as a map; raise DataError if it cannot be read."""
-    try:
-        handle = files.open_regular(path)
-        try:
-            if not (size := os.fstat(handle).st_size):
-                return np.empty(0, np.uint8)
-            return np.frombuffer(mmap.mmap(handle, size, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def bits_of(name: object, bits: int) -> int:

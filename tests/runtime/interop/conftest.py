@@ -1,4 +1,4 @@
-"""What the tests of the doors share: small data with many ties, and a real PostgreSQL."""
+"""What the tests of interop share: small data with many ties, and a real PostgreSQL."""
 
 import logging
 import shutil

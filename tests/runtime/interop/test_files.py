@@ -11,7 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metah_runtime.errors import ConfigError, DataError, MissingExtra
+from metah_runtime import files
+from metah_runtime.errors import (
+    ConfigError,
+    DataError,
+    MetahError,
+    MissingExtra,
+    StorageError,
+)
 from metah_runtime.index import Index
 from metah_runtime.interop.formats import Target, export, read
 
@@ -235,7 +242,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "x.parquet"
-    for columns in ({"id": [1]}, {"code": [b"12345678"]}, {"code": [1.5]}):
+    for columns in ({"id": [1]}, {"code": ["12345678"]}, {"code": [1.5]}):
         parquet.write_table(arrow.table(columns), path)
         with pytest.raises(DataError, match="must be a Parquet table with a column code"):
             read(Target(str(path), "parquet"))
@@ -268,3 +275,113 @@ def test_formats_by_suffix() -> None:
         Target.of("a.bin")
     with pytest.raises(ConfigError, match="format 'csv' is unknown"):
         Target.of("a.npy", "csv")
+
+
+def test_export_replaces_neither_file_of_npy_without_leave(index: Index, tmp_path: Path) -> None:
+    beside = tmp_path / "c.npy.ids.npy"
+    beside.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"c\.npy\.ids\.npy exists already; fix: --overwrite"):
+        export(index, Target(str(tmp_path / "c.npy"), "npy"))
+    assert beside.read_bytes() == b"mine"
+    assert not (tmp_path / "c.npy").exists()
+
+
+@pytest.mark.parametrize("call", ["rename", "link", "sync", "create", "write"])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", ["npy", "faiss", "parquet"])
+def test_a_failing_export_changes_nothing(
+    filled: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, old: bool, kind: str
+) -> None:
+    """Let the n-th call to the disk fail: the old files are there, or the new, never a mixture."""
+    real, calls, last = getattr(files.disk, call), [0], [0]
+
+    def fail(*args: object, **options: object) -> object:
+        calls[0] += 1
+        if calls[0] == last[0]:
+            raise OSError(5, "Input/output error")
+        return real(*args, **options)
+
+    for number in range(1, 7):
+        folder = tmp_path / f"out{number}"
+        folder.mkdir()
+        if old:
+            (folder / "c").write_bytes(b"old codes")
+            if kind == "npy":
+                (folder / "c.ids.npy").write_bytes(b"old ids")
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        calls[0], last[0] = 0, number
+        with monkeypatch.context() as patch:
+            patch.setattr(files.disk, call, fail)
+            try:
+                export(
+                    filled, Target(str(folder / "c"), kind), exists="replace" if old else "error"
+                )
+            except StorageError:
+                assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+            else:
+                expected = {"c", "c.ids.npy"} if kind == "npy" else {"c"}
+                assert {p.name for p in folder.iterdir()} == expected
+                assert (folder / "c").read_bytes() != b"old codes"
+
+
+def test_parquet_of_others(tmp_path: Path, index: Index) -> None:
+    """Binary codes without a stated size, text paths, small whole numbers as ids."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    codes = arrow.array([b"12345678", b"abcdefgh"])
+    ids = arrow.array([3, 9], arrow.int16())
+    parquet.write_table(arrow.table({"id": ids, "code": codes, "path": ["a", None]}), path)
+    index.add_batches(read(Target(str(path), "parquet")).batches())
+    assert index.ids().tolist() == [3, 9]
+    assert index.paths([3, 9]) == ["a", None]
+    assert index.codes([9]).tobytes() == b"abcdefgh"
+    uneven = arrow.array([b"12345678", b"short"])
+    parquet.write_table(arrow.table({"code": uneven}), path)
+    with pytest.raises(DataError, match="codes of different lengths"):
+        list(read(Target(str(path), "parquet")).batches())
+    parquet.write_table(arrow.table({"code": arrow.array([], arrow.binary())}), path)
+    with pytest.raises(DataError, match="no rows, and column code states no length"):
+        read(Target(str(path), "parquet"))
+    for bad in ({"id": ["1"]}, {"id": [1.5]}, {"path": [1]}):
+        parquet.write_table(arrow.table({"code": [b"12345678"], **bad}), path)
+        with pytest.raises(DataError, match=f"column {next(iter(bad))} is"):
+            read(Target(str(path), "parquet"))
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '|u1', 'shape': (", "(" * 2000, "\x00", "{'shape': (1,", "'" * 3]
+)
+def test_npy_headers_that_are_no_python(tmp_path: Path, header: str) -> None:
+    raw = header.encode() + b"\n"
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw)
+    with pytest.raises(DataError, match=r"x\.npy: not a \.npy file"):
+        read(Target(str(path), "npy"))
+
+
+@pytest.mark.parametrize("kind", ["faiss", "npy", "parquet"])
+def test_mutated_files_give_codes_or_a_typed_error(gaps: Index, tmp_path: Path, kind: str) -> None:
+    """Beyond opening: import, search, codes, paths, reopen."""
+    path = tmp_path / "x"
+    export(gaps, Target(str(path), kind))
+    data = path.read_bytes()
+    ids = tmp_path / "x.ids.npy" if kind == "npy" else None
+    rng = np.random.default_rng(5)
+    for number in range(100):
+        hostile = bytearray(data)
+        for at in rng.integers(0, len(data), rng.integers(1, 4)):
+            hostile[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)])
+        path.write_bytes(hostile)
+        try:
+            found = read(Target(str(path), kind), ids)
+            with Index.create(tmp_path / f"new{number}", bits=found.bits) as new:
+                new.add_batches(found.batches())
+                wanted = new.search(np.zeros((1, new.bits // 8), np.uint8), 5)
+                new.codes(new.ids())
+                new.paths(new.ids())
+            with Index.open(tmp_path / f"new{number}") as again:
+                same = again.search(np.zeros((1, again.bits // 8), np.uint8), 5)
+            assert np.array_equal(same.ids, wanted.ids)
+        except MetahError:
+            pass
