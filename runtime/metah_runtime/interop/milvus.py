@@ -1,6 +1,5 @@
 """Collections of Milvus: id INT64, code BINARY_VECTOR, path VARCHAR, index BIN_FLAT."""
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from metah_runtime.errors import (
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
 from metah_runtime.interop.rows import Batch, Rows, bits_of, path_texts
-from metah_runtime.interop.table import Facts, Table
+from metah_runtime.interop.table import Facts, Table, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 MOST: Final = 16_384
@@ -236,11 +235,7 @@ def _facts(client: Any, collection: str) -> _Facts:
                 f"collection {collection} has an index {kind} by {metric}; "
                 "fix: BIN_FLAT by HAMMING, the one that is exact"
             )
-    try:
-        note = json.loads(about.get("description") or "{}")["metah"]
-        fingerprint, model = note["fingerprint"], note["model"]
-    except (ValueError, KeyError, TypeError):
-        fingerprint = model = None  # a description of someone else
+    fingerprint, model = read_note(about.get("description"))
     bits = bits_of(f"collection {collection}", int(fields["code"]["params"]["dim"]))
     paths = fields.get("path", {}).get("type") == DataType.VARCHAR
     return _Facts(bits=bits, paths=paths, fingerprint=fingerprint, model=model)
@@ -255,9 +250,8 @@ def _count(client: Any, collection: str) -> int:
 def _create(client: Any, collection: str, index: Index) -> None:
     from pymilvus import DataType
 
-    note = {"metah": {"fingerprint": index.fingerprint, "model": index.model}}
     schema = client.create_schema(
-        auto_id=False, enable_dynamic_field=False, description=json.dumps(note)
+        auto_id=False, enable_dynamic_field=False, description=write_note(index)
     )
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("code", DataType.BINARY_VECTOR, dim=index.bits)

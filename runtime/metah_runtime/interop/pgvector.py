@@ -1,6 +1,5 @@
 """Tables of PostgreSQL: columns id bigint, code bit(n), path text, searched by pgvector's <~>."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from metah_runtime.errors import (
 )
 from metah_runtime.index.index import Index
 from metah_runtime.interop.rows import STEP, Batch, Rows, bits_of, path_texts
-from metah_runtime.interop.table import Facts, Table
+from metah_runtime.interop.table import Facts, Table, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 # Binary COPY of PostgreSQL ("File Formats" of its manual): big-endian, a size before each value.
@@ -159,9 +158,8 @@ def write(index: Index, database: str, table: str, *, exists: str = "error") -> 
                 ).format(name, sql.Literal(index.bits))
             )
         if exists != "append" or not there:
-            note = {"metah": {"fingerprint": index.fingerprint, "model": index.model}}
             connection.execute(
-                sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(json.dumps(note)))
+                sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(write_note(index)))
             )
         command = sql.SQL("COPY {} (id, code, path) FROM STDIN (FORMAT BINARY)").format(name)
         with connection.cursor() as cursor, cursor.copy(command) as copy:
@@ -233,11 +231,7 @@ def _facts(connection: Any, table: str) -> _Facts:
     if width is None:
         raise DataError(f"column code of table {table} must be bit(n), is {columns['code'][0]}")
     comment = connection.execute("SELECT obj_description(%s, 'pg_class')", [oid]).fetchone()[0]
-    try:
-        note = json.loads(comment or "{}")["metah"]
-        fingerprint, model = note["fingerprint"], note["model"]
-    except (ValueError, KeyError, TypeError):
-        fingerprint = model = None  # a comment of someone else
+    fingerprint, model = read_note(comment)
     kinds = {key: value[0] for key, value in columns.items()}
     return _Facts(
         identifier=name,

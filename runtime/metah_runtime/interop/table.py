@@ -1,8 +1,11 @@
 """What the tables of all databases share."""
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
+
+from metah_runtime.index.index import Index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +15,22 @@ class Facts:
     bits: int
     fingerprint: str | None
     model: str | None
+
+
+def write_note(index: Index) -> str:
+    """Return what a table's comment says of the model: JSON."""
+    return json.dumps({"metah": {"fingerprint": index.fingerprint, "model": index.model}})
+
+
+def read_note(text: str | None) -> tuple[str | None, str | None]:
+    """Return (fingerprint, model) of a table's comment; (None, None) for another's comment."""
+    try:
+        note = json.loads(text or "{}")["metah"]
+        fingerprint, model = note["fingerprint"], note["model"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, None
+    valid = all(value is None or isinstance(value, str) for value in (fingerprint, model))
+    return (fingerprint, model) if valid else (None, None)
 
 
 class Table(ABC):
