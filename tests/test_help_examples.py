@@ -196,8 +196,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object, **__: object) -> None:
         raise Reached
 
+    monkeypatch.setattr("metah_runtime.serve.logs.start", lambda *_: None)  # wants a real stderr
     monkeypatch.setattr("metah_runtime.serve.run.run", reached)
-    monkeypatch.setattr("metah_train.compare.store.locked", reached)
+    monkeypatch.setattr("metah_train.compare.comparison.locked", reached)
     monkeypatch.setattr("psycopg.connect", reached)
     monkeypatch.setattr("metah_train.data.emoji_fetch.write", reached)
 
