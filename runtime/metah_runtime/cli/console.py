@@ -79,6 +79,8 @@ def run(command: click.Command, program: str, args: Sequence[str] | None = None)
         if missing is None and not _interrupted:
             raise
         _fail(program, str(missing), 1)
+    except MemoryError as error:
+        _fail(program, f"out of memory: {error}; fix: fewer or smaller batches, or more memory", 1)
     except BrokenPipeError:
         # The reader of stdout is gone (`... | head`): leave nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
