@@ -164,27 +164,39 @@ class CodeIndex:
 
     def search(self, queries: Codes, k: int) -> Matches:
         """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        return self.search_checked(self._queries(queries), check_k(k))
+
+    def search_checked(self, queries: Any, k: int) -> Matches:
+        """Return what ``search`` does, of queries and a k that the caller has checked."""
         if self._gpu is not None:
-            return self._gpu.search(self._queries(queries), check_k(k))
-        found = self._native.search(self._queries(queries), check_k(k), self.threads)
+            return self._gpu.search(queries, k)
+        found = self._native.search(queries, k, self.threads)
         self._warn_of_refused()
         return Matches(*found)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius (in bits) of each query."""
-        radius = min(check_radius(radius), self.bits)
+        return self.range_search_checked(self._queries(queries), check_radius(radius))
+
+    def range_search_checked(self, queries: Any, radius: int) -> RangeMatches:
+        """Return what ``range_search`` does, of arguments that the caller has checked."""
+        radius = min(radius, self.bits)
         if self._gpu is not None:
-            return self._gpu.range_search(self._queries(queries), radius)
-        found = self._native.range_search(self._queries(queries), radius, self.threads)
+            return self._gpu.range_search(queries, radius)
+        found = self._native.range_search(queries, radius, self.threads)
         self._warn_of_refused()
         return RangeMatches(*found)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
         """Return the number of codes with distance <= radius of each query, (q,) int64."""
-        radius = min(check_radius(radius), self.bits)
+        return self.count_checked(self._queries(queries), check_radius(radius))
+
+    def count_checked(self, queries: Any, radius: int) -> NDArray[np.int64]:
+        """Return what ``count`` does, of arguments that the caller has checked."""
+        radius = min(radius, self.bits)
         if self._gpu is not None:
-            return self._gpu.count(self._queries(queries), radius)
-        counts = self._native.count(self._queries(queries), radius, self.threads)
+            return self._gpu.count(queries, radius)
+        counts = self._native.count(queries, radius, self.threads)
         self._warn_of_refused()
         return counts
 

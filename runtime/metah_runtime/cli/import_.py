@@ -1,6 +1,7 @@
 """metah-search import: codes from a file or a database."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from metah_runtime.cli import console
 from metah_runtime.cli.format_options import format_options
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.index import Index
+from metah_runtime.index.batch import check_on_duplicate
 from metah_runtime.index.manifest import is_vacant
 
 
@@ -51,9 +53,15 @@ def import_(
             f"{source} says that its model is {rows.fingerprint}, --fingerprint {fingerprint}"
         )
     model = fingerprint or rows.fingerprint
-    store = _open_or_create(index, rows, model)
-    with store:
-        count = store.add_batches(_counted(rows), on_duplicate=on_duplicate)  # type: ignore[arg-type]
+    check_on_duplicate(on_duplicate)
+    batches = _counted(rows)
+    first = next(batches, None)  # a file that cannot be read leaves no index behind
+    with _open_or_create(index, rows, model) as store:
+        read = () if first is None else (first,)
+        count = store.add_batches(
+            chain(read, batches),
+            on_duplicate=on_duplicate,  # type: ignore[arg-type]
+        )
         total = len(store)
     if as_json:
         console.print_json({"index": index, "added": count, "codes": total, "bits": rows.bits})

@@ -2,14 +2,23 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from metah_runtime.codes import Codes, check_codes
-from metah_runtime.errors import DataError
+from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.index.ids import Ids, unique_ids
 from metah_runtime.index.segment import PathName
+
+OnDuplicate: TypeAlias = Literal["error", "upsert"]
+"""What to do with an id that is in the index already: refuse it, or replace its code."""
+
+
+def check_on_duplicate(value: str) -> None:
+    """Raise ConfigError if ``value`` is no OnDuplicate."""
+    if value not in get_args(OnDuplicate):
+        raise ConfigError(f"on_duplicate must be error or upsert, got {value!r}")
 
 
 class CodeBatch:
@@ -26,6 +35,16 @@ class CodeBatch:
         self.codes: Codes = check_codes(codes, bits=bits)
         self.ids: Ids | None = None if ids is None else unique_ids(ids, len(self.codes))
         self.paths = None if paths is None else _encoded(paths, len(self.codes))
+
+    @classmethod
+    def of(cls, batch: Any, *, bits: int) -> "CodeBatch":
+        """Make a batch of an array of codes or of a tuple (codes, ids or None, paths or None)."""
+        parts = batch if isinstance(batch, tuple) else (batch,)
+        if not 1 <= len(parts) <= 3:
+            raise DataError(
+                f"a batch must be codes or (codes, ids, paths), got {len(parts)} values"
+            )
+        return cls(*parts, bits=bits)
 
     def __len__(self) -> int:
         return len(self.codes)

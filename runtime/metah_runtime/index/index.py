@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_bits, check_codes
 from metah_runtime.cuda.choice import choose_device
-from metah_runtime.errors import (
-    ConfigError,
-    DataError,
-    IndexMismatch,
-    MetahError,
-)
-from metah_runtime.index.batch import CodeBatch
+from metah_runtime.errors import ConfigError, DataError, IndexMismatch, MetahError
+from metah_runtime.index.batch import CodeBatch, OnDuplicate, check_on_duplicate
 from metah_runtime.index.batch_writer import BatchWriter
 from metah_runtime.index.commit import Committer, same_index
 from metah_runtime.index.compaction import merge_tail, rebuild
@@ -29,7 +24,6 @@ from metah_runtime.index.snapshot import Check, SegmentView, Snapshot, newest
 from metah_runtime.index.transaction import Transaction
 from metah_runtime.results import Matches, RangeMatches
 
-OnDuplicate = Literal["error", "upsert"]
 BUFFER = 256 << 20
 
 R = TypeVar("R")
@@ -266,7 +260,7 @@ class Index:
         id that is in the index already: ``error`` (IndexMismatch, nothing is added) or ``upsert``
         (the new code replaces the old). Raises DataError, IndexMismatch, IndexLocked, StorageError.
         """
-        _check_on_duplicate(on_duplicate)
+        check_on_duplicate(on_duplicate)
         batch = CodeBatch(codes, ids, paths, bits=self.bits)
 
         def write(transaction: Transaction) -> tuple[Manifest | None, Ids]:
@@ -289,7 +283,7 @@ class Index:
         A batch is an array of codes or a tuple (codes, ids or None, paths or None). At most about
         ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
         """
-        _check_on_duplicate(on_duplicate)
+        check_on_duplicate(on_duplicate)
         if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
             raise ConfigError(f"buffer must be a whole number of bytes >= 0, got {buffer!r:.60}")
         if not isinstance(batches, Iterable) or isinstance(batches, memoryview):
@@ -300,7 +294,7 @@ class Index:
             writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
                 for batch in stream:
-                    writer.add(CodeBatch(*_as_tuple(batch), bits=self.bits))
+                    writer.add(CodeBatch.of(batch, bits=self.bits))
                 writer.finish()
             except BaseException:
                 writer.discard()
@@ -405,19 +399,6 @@ def _reopen(path: str, index_id: str, check: Check, device: str) -> Index:
     if index._snapshot.manifest.index_id != index_id:
         raise IndexMismatch(f"{path} is another index now; fix: open it again")
     return index
-
-
-def _check_on_duplicate(value: str) -> None:
-    if value not in get_args(OnDuplicate):
-        raise ConfigError(f"on_duplicate must be error or upsert, got {value!r}")
-
-
-def _as_tuple(batch: Any) -> tuple[Any, ...]:
-    if not isinstance(batch, tuple):
-        return (batch,)
-    if not 1 <= len(batch) <= 3:
-        raise DataError(f"a batch must be codes or (codes, ids, paths), got {len(batch)} values")
-    return batch
 
 
 def _folder(path: Any) -> Path:

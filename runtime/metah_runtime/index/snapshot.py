@@ -177,7 +177,7 @@ class Snapshot:
         found = []
         for view in self.views:
             with view.reading():
-                near = view.searcher.search(queries, k)
+                near = view.searcher.search_checked(queries, k)
                 found.append(Matches(view.segment.ids_of(near.ids), near.distances))
         if not found:
             shape = (len(queries), 0)
@@ -189,7 +189,7 @@ class Snapshot:
         found = []
         for view in self.views:
             with view.reading():
-                near = view.searcher.range_search(queries, radius)
+                near = view.searcher.range_search_checked(queries, radius)
                 found.append(RangeMatches(near.lims, view.segment.ids_of(near.ids), near.distances))
         if not found:
             lims = np.zeros(len(queries) + 1, np.int64)
@@ -201,7 +201,7 @@ class Snapshot:
         total = np.zeros(len(queries), np.int64)
         for view in self.views:
             with view.reading():
-                total += view.searcher.count(queries, radius)
+                total += view.searcher.count_checked(queries, radius)
         return total
 
     def locate(self, ids: Ids, visit: Callable[[SegmentView, NDArray[np.int64], Ids], None]) -> Ids:
