@@ -1,8 +1,9 @@
 """From images to packed codes: decode ahead, run the bundle's model, keep the order."""
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -127,12 +128,13 @@ class Encoder:
     ) -> tuple[Codes, NDArray[np.float32]]:
         """Return (codes, logits) of images, in their order.
 
-        images: a sequence of paths, encoded bytes, Pillow images or arrays, or one array of shape
-        (n, h, w, c); batch: images a run of the model; workers: decoding threads, None = all cores.
+        images: a sequence or iterator of paths, encoded bytes, Pillow images or arrays, or one
+        array of shape (n, h, w, c); batch: images a run of the model; workers: decoding threads,
+        None = all cores.
         Raises ImageError at the first image that cannot be used, DataError for no sequence.
         """
         check_batch(batch)
-        check_images(images)
+        images = image_sequence(images)
         codes = np.empty((len(images), self.bits // 8), np.uint8)
         logits = np.empty((len(images), self.bits), np.float32)
         start = 0
@@ -161,7 +163,7 @@ class Encoder:
         check_batch(batch)
         if self.device == "cpu" or getattr(index, "device", "cpu") != "cuda":
             return index.search(self.encode(images, batch, workers), k)
-        check_images(images)
+        images = image_sequence(images)
         parts = []
         start = 0
         for ready in self._ready(images, batch, workers):
@@ -247,14 +249,19 @@ class Encoder:
 _NOT_FINITE = "the model gives NaN or infinity for it; fix: check the model"
 
 
-def check_images(images: Any) -> None:
-    """Raise DataError for one image in place of a sequence, or an array of another shape."""
-    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+def image_sequence(images: Any) -> Any:
+    """Return ``images`` as a sequence, of an iterator the list of its items.
+
+    Raises DataError for one image in place of several, and for an array of another shape.
+    """
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
+    if isinstance(images, single) or not isinstance(images, Iterable):
         raise DataError(
             f"images must be a sequence, got one {type(images).__name__}; fix: encode([image])"
         )
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise DataError(f"an array of images must have shape (n, h, w, c), got {images.shape}")
+    return images if isinstance(images, Sized) else list(images)
 
 
 def _not_finite(logits: NDArray[np.float32]) -> NDArray[np.intp]:

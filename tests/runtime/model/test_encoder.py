@@ -1,10 +1,12 @@
 """The encoder: the same codes by every way in, order kept, bad images reported, memory bounded."""
 
+import io
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,3 +252,21 @@ def test_a_changed_bundle_is_refused(make_bundle: MakeBundle, tmp_path: Path) ->
         Encoder.open(bundle.path)
     with pytest.raises(BundleError, match="does not exist"):
         Encoder.open(tmp_path / "none")
+
+
+def test_images_of_any_type_are_taken_or_refused(make_bundle: Callable[..., Bundle]) -> None:
+    """What callers pass: an iterator is taken, and nothing ends in an error of another type."""
+    bundle = make_bundle()
+    encoder = Encoder.open(bundle.path, threads=1)
+    height, width = bundle.preprocess.height, bundle.preprocess.width
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 10, 10)).save(data, "PNG")
+    encoded = data.getvalue()
+    one = encoder.encode([encoded])
+    for images in ([memoryview(encoded)], [io.BytesIO(encoded)], (item for item in [encoded])):
+        assert np.array_equal(encoder.encode(images), one)  # type: ignore[arg-type]
+    wrong: list[Any] = [None, 5, object(), encoded, memoryview(encoded), io.BytesIO(encoded), "x"]
+    wrong += [[None], [5], [{}], [[encoded]], ["a\0b.png"], ["a" * 5000], np.zeros((2, 2))]
+    for images in wrong:
+        with pytest.raises((DataError, ImageError)):
+            encoder.encode(images)
