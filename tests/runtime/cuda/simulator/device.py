@@ -1,4 +1,4 @@
-"""A device that is none: the CUDA kernels compiled as C++ and run on the CPU, to test them.
+"""A simulated device: the CUDA kernels compiled as C++ and run on the CPU, to test them.
 
 It offers what a driver offers (memory, copies, launches, streams, events, graphs), so that
 everything above the driver runs as it would on a GPU. It is slow, and its times say nothing about
