@@ -1,13 +1,16 @@
-// Everything that the host must know about the kernels: widths, tile sizes, architectures and parameters.
+// Everything that the host must know about the kernels: widths, tile sizes, architectures and
+// parameters.
 //
-// metah_runtime/cuda/interface.py reads this text, so that each value stands in one place. It understands one
-// `#define NAME number` a line, the lists POPC_WIDTHS and MMA_WIDTHS, and structs with one field a line, each uint32_t,
-// uint64_t or a pointer.
+// metah_runtime/cuda/interface.py reads this text, so that each value stands in one place. It
+// understands one
+// `#define NAME number` a line, the lists POPC_WIDTHS and MMA_WIDTHS, and structs with one field a
+// line, each uint32_t, uint64_t or a pointer.
 #pragma once
 #ifndef METAH_SHIM
 #include <cstdint>
 #endif
 
+// clang-format off: the host reads these lines, one value or list a line
 #define THREADS 256        // of a block, in every kernel but those of one warp
 #define QUERY_TILE 64      // queries in shared memory at a time, popcount scan
 #define MMA_QUERY_TILE 128 // the same for the tensor-core scan
@@ -21,66 +24,67 @@
 #define POPC_WIDTHS(X) X(1, 16) X(2, 8) X(4, 8) X(8, 4) X(12, 2) X(16, 2) X(20, 2) X(24, 2) X(28, 2) X(32, 2)
 // X(words a code, tiles that a warp of the tensor-core scan keeps in registers)
 #define MMA_WIDTHS(X) X(2, 8) X(4, 8) X(8, 4) X(12, 2) X(16, 2) X(20, 1) X(24, 1) X(28, 1) X(32, 1)
+// clang-format on
 
-struct ScanParams {       // scan, count, mma
-  const uint32_t* codes;  // in the layout of hamming.cu
-  uint64_t stride;        // codes in a plane, a multiple of ROW_STEP
-  const uint32_t* queries;  // (n_queries, words)
-  const uint64_t* bounds;   // (n_queries), largest key of an answer
-  const uint64_t* begin;    // (n_queries + 1), segments of keys; not for count
-  uint32_t* counts;         // (n_queries), zero before
-  uint64_t* keys;           // not for count
-  const uint32_t* removed;  // a bit a row, or null
-  uint32_t rows;
-  uint32_t n_queries;
-  uint32_t group;           // queries of a block, a multiple of the query tile
+struct ScanParams {           // scan, count, mma
+    const uint32_t* codes;    // in the layout of hamming.cu
+    uint64_t stride;          // codes in a plane, a multiple of ROW_STEP
+    const uint32_t* queries;  // (n_queries, words)
+    const uint64_t* bounds;   // (n_queries), largest key of an answer
+    const uint64_t* begin;    // (n_queries + 1), segments of keys; not for count
+    uint32_t* counts;         // (n_queries), zero before
+    uint64_t* keys;           // not for count
+    const uint32_t* removed;  // a bit a row, or null
+    uint32_t rows;
+    uint32_t n_queries;
+    uint32_t group;  // queries of a block, a multiple of the query tile
 };
 
 struct SampleParams {
-  const uint32_t* codes;
-  uint64_t stride;
-  const uint32_t* queries;
-  uint32_t* histogram;      // (queries, bins), zero before
-  const uint32_t* removed;
-  uint32_t rows;
-  uint32_t runs;            // runs of RUN codes in the sample
-  uint32_t step;            // codes from one run to the next
+    const uint32_t* codes;
+    uint64_t stride;
+    const uint32_t* queries;
+    uint32_t* histogram;  // (queries, bins), zero before
+    const uint32_t* removed;
+    uint32_t rows;
+    uint32_t runs;  // runs of RUN codes in the sample
+    uint32_t step;  // codes from one run to the next
 };
 
 struct FirstBoundParams {
-  const uint32_t* histogram;  // (queries, bins)
-  const uint64_t* ceilings;   // (queries)
-  uint64_t* bounds;           // (queries), written
-  uint32_t bins;
-  uint32_t rank;              // of the sampled distance that becomes the bound
-  uint32_t rows;
+    const uint32_t* histogram;  // (queries, bins)
+    const uint64_t* ceilings;   // (queries)
+    uint64_t* bounds;           // (queries), written
+    uint32_t bins;
+    uint32_t rank;  // of the sampled distance that becomes the bound
+    uint32_t rows;
 };
 
 struct FirstKeysParams {
-  uint64_t* keys;             // overwritten
-  uint64_t* scratch;          // as large as keys
-  const uint64_t* begin;      // (queries + 1), segments of keys
-  const uint32_t* counts;     // (queries), keys found
-  const uint64_t* out_begin;  // (queries), where each query's answer starts
-  uint64_t* out;              // written
-  uint64_t* kth;              // (queries), the k-th key where there are k
-  uint32_t k;
-  uint32_t bins;
-  uint32_t row_bytes;         // bytes of the largest row number
+    uint64_t* keys;             // overwritten
+    uint64_t* scratch;          // as large as keys
+    const uint64_t* begin;      // (queries + 1), segments of keys
+    const uint32_t* counts;     // (queries), keys found
+    const uint64_t* out_begin;  // (queries), where each query's answer starts
+    uint64_t* out;              // written
+    uint64_t* kth;              // (queries), the k-th key where there are k
+    uint32_t k;
+    uint32_t bins;
+    uint32_t row_bytes;  // bytes of the largest row number
 };
 
 struct PackParams {
-  const uint8_t* source;  // (rows, width)
-  uint32_t* target;       // word w of row i goes to i * row_step + (w / 4) * plane_step + w % 4
-  uint64_t plane_step;
-  uint32_t row_step;
-  uint32_t width;         // bytes a code
-  uint32_t rows;
-  uint32_t words;         // words a code, padded
+    const uint8_t* source;  // (rows, width)
+    uint32_t* target;       // word w of row i goes to i * row_step + (w / 4) * plane_step + w % 4
+    uint64_t plane_step;
+    uint32_t row_step;
+    uint32_t width;  // bytes a code
+    uint32_t rows;
+    uint32_t words;  // words a code, padded
 };
 
 struct NotFiniteParams {
-  const uint32_t* logits;  // (rows, bits), the bits of float32
-  uint32_t* bad;           // (rows), written
-  uint32_t bits;
+    const uint32_t* logits;  // (rows, bits), the bits of float32
+    uint32_t* bad;           // (rows), written
+    uint32_t bits;
 };
