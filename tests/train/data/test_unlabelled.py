@@ -65,7 +65,7 @@ def test_what_is_not_used_is_said(source: Path, tmp_path: Path) -> None:
         draw(target / label, 8)
     draw(target, 1)
     draw(tmp_path / "elsewhere", 1)
-    (target / "ant" / "a.HEIC").write_text("x")
+    (target / "ant" / "a.PSD").write_text("x")
     (target / "ant" / "album").symlink_to(tmp_path / "elsewhere")
     (target / "ant" / "lost").symlink_to(tmp_path / "nowhere")
     (target / "no class").mkdir()
@@ -75,7 +75,7 @@ def test_what_is_not_used_is_said(source: Path, tmp_path: Path) -> None:
     used, empty = load_split(f"folder:{source}:{target}", sizes=SMALL).notes
     assert used.startswith(f"not used of {target}: 1 images outside of the class folders, ")
     assert set(used.partition("folders, ")[2].split(", ")) == {
-        "1 .heic",
+        "1 .psd",
         "1 links to folders",
         "1 dangling links",
     }
