@@ -1,7 +1,5 @@
 """What `add` and `query` share: the options of the model, and the model of an index."""
 
-import hmac
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 BUNDLE = "bundle"
 """Key of an index's metadata: the absolute path of its model bundle."""
 
-SIGNATURE = "bundle_signature"
-"""Key of an index's metadata: shows that this user used that bundle on this machine."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,24 +50,15 @@ def remembered(store: IndexLike) -> Path | None:
 
 
 def remember(store: "Index", encoder: "Encoder") -> None:
-    """Note in an index the bundle that was used, signed for this user on this machine."""
-    where = str(encoder.bundle.path.resolve())
-    noted = {**store.metadata, BUNDLE: where, SIGNATURE: _signature(where, encoder.fingerprint)}
+    """Note in an index the bundle that was used."""
+    noted = {**store.metadata, BUNDLE: str(encoder.bundle.path.resolve())}
     if noted != store.metadata:
         store.set_metadata(noted)
 
 
-def _signature(where: str, fingerprint: str | None) -> str:
-    """Return what this user on this machine signs a bundle with; who made an index cannot know it.
-
-    The machine's id is secret and leaves it as a keyed digest only, as machine-id(5) asks; a
-    container without one is known until the machine starts again.
-    """
-    ids = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/proc/sys/kernel/random/boot_id")
-    texts = (path.read_bytes().strip() for path in map(Path, ids) if path.is_file())
-    secret = next(filter(None, texts), None) or os.urandom(32)  # without any: asks every time
-    text = json.dumps(["metah bundle", os.getuid(), where, fingerprint])
-    return hmac.new(secret, text.encode(), "sha256").hexdigest()
+def _is_mine(*paths: Path) -> bool:
+    """Return whether all that is there of some paths belongs to this user."""
+    return all(path.stat().st_uid == os.geteuid() for path in paths if path.exists())
 
 
 def open_encoder(
@@ -85,8 +72,8 @@ def open_encoder(
 ) -> "Encoder":
     """Open the bundle given, or else the one that the index remembers; both must be one model.
 
-    A remembered bundle is used only if this user noted it on this machine: a model is code, and an
-    index may come from anybody. Raises ConfigError if there is none to use, BundleError,
+    A remembered bundle is used only if it and the index belong to this user: a model is code, and
+    an index may come from anybody. Raises ConfigError if there is none to use, BundleError,
     BackendUnavailable, and IndexMismatch if the index holds codes of another model.
     """
     from metah_runtime.model.encoder import Encoder  # decoders and runners: not for --code
@@ -94,15 +81,13 @@ def open_encoder(
     where = bundle or (None if store is None else remembered(store))
     if where is None:
         raise ConfigError(f"{index} remembers no bundle; fix: --bundle BUNDLE")
-    if bundle is None and store is not None:
-        signed = store.metadata.get(SIGNATURE)
-        if signed != _signature(str(where), store.fingerprint):
-            model = (store.fingerprint or "none")[:12]
-            raise ConfigError(
-                f"{index} names a bundle ({printable(where)}, model {model}) that was not used "
-                "with it by you on this machine, and a model is code; "
-                "fix: --bundle BUNDLE, with one that you trust"
-            )
+    if bundle is None and store is not None and not _is_mine(index, where):
+        model = (store.fingerprint or "none")[:12]
+        raise ConfigError(
+            f"{index} names a bundle ({printable(where)}, model {model}), and a model is code: "
+            "it is used without being told only if index and bundle belong to you; "
+            "fix: --bundle BUNDLE, with one that you trust"
+        )
     try:
         encoder = Encoder.open(where, device=device, threads=threads, spin=spin, warn=console.warn)
     except BundleError as error:
