@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -57,11 +58,15 @@ struct BorrowedCodes {
     BorrowedCodes(Codes codes_, Ids ids_)
         : codes(codes_),
           ids(ids_),
-          codes_guard(codes.data(), codes.nbytes()),
-          ids_guard(ids.is_valid() ? ids.data() : nullptr, ids.is_valid() ? ids.nbytes() : 0) {}
+          codes_guard(codes.data(), codes.nbytes()) {
+        if (ids.is_valid()) ids_guard.emplace(ids.data(), ids.nbytes());
+    }
+    bool lost() const { return codes_guard.lost() || (ids_guard && ids_guard->lost()); }
+
     Codes codes;
     Ids ids;
-    metah::MapGuard codes_guard, ids_guard;
+    metah::MapGuard codes_guard;
+    std::optional<metah::MapGuard> ids_guard;
 };
 
 class BorrowingScan {
@@ -127,9 +132,11 @@ class BorrowingScan {
     template <class Work>
     void read(Work work) const {
         const metah::ReleasedGil released;
-        const metah::MapGuard::Reading codes(memory_->codes_guard), ids(memory_->ids_guard);
+        const metah::MapGuard::Reading codes(memory_->codes_guard);
+        std::optional<metah::MapGuard::Reading> ids;
+        if (memory_->ids_guard) ids.emplace(*memory_->ids_guard);
         work();
-        if (memory_->codes_guard.lost() || memory_->ids_guard.lost()) throw metah::CodesChanged();
+        if (memory_->lost()) throw metah::CodesChanged();
     }
 
     // What memory safety needs; callers see the errors of metah_runtime.search.

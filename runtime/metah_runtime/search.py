@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from metah_runtime.cuda.search import CudaSearch
 
 
-MAX_ROWS: int = getattr(_native, "MAX_ROWS", 2**32 - 2)
-CodeScan: type[_native.CodeScan] = getattr(_native, "CodeScan", None) or _native.Index  # type: ignore[attr-defined]
+MAX_ROWS = _native.MAX_ROWS
 
 
 def check_ids(ids: Any, n: int) -> NDArray[np.int64]:
@@ -57,7 +56,7 @@ def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan
     if len(codes) > MAX_ROWS:
         raise DataError(f"an index in memory holds at most {MAX_ROWS} codes, got {len(codes)}")
     try:
-        return CodeScan(codes, ids)
+        return _native.CodeScan(codes, ids)
     except RuntimeError as error:
         raise BackendUnavailable(str(error)) from None
 
@@ -201,7 +200,7 @@ class CodeIndex:
         return counts
 
     def _warn_of_refused(self) -> None:
-        if refused := getattr(self._native, "take_refused", int)():
+        if refused := self._native.take_refused():
             warnings.warn(
                 f"tables of {refused / 2**20:,.1f} MiB that would speed up searches do not fit in "
                 "memory: searches go on without them; fix: give them room by CodeIndex(..., "

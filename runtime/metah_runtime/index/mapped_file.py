@@ -1,19 +1,16 @@
 """One index file, mapped for reading and checked block by block."""
 
 import os
-from functools import partial
-from mmap import PROT_READ, mmap
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import _checksum, _native, files
+from metah_runtime import _checksum, files
+from metah_runtime._native import FileMap
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.format import BLOCK, HEADER, FormatError, Header, block_sums
 from metah_runtime.locks import ForkSafeLock
-
-map_file = getattr(_native, "FileMap", None) or partial(mmap, prot=PROT_READ)
 
 
 class MappedFile:
@@ -37,7 +34,7 @@ class MappedFile:
                 raise self.corrupt(str(error)) from None
             self._layout = self.header.layout()
             # The real length is what the header needs: the map cannot go past the file.
-            self._map = map_file(handle, length)
+            self._map = FileMap(handle, length)
         finally:
             os.close(handle)
         table = self.column(self._layout.table, length - self._layout.table)
@@ -64,7 +61,7 @@ class MappedFile:
                 return 0
             first, last = int(todo[0]), int(todo[-1]) + 1
             begin, end = HEADER + first * BLOCK, min(HEADER + last * BLOCK, self._layout.table)
-            getattr(self._map, "settle", lambda: None)()
+            self._map.settle()
             wrong = np.flatnonzero(
                 block_sums(self.column(begin, end - begin)) != self._sums[first:last]
             )
@@ -86,7 +83,7 @@ class MappedFile:
 
     def ensure_unchanged(self) -> None:
         """Raise IndexCorrupt if the file was cut or written to since it was opened."""
-        change = getattr(self._map, "change", lambda: None)()
+        change = self._map.change()
         if change is not None:
             raise self.corrupt(change)
 
@@ -98,4 +95,4 @@ class MappedFile:
 
     def column(self, offset: int, length: int) -> NDArray[np.uint8]:
         """Return ``length`` bytes from ``offset`` on, a view of the map."""
-        return np.frombuffer(self._map, np.uint8, length, offset)
+        return np.frombuffer(memoryview(self._map), np.uint8, length, offset)
