@@ -187,7 +187,7 @@ def _parts(folder: Path) -> list[Path]:
 def _read(path: Path, columns: list[str]) -> Any:
     arrow = _arrow()
     try:
-        return arrow.parquet.read_table(path, columns=columns, memory_map=True)
+        return arrow.parquet.read_table(path, columns=columns)
     except (arrow.ArrowException, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
