@@ -1,0 +1,170 @@
+"""What can be asked of an index on disk: search, codes, paths, facts."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metah_runtime.checks import check_k, check_radius
+from metah_runtime.codes import Codes, check_codes
+from metah_runtime.errors import ConfigError, MetahError
+from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
+from metah_runtime.index.snapshot import Check, SegmentView, Snapshot
+from metah_runtime.results import Matches, RangeMatches
+
+
+class IndexReader:
+    """One state of an index on disk, until it is closed or moves to a newer state."""
+
+    def __init__(self, path: Path, snapshot: Snapshot, check: Check) -> None:
+        self.path = path
+        self._check: Check = check
+        self._state: Snapshot | None = snapshot
+
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._state is None:
+            return f"<Index {str(self.path)!r}, closed>"
+        return f"<Index {str(self.path)!r}: {len(self)} codes of {self.bits} bits>"
+
+    @property
+    def bits(self) -> int:
+        """Length of a code in bits."""
+        return self._snapshot.manifest.bits
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model that made the codes."""
+        return self._snapshot.manifest.fingerprint
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that made the codes."""
+        return self._snapshot.manifest.model
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The small JSON object that is kept with the index (a copy)."""
+        return dict(self._snapshot.manifest.metadata)
+
+    @property
+    def generation(self) -> int:
+        """Number of the state that is read: +1 a commit."""
+        return self._snapshot.manifest.generation
+
+    @property
+    def device(self) -> str:
+        """Where the codes are searched: 'cpu' or 'cuda'."""
+        return self._snapshot.device
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    def search(self, queries: Codes, k: int) -> Matches:
+        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        return self._snapshot.search(self._queries(queries), check_k(k))
+
+    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+        """Return all codes with distance <= radius (in bits) of each query."""
+        return self._snapshot.range_search(self._queries(queries), check_radius(radius))
+
+    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+        """Return the number of codes with distance <= radius of each query, (q,) int64."""
+        return self._snapshot.count(self._queries(queries), check_radius(radius))
+
+    def ids(self) -> Ids:
+        """Return all ids, ascending."""
+        found = [view.ids() for view in self._snapshot.views]
+        ids = np.concatenate([np.empty(0, np.int64), *found])
+        return ids if ascending(ids) else np.sort(ids)
+
+    def codes(self, ids: Any) -> Codes:
+        """Return the codes of ids, (n, bits / 8); raise IndexMismatch for an unknown id."""
+        ids = lookup_ids(ids)
+        out = np.empty((len(ids), self.bits // 8), np.uint8)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            view.ensure_checked()
+            out[at] = view.segment.codes[rows]
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def paths(self, ids: Any) -> list[str | None]:
+        """Return the path that was stored with each id, None where there is none.
+
+        Paths come back as given (bytes that are no text as surrogate escapes). Raises
+        IndexMismatch for an unknown id.
+        """
+        ids = lookup_ids(ids)
+        out: list[str | None] = [None] * len(ids)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            for position, path in zip(at.tolist(), view.segment.path_bytes(rows), strict=True):
+                out[position] = None if path is None else os.fsdecode(path)
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def written_at(self, ids: Any) -> NDArray[np.int64]:
+        """Return when the file that holds each code was written, (n,) in ns since 1970.
+
+        A merge of segments and ``compact`` write codes anew. Raises IndexMismatch for an unknown
+        id.
+        """
+        ids = lookup_ids(ids)
+        out = np.zeros(len(ids), np.int64)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
+            out[at] = view.segment.written_ns
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def verify(self, done: Callable[[int], None] | None = None) -> int:
+        """Read everything and compare all checksums and rules; return the number of blocks.
+
+        done: called with the bytes of each segment that was read. Raises IndexCorrupt naming the
+        file and the block.
+        """
+        return self._snapshot.verify(done)
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index is, as plain JSON."""
+        return {"path": str(self.path), **self._snapshot.describe()}
+
+    def capture(self, batch: int, k: int) -> None:
+        """Record the search of ``batch`` queries as CUDA graphs, as ``CodeIndex.capture`` does.
+
+        For the state that is read now: after a refresh or an addition, capture again.
+        """
+        if self.device == "cpu":
+            raise ConfigError(
+                f"capture needs a GPU, {self.path} is searched on the CPU; "
+                "fix: Index.open(..., device='cuda')"
+            )
+        for view in self._snapshot.views:
+            view.searcher.capture(batch, k)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        if self._state is None:
+            raise MetahError(f"{self.path} is closed; fix: open it again")
+        return self._state
+
+    def _queries(self, queries: Any) -> Any:
+        if self.device == "cuda" and hasattr(queries, "__cuda_array_interface__"):
+            return queries
+        return check_codes(queries, bits=self.bits, name="queries")
