@@ -11,7 +11,7 @@
 #include <system_error>
 #include <utility>
 
-#include <nanobind/stl/pair.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
 #include "code_scan.h"
@@ -39,13 +39,17 @@ Array<T> empty(std::initializer_list<size_t> shape) {
     return Array<T>(static_cast<T*>(data.release()), shape, owner);
 }
 
-metah::Database database(const Codes& codes, const Ids& ids) {
+metah::Database database(const Codes& codes, const Ids& ids, size_t width, size_t weight) {
     metah::Database db;
     db.kernels = &metah::pick_kernels();
     db.codes = codes.data();
     db.rows = codes.shape(0);
-    db.width = codes.shape(1);
-    if (db.width < 1 || db.width > metah::kMaxWidth)
+    if (width < 1 || width > codes.shape(1) || weight < 1 || weight > metah::kMaxWidth)
+        throw std::invalid_argument("width: must be 1..bytes of a row, weight: from 1 on");
+    db.width = width;
+    db.detail = codes.shape(1) - width;
+    db.weight = db.detail ? weight : 1;
+    if (db.whole_width() > metah::kMaxWidth)
         throw std::invalid_argument("codes: width must be 1..MAX_BITS / 8 bytes");
     if (db.rows > metah::kMaxRows) throw std::invalid_argument("codes: more than MAX_ROWS");
     if (ids.is_valid() && ids.shape(0) != db.rows) throw std::invalid_argument("ids: one a row");
@@ -70,9 +74,14 @@ struct BorrowedCodes {
 };
 
 class BorrowingScan {
+    using CodeDistances = std::optional<Array<int32_t>>;
+    using Matches = std::tuple<Array<int64_t>, Array<int32_t>, CodeDistances>;
+    using RangeMatches =
+        std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>, CodeDistances>;
+
   public:
-    BorrowingScan(Codes codes, Ids ids)
-        : scan_(database(codes, ids)), memory_(std::make_shared<BorrowedCodes>(codes, ids)) {}
+    BorrowingScan(Codes codes, Ids ids, size_t width, size_t weight)
+        : scan_(database(codes, ids, width, weight)), memory_(std::make_shared<BorrowedCodes>(codes, ids)) {}
     BorrowingScan(const BorrowingScan& other, Removed removed)
         : scan_(other.scan_, reinterpret_cast<const uint8_t*>(removed.data())),
           memory_(other.memory_),
@@ -95,19 +104,21 @@ class BorrowingScan {
         read([&] { scan_.tables().prepare(radius, threads); });
     }
 
-    std::pair<Array<int64_t>, Array<int32_t>> search(Codes queries, uint64_t k, int threads) {
+    Matches search(Codes queries, uint64_t k, int threads) {
         const metah::Queries q = checked(queries, 0, threads);
         const size_t columns = std::min<uint64_t>(k, alive());
         auto ids = empty<int64_t>({q.count, columns});
         auto distances = empty<int32_t>({q.count, columns});
+        auto code_distances = detailed({q.count, columns});
         if (q.count && columns)
-            read([&] { scan_.search(q, columns, threads, ids.data(), distances.data()); });
-        return {ids, distances};
+            read([&] {
+                scan_.search(q, columns, threads, ids.data(), distances.data(),
+                             data_of(code_distances));
+            });
+        return {ids, distances, code_distances};
     }
 
-    std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>> range_search(Codes queries,
-                                                                            int radius,
-                                                                            int threads) {
+    RangeMatches range_search(Codes queries, int radius, int threads) {
         const metah::Queries q = checked(queries, radius, threads);
         metah::RangeFound found;
         read([&] { found = scan_.find(q, radius, threads); });
@@ -116,8 +127,13 @@ class BorrowingScan {
         const auto hits = static_cast<size_t>(found.lims.back());
         auto ids = empty<int64_t>({hits});
         auto distances = empty<int32_t>({hits});
-        if (hits) read([&] { scan_.write(found, threads, ids.data(), distances.data()); });
-        return {lims, ids, distances};
+        auto code_distances = detailed({hits});
+        if (hits)
+            read([&] {
+                scan_.write(q, found, threads, ids.data(), distances.data(),
+                            data_of(code_distances));
+            });
+        return {lims, ids, distances, code_distances};
     }
 
     Array<int64_t> count(Codes queries, int radius, int threads) {
@@ -128,6 +144,13 @@ class BorrowingScan {
     }
 
   private:
+    // Distances of the hash code, where they are not the distances.
+    CodeDistances detailed(std::initializer_list<size_t> shape) const {
+        if (!scan_.db().detail) return std::nullopt;
+        return empty<int32_t>(shape);
+    }
+    static int32_t* data_of(CodeDistances& array) { return array ? array->data() : nullptr; }
+
     // Works without the GIL. Throws CodesChanged if codes or ids are in a file that was cut.
     template <class Work>
     void read(Work work) const {
@@ -149,7 +172,7 @@ class BorrowingScan {
 
     metah::Queries checked(const Codes& queries, int radius, int threads) const {
         check(radius, threads);
-        if (queries.shape(1) != scan_.db().width)
+        if (queries.shape(1) != scan_.db().stride())
             throw std::invalid_argument("queries: other width");
         return {queries.data(), queries.shape(0)};
     }
@@ -191,7 +214,8 @@ NB_MODULE(_native, m) {
     m.attr("MAX_BITS") = metah::kMaxWidth * 8;
     m.attr("MAX_THREADS") = metah::kMaxThreads;
     nb::class_<BorrowingScan>(m, "CodeScan")
-        .def(nb::init<Codes, Ids>(), nb::arg("codes"), nb::arg("ids").none())
+        .def(nb::init<Codes, Ids, size_t, size_t>(), nb::arg("codes"), nb::arg("ids").none(),
+             nb::arg("width"), nb::arg("weight"))
         .def("without", &BorrowingScan::without)
         .def("prepare", &BorrowingScan::prepare)
         .def_prop_ro("table_bytes", &BorrowingScan::table_bytes)

@@ -53,7 +53,8 @@ const uint32_t* CodeScan::weights(const Groups& groups) const try {
 }
 
 SearchedCodes CodeScan::source(size_t queries) const {
-    const double cost = scan_cost(db_.rows, db_.bits(), queries) * static_cast<double>(queries);
+    const int bits = static_cast<int>(db_.stride()) * 8;
+    const double cost = scan_cost(db_.rows, bits, queries) * static_cast<double>(queries);
     const Groups* groups = tables_->groups(cost);
     const uint32_t* weights = groups ? this->weights(*groups) : nullptr;
     if (!weights) return {db_, nullptr, nullptr};
@@ -62,6 +63,7 @@ SearchedCodes CodeScan::source(size_t queries) const {
     unique.rows = groups->size();
     unique.ids = nullptr;
     unique.removed = nullptr;
+    unique.detail = 0;
     return {unique, groups, weights};
 }
 
@@ -79,14 +81,6 @@ WorkSplit split(size_t rows, size_t queries, int threads) {
     for (size_t i = 0; i < n; ++i) out.rectangles.push_back({0, queries, edge(i), edge(i + 1)});
     out.by_rows = n > 1;
     return out;
-}
-
-Scan make_scan(const Database& db) {
-    Scan scan{};
-    scan.codes = db.codes;
-    scan.end = db.codes + db.rows * db.width;
-    scan.width = db.width;
-    return scan;
 }
 
 }  // namespace metah

@@ -1,4 +1,5 @@
-// Exact Hamming search. Every answer ascends by (distance, id), whatever the threads and tables.
+// Exact Hamming search. Every answer ascends by (distance, id), whatever the threads and tables;
+// where rows have a detail code, by (distance, distance of the hash code, id).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -11,7 +12,7 @@
 namespace metah {
 
 struct Queries {
-    const uint8_t* codes;  // (count, width)
+    const uint8_t* codes;  // (count, stride)
     size_t count;
 };
 
@@ -39,12 +40,15 @@ class CodeScan {
     const Database& db() const { return db_; }
     Tables& tables() const { return *tables_; }
 
-    // ids, distances: (count, k) with k <= alive rows.
-    void search(Queries queries, uint64_t k, int threads, int64_t* ids, int32_t* distances) const;
+    // ids, distances: (count, k) with k <= alive rows. code_distances: as distances; null where
+    // there is no detail code.
+    void search(Queries queries, uint64_t k, int threads, int64_t* ids, int32_t* distances,
+                int32_t* code_distances) const;
 
     // Finding and writing are two steps, so that the output is allocated once, of exact size.
     RangeFound find(Queries queries, int radius, int threads) const;
-    void write(const RangeFound& found, int threads, int64_t* ids, int32_t* distances) const;
+    void write(Queries queries, const RangeFound& found, int threads, int64_t* ids,
+               int32_t* distances, int32_t* code_distances) const;
 
     // counts: (count,).
     void count(Queries queries, int radius, int threads, int64_t* counts) const;
@@ -76,7 +80,5 @@ struct WorkSplit {
 };
 
 WorkSplit split(size_t rows, size_t queries, int threads);
-
-Scan make_scan(const Database& db);
 
 }  // namespace metah

@@ -4,6 +4,8 @@
 #include <optional>
 
 #include "code_scan.h"
+#include "detail_search.h"
+#include "row_view.h"
 #include "system/pool.h"
 
 namespace metah {
@@ -47,7 +49,7 @@ struct Counter {
 template <class Add>
 void scan_block(const Database& db, const WorkRectangle& some, const uint8_t* queries, int radius,
                 Add add) {
-    Scan scan = make_scan(db);
+    Scan scan{};
     scan.first = some.first_row;
     scan.last = some.last_row;
     scan.queries = queries + some.first_query * db.width;
@@ -58,7 +60,7 @@ void scan_block(const Database& db, const WorkRectangle& some, const uint8_t* qu
     scan.consume = [](void* f, uint32_t i, const Hit* hits, uint32_t n) {
         (*static_cast<Add*>(f))(i, hits, n);
     };
-    if (scan.last > scan.first) db.kernels->scan(scan);
+    if (scan.last > scan.first) RowView(db, Part::hash_code).scan(scan);
 }
 
 // Scans for some queries; `names[i]` is the sink's number of query i.
@@ -232,6 +234,11 @@ class Writer {
 template <class Sink>
 bool CodeScan::find_hits(const SearchedCodes& from, Queries queries, int radius, int threads,
                          Sink& sink) const {
+    std::vector<uint8_t> packed;
+    if (db_.detail) {
+        packed = RowView(db_, Part::hash_code).packed(queries.codes, queries.count);
+        queries.codes = packed.data();
+    }
     const double cost = scan_cost(from.db.rows, db_.bits(), queries.count);
     const Mih* mih = tables_->mih(from.groups, radius, cost, queries.count, threads);
     std::vector<size_t> names(mih ? 0 : queries.count);
@@ -269,7 +276,10 @@ RangeFound CodeScan::find(Queries queries, int radius, int threads) const {
     return found;
 }
 
-void CodeScan::write(const RangeFound& found, int threads, int64_t* ids, int32_t* distances) const {
+void CodeScan::write(Queries queries, const RangeFound& found, int threads, int64_t* ids,
+                     int32_t* distances, int32_t* code_distances) const {
+    if (db_.detail)
+        return write_details(db_, queries, found, threads, ids, distances, code_distances);
     const size_t n = found.hits.size();
     const size_t tasks = std::clamp<size_t>(static_cast<size_t>(found.lims.back()) / 4096, 1,
                                             std::min(n, static_cast<size_t>(std::max(threads, 1))));

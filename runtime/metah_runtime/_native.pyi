@@ -20,7 +20,10 @@ class FileMap:
 class CodeScan:
     """Raises CodesChanged where codes or ids lie in a mapped file that was cut."""
 
-    def __init__(self, codes: NDArray[np.uint8], ids: NDArray[np.int64] | None) -> None: ...
+    def __init__(
+        self, codes: NDArray[np.uint8], ids: NDArray[np.int64] | None, width: int, weight: int
+    ) -> None:
+        """width: bytes of the hash code in a row; weight: of its distance beside the detail's."""
     def without(self, removed: NDArray[np.bool_], /) -> CodeScan: ...
     def limit_tables(self, bytes: int, /) -> None:
         """Bound the memory of groups and tables together."""
@@ -35,10 +38,12 @@ class CodeScan:
     def alive(self) -> int: ...
     def search(
         self, queries: NDArray[np.uint8], k: int, threads: int, /
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]: ...
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32] | None]:
+        """Return ids, distances and, where rows have a detail code, those of the hash code."""
     def range_search(
         self, queries: NDArray[np.uint8], radius: int, threads: int, /
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]: ...
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32] | None]:
+        """Return lims and what ``search`` does."""
     def count(
         self, queries: NDArray[np.uint8], radius: int, threads: int, /
     ) -> NDArray[np.int64]: ...

@@ -4,8 +4,12 @@ A code of ``bits`` bits is a row of ``bits / 8`` bytes (uint8). Bit rule: ``logi
 (so 0 gives 0). Bit order: that of ``np.packbits``, the first bit is the most significant one of
 the first byte, as in FAISS binary indexes, pgvector's ``bit(n)`` and the ``ubinary`` embeddings of
 sentence-transformers.
+
+A code may have two parts: the hash code, which tells classes, and a detail code behind it, which
+tells images of one class apart (docs/detail-code.md). ``CodeFormat`` says where one ends.
 """
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +64,54 @@ def check_codes(codes: Any, *, bits: int | None = None, name: str = "codes") -> 
     if not 8 <= width <= MAX_BITS:
         raise DataError(f"{name} must have 8..{MAX_BITS} bits, got {width}")
     return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeFormat:
+    """What a row of codes holds: the hash code, then the detail code.
+
+    bits: of the hash code; detail_bits: of the detail code, 0 for none; code_weight: what a bit of
+    the hash code counts in the distance code_weight * d_code + d_detail. Raises ConfigError unless
+    both lengths are whole bytes and the largest distance is at most 1024.
+    """
+
+    bits: int
+    detail_bits: int = 0
+    code_weight: int = 1
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        detail, weight = self.detail_bits, self.code_weight
+        for name, value in (("detail_bits", detail), ("code_weight", weight)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ConfigError(f"{name} must be a whole number, got {value!r}")
+        if detail < 0 or detail % 8:
+            raise ConfigError(f"detail_bits must be a multiple of 8 from 0 on, got {detail}")
+        if weight < 1 or (weight > 1 and not detail):
+            raise ConfigError(f"code_weight must be 1, or more with a detail code, got {weight}")
+        if weight * self.bits + detail > MAX_BITS:
+            raise ConfigError(
+                f"code_weight * bits + detail_bits must be at most {MAX_BITS}, got "
+                f"{weight} * {self.bits} + {detail}"
+            )
+
+    @property
+    def total_bits(self) -> int:
+        """Bits of both parts."""
+        return self.bits + self.detail_bits
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.total_bits // 8
+
+    def code_part(self, codes: Codes) -> Codes:
+        """Return the hash codes, (n, bits / 8), a view of ``codes`` (n, width)."""
+        return codes[:, : self.bits // 8]
+
+    def detail_part(self, codes: Codes) -> Codes:
+        """Return the detail codes, (n, detail_bits / 8), a view of ``codes`` (n, width)."""
+        return codes[:, self.bits // 8 :]
 
 
 def pack(logits: Any) -> Codes:

@@ -1,4 +1,9 @@
-"""What a search returns, and how answers merge. The order is total: by (distance, id)."""
+"""What a search returns, and how answers merge.
+
+The order is total: by (distance, id); by (distance, code distance, id) where codes have a detail
+part. The distance is then the weighted sum over both parts, the code distance that of the hash
+codes.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +20,12 @@ class Matches:
     """The k nearest codes of each query.
 
     ids: (q, k') int64; distances: (q, k') int32, Hamming, in bits; k' = min(k, n).
-    Rows ascend by (distance, id).
+    code_distances: of the hash codes, as distances; None where codes have no detail part.
     """
 
     ids: NDArray[np.int64]
     distances: NDArray[np.int32]
+    code_distances: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -29,13 +35,15 @@ class Matches:
 class RangeMatches:
     """All codes within a radius of each query, as one concatenated list.
 
-    Query i owns ``ids[lims[i]:lims[i + 1]]``, ascending by (distance, id).
+    Query i owns ``ids[lims[i]:lims[i + 1]]``, in order. The radius is one of the hash code.
     lims: (q + 1,) int64; ids: (hits,) int64; distances: (hits,) int32.
+    code_distances: of the hash codes, as distances; None where codes have no detail part.
     """
 
     lims: NDArray[np.int64]
     ids: NDArray[np.int64]
     distances: NDArray[np.int32]
+    code_distances: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.lims) - 1
@@ -65,14 +73,10 @@ def merge_matches(parts: Sequence[Matches], k: int) -> Matches:
     if not parts:
         raise ValueError("merge_matches needs at least one part")
     if len(parts) == 1:
-        part = parts[0]
-        return Matches(part.ids[:, :k], part.distances[:, :k])
-    ids = np.concatenate([p.ids for p in parts], axis=1)
-    distances = np.concatenate([p.distances for p in parts], axis=1)
-    order = np.lexsort((ids, distances), axis=1)[:, :k]
-    return Matches(
-        np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
-    )
+        return Matches(*(column[:, :k] for column in _columns(parts[0])))
+    columns = [np.concatenate(same, axis=1) for same in zip(*map(_columns, parts), strict=True)]
+    order = np.lexsort(_sort_keys(columns), axis=1)[:, :k]
+    return Matches(*(np.take_along_axis(column, order, axis=1) for column in columns))
 
 
 def merge_ranges(parts: Sequence[RangeMatches]) -> RangeMatches:
@@ -81,12 +85,23 @@ def merge_ranges(parts: Sequence[RangeMatches]) -> RangeMatches:
         raise ValueError("merge_ranges needs at least one part")
     if len(parts) == 1:
         return parts[0]
-    ids = np.concatenate([p.ids for p in parts])
-    distances = np.concatenate([p.distances for p in parts])
+    columns = [np.concatenate(same) for same in zip(*map(_columns, parts), strict=True)]
     queries = np.concatenate([np.repeat(np.arange(len(p)), p.counts) for p in parts])
-    order = np.lexsort((ids, distances, queries))
+    order = np.lexsort((*_sort_keys(columns), queries))
     lims = np.stack([p.lims for p in parts]).sum(axis=0, dtype=np.int64)
-    return RangeMatches(lims, ids[order], distances[order])
+    return RangeMatches(lims, *(column[order] for column in columns))
+
+
+def _columns(found: Matches | RangeMatches) -> tuple[NDArray[Any], ...]:
+    """Return ids, distances and, where there are, code distances."""
+    some = (found.ids, found.distances, found.code_distances)
+    return tuple(column for column in some if column is not None)
+
+
+def _sort_keys(columns: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """Return what ``lexsort`` puts ids, distances and perhaps code distances in order by."""
+    ids, distances, *code_distances = columns
+    return (ids, *code_distances, distances)
 
 
 class Searcher(Protocol):
@@ -94,7 +109,7 @@ class Searcher(Protocol):
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
 
     def __len__(self) -> int: ...
 
@@ -102,10 +117,10 @@ class Searcher(Protocol):
         """Return the min(k, n) nearest codes of each query."""
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius."""
+        """Return all codes whose hash code has a distance <= radius."""
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius, (q,) int64."""
+        """Return the number of codes that ``range_search`` finds, (q,) int64."""
 
 
 class IndexLike(Searcher, Protocol):

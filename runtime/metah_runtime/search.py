@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metah_runtime import _native
 from metah_runtime.checks import check_k, check_radius, check_table_memory, check_threads
-from metah_runtime.codes import Codes, as_array, check_codes
+from metah_runtime.codes import CodeFormat, Codes, as_array, check_codes
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError
 from metah_runtime.results import Matches, RangeMatches
 
@@ -48,7 +48,9 @@ def check_removed(removed: Any, n: int) -> NDArray[np.bool_]:
     return np.not_equal(array.view(np.uint8), 0, order="C")  # a byte of True may be any but 0
 
 
-def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan:
+def make_native(
+    codes: Codes, ids: NDArray[np.int64] | None, code_format: CodeFormat
+) -> _native.CodeScan:
     """Return the native index.
 
     Raises BackendUnavailable if METAH_SIMD names what the CPU lacks, DataError for too many rows.
@@ -56,7 +58,7 @@ def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan
     if len(codes) > MAX_ROWS:
         raise DataError(f"an index in memory holds at most {MAX_ROWS} codes, got {len(codes)}")
     try:
-        return _native.CodeScan(codes, ids)
+        return _native.CodeScan(codes, ids, code_format.bits // 8, code_format.code_weight)
     except RuntimeError as error:
         raise BackendUnavailable(str(error)) from None
 
@@ -64,11 +66,12 @@ def make_native(codes: Codes, ids: NDArray[np.int64] | None) -> _native.CodeScan
 class CodeIndex:
     """Exact search over packed codes in memory or in a mapped file.
 
-    codes: (n, bits / 8) uint8; ids: (n,) int64, unique, >= 0, default 0..n-1.
+    codes: (n, width) uint8; ids: (n,) int64, unique, >= 0, default 0..n-1.
+    code_format: where the hash code of a row ends; default: all bits are of the hash code.
     removed: (n,) bool, rows that no search finds, default none. threads: default all usable cores.
     device: "cpu"; "cuda" for all NVIDIA GPUs here, else BackendUnavailable; "auto" for those or,
     with one warning, the CPU. On a GPU queries may be any array with __cuda_array_interface__.
-    Every answer is in the order (distance, id), whatever the machine and the thread count.
+    Every answer is in the order of ``metah_runtime.results``, whatever the machine and the threads.
     Searches build groups of equal codes and multi-index hashing tables beside the codes once that
     pays (see ``prepare``). table_memory: the most bytes of all of them, 0 for none; default half of
     the memory that is free (in this container) when one is to be built. What does not fit is left
@@ -83,22 +86,24 @@ class CodeIndex:
         codes: Codes,
         ids: Any = None,
         *,
+        code_format: CodeFormat | None = None,
         threads: int | None = None,
         removed: Any = None,
         device: str = "cpu",
         table_memory: int | None = None,
     ) -> None:
-        codes = check_codes(codes)
+        codes = check_codes(codes, bits=None if code_format is None else code_format.total_bits)
         keys = None if ids is None else check_ids(ids, len(codes))
         self._order: NDArray[np.int64] | None = None
         if keys is not None and not np.all(keys[1:] > keys[:-1]):
             self._order = np.argsort(keys)
             codes, keys = codes[self._order], keys[self._order]
+        self.code_format = code_format or CodeFormat(bits=codes.shape[1] * 8)
         self.codes = codes
         self.ids = keys
         self.threads = check_threads(threads)
         self.device = device
-        self._native = make_native(codes, keys)
+        self._native = make_native(codes, keys, self.code_format)
         if table_memory is not None:
             self._native.limit_tables(check_table_memory(table_memory))
         gone = None if removed is None else self._removed(removed)
@@ -122,9 +127,18 @@ class CodeIndex:
         """Return the index on the GPUs, None for the CPU."""
         if self.device == "cpu":
             return None
+        if self.code_format.detail_bits:
+            self._refuse_gpu()
+            return None
         from metah_runtime.cuda.choice import open_cuda
 
         return open_cuda(self.codes, self.ids, self.device, gone)
+
+    def _refuse_gpu(self) -> None:
+        reason = "codes with a detail part are searched on the CPU"
+        if self.device != "auto":
+            raise BackendUnavailable(f"{reason}, not on device {self.device!r}; fix: device='cpu'")
+        warnings.warn(reason, stacklevel=4)
 
     def capture(self, batch: int, k: int) -> None:
         """Record the search of ``batch`` queries for k neighbours as a CUDA graph.
@@ -155,14 +169,14 @@ class CodeIndex:
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
-        return int(self.codes.shape[1]) * 8
+        """Length of the hash code in bits."""
+        return self.code_format.bits
 
     def __len__(self) -> int:
         return self._native.alive
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
         return self.search_checked(self._queries(queries), check_k(k))
 
     def search_checked(self, queries: Any, k: int) -> Matches:
@@ -174,7 +188,7 @@ class CodeIndex:
         return Matches(*found)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius (in bits) of each query."""
+        """Return all codes whose hash code has a distance <= radius (in bits) of each query's."""
         return self.range_search_checked(self._queries(queries), check_radius(radius))
 
     def range_search_checked(self, queries: Any, radius: int) -> RangeMatches:
@@ -187,7 +201,7 @@ class CodeIndex:
         return RangeMatches(*found)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius of each query, (q,) int64."""
+        """Return the number of codes that ``range_search`` finds, (q,) int64."""
         return self.count_checked(self._queries(queries), check_radius(radius))
 
     def count_checked(self, queries: Any, radius: int) -> NDArray[np.int64]:
@@ -215,4 +229,4 @@ class CodeIndex:
     def _queries(self, queries: Any) -> Any:
         if self._gpu is not None and hasattr(queries, "__cuda_array_interface__"):
             return queries
-        return check_codes(queries, bits=self.bits, name="queries")
+        return check_codes(queries, bits=self.code_format.total_bits, name="queries")

@@ -63,7 +63,7 @@ Groups make_groups(const Database& db) {
     {
         Numbering numbering(out.codes, db.width);
         for (size_t row = 0; row < db.rows; ++row)
-            group[row] = numbering.number(db.codes + row * db.width);
+            group[row] = numbering.number(db.code(row));
     }
     out.codes.shrink_to_fit();
     out.offsets.assign(out.codes.size() / db.width + 1, 0);
@@ -71,14 +71,19 @@ Groups make_groups(const Database& db) {
     for (size_t g = 1; g < out.offsets.size(); ++g) out.offsets[g] += out.offsets[g - 1];
     out.rows = Buffer<uint32_t>(db.rows);
     std::vector<uint32_t> next(out.offsets.begin(), out.offsets.end() - 1);
-    for (size_t row = 0; row < db.rows; ++row)
-        out.rows[next[group[row]]++] = static_cast<uint32_t>(row);
+    out.details = Buffer<uint8_t>(db.rows * db.detail);
+    for (size_t row = 0; row < db.rows; ++row) {
+        const uint32_t at = next[group[row]]++;
+        out.rows[at] = static_cast<uint32_t>(row);
+        if (db.detail)
+            std::memcpy(&out.details[at * db.detail], db.code(row) + db.width, db.detail);
+    }
     return out;
 }
 
 double groups_bytes(const Database& db, double unique) {
     // Rows and their groups; codes while their vector grows, slots of the numbering, offsets.
-    return 8 * static_cast<double>(db.rows) + unique * (3 * static_cast<double>(db.width) + 16 + 8);
+    return static_cast<double>((8 + db.detail) * db.rows) + unique * (3 * static_cast<double>(db.width) + 16 + 8);
 }
 
 double estimate_unique(const Database& db) {
@@ -87,7 +92,7 @@ double estimate_unique(const Database& db) {
     const size_t n = std::min(db.rows, kSample);
     std::vector<uint64_t> sample(n);
     for (size_t i = 0; i < n; ++i)
-        sample[i] = hash(db.codes + i * db.rows / n * db.width, db.width);
+        sample[i] = hash(db.code(i * db.rows / n), db.width);
     std::sort(sample.begin(), sample.end());
     double pairs = 0, run = 1;
     for (size_t i = 1; i <= n; ++i, ++run)

@@ -1,4 +1,4 @@
-// Equal codes as one: trained codes repeat, so that a search over the unique ones is far shorter.
+// Equal hash codes as one: trained codes repeat, so that a search over the unique ones is far shorter.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,12 +10,13 @@
 namespace metah {
 
 struct Groups {
-    std::vector<uint8_t> codes;     // (size, width), in the order of the first row
+    std::vector<uint8_t> codes;     // (size, width) hash codes, in the order of the first row
     std::vector<uint32_t> offsets;  // (size + 1,)
     Buffer<uint32_t> rows;          // rows of group g: rows[offsets[g]..offsets[g + 1]), ascending
+    Buffer<uint8_t> details;        // (rows, detail) detail codes in the order of `rows`
     size_t size() const { return offsets.size() - 1; }
     uint32_t count(size_t group) const { return offsets[group + 1] - offsets[group]; }
-    size_t bytes() const { return codes.size() + 4 * (offsets.size() + rows.size()); }
+    size_t bytes() const { return codes.size() + 4 * (offsets.size() + rows.size()) + details.size(); }
 };
 
 // Throws std::bad_alloc.

@@ -61,7 +61,8 @@ size_t mih_bytes(size_t rows, size_t width, MihShape shape) {
     return static_cast<size_t>(shape.tables) * (4 * buckets + rows * (4 + width));
 }
 
-Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, int threads) {
+Mih make_mih(const uint8_t* codes, size_t rows, size_t width, size_t stride, MihShape shape,
+             int threads) {
     Mih mih;
     mih.length = shape.length;
     mih.width = width;
@@ -80,7 +81,7 @@ Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, in
             uint32_t* next = table.offsets.data() + 1;
             std::fill_n(table.offsets.data(), buckets + 1, 0);
             for (size_t row = 0; row < rows; ++row) {
-                keys[row] = substring(codes + row * width, width, first, shape.length);
+                keys[row] = substring(codes + row * stride, width, first, shape.length);
                 ++next[keys[row]];
             }
             uint32_t sum = 0;
@@ -91,7 +92,7 @@ Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, in
                 const uint32_t at = next[keys[row]]++;
                 uint8_t* code = &table.codes[at * width];
                 table.items[at] = static_cast<uint32_t>(row);
-                std::memcpy(code, codes + row * width, width);
+                std::memcpy(code, codes + row * stride, width);
                 if (substring(code, width, first, shape.length) != keys[row]) throw CodesChanged();
             }
         }

@@ -44,7 +44,9 @@ double probe_cost(size_t rows, int tables, int length, int radius);
 size_t mih_bytes(size_t rows, size_t width, MihShape shape);
 
 // Throws std::bad_alloc, and CodesChanged if the codes are written meanwhile.
-Mih make_mih(const uint8_t* codes, size_t rows, size_t width, MihShape shape, int threads);
+// codes: (rows, stride), of which the first `width` bytes count.
+Mih make_mih(const uint8_t* codes, size_t rows, size_t width, size_t stride, MihShape shape,
+             int threads);
 
 // The view that the kernels read, and the queries to answer.
 struct MihTable {

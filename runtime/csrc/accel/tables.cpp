@@ -84,6 +84,7 @@ const Groups* Tables::groups(double cost) {
 
 const Mih* Tables::build_mih(const Groups* groups, MihShape shape, int threads) {
     const uint8_t* codes = groups ? groups->codes.data() : db_.codes;
+    const size_t stride = groups ? db_.width : db_.stride();
     const size_t rows = groups ? groups->size() : db_.rows;
     const double keys = 4 * static_cast<double>(rows) * std::min(shape.tables, threads);
     const double bytes = static_cast<double>(mih_bytes(rows, db_.width, shape)) + keys;
@@ -91,7 +92,7 @@ const Mih* Tables::build_mih(const Groups* groups, MihShape shape, int threads) 
         if (slot.load()) continue;
         try {
             if (!fits(bytes)) return nullptr;
-            auto made = std::make_unique<Mih>(make_mih(codes, rows, db_.width, shape, threads));
+            auto made = std::make_unique<Mih>(make_mih(codes, rows, db_.width, stride, shape, threads));
             slot = made.get();
             return made.release();
         } catch (const std::bad_alloc&) {

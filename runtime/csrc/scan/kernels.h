@@ -8,6 +8,9 @@ namespace metah {
 struct Hit {
     uint32_t row;
     uint32_t distance;
+    bool operator<(Hit other) const {
+        return distance != other.distance ? distance < other.distance : row < other.row;
+    }
 };
 
 // Compares rows first..last-1 with every query and reports each row whose distance is <= the

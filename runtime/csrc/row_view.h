@@ -1,0 +1,39 @@
+// Which bytes of a row are compared, and scans over them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "database.h"
+#include "scan/kernels.h"
+
+namespace metah {
+
+enum class Part {
+    hash_code,
+    whole,  // the hash code `weight` times, then the detail code
+};
+
+// The rows of a database as far as a search compares them. Rows that are not laid out so are copied
+// block by block: the kernels know packed codes alone.
+class RowView {
+  public:
+    RowView(const Database& db, Part part);
+
+    size_t width() const { return width_; }  // bytes that are compared
+    int bits() const { return static_cast<int>(width_) * 8; }
+
+    // Copies the compared bytes of one row (stride bytes) to out (width bytes).
+    void pack(const uint8_t* row, uint8_t* out) const;
+    std::vector<uint8_t> packed(const uint8_t* rows, size_t count) const;
+
+    // As Kernels::scan and Kernels::distance_histograms; codes, end and width are filled in.
+    void scan(Scan scan) const;
+
+  private:
+    const Database& db_;
+    size_t copies_, width_;
+    bool detail_;
+};
+
+}  // namespace metah
