@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from metah_runtime.codes import Codes, check_codes
+from metah_runtime.domain import TARGET, Domain, check_domain
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.index.ids import Ids, unique_ids
 from metah_runtime.index.segment import PathName
@@ -22,27 +23,36 @@ def check_on_duplicate(value: str) -> None:
 
 
 class CodeBatch:
-    """Codes to add, checked, with ids (None: the next free ones) and paths (None: no paths)."""
+    """Codes to add, checked, with ids (None: the next free ones) and paths (None: no paths).
+
+    domain: that of all its images.
+    """
 
     def __init__(
         self,
         codes: Any,
         ids: Any = None,
         paths: Sequence[PathName | None] | None = None,
+        domain: Domain = TARGET,
         *,
         bits: int,
     ) -> None:
         self.codes: Codes = check_codes(codes, bits=bits)
         self.ids: Ids | None = None if ids is None else unique_ids(ids, len(self.codes))
         self.paths = None if paths is None else _encoded(paths, len(self.codes))
+        self.domain = check_domain(domain)
 
     @classmethod
     def of(cls, batch: Any, *, bits: int) -> "CodeBatch":
-        """Make a batch of an array of codes or of a tuple (codes, ids or None, paths or None)."""
+        """Make a batch of an array of codes or of a tuple.
+
+        The tuple: (codes, ids or None, paths or None, domain); what follows the codes may be left
+        out.
+        """
         parts = batch if isinstance(batch, tuple) else (batch,)
-        if not 1 <= len(parts) <= 3:
+        if not 1 <= len(parts) <= 4:
             raise DataError(
-                f"a batch must be codes or (codes, ids, paths), got {len(parts)} values"
+                f"a batch must be codes or (codes, ids, paths, domain), got {len(parts)} values"
             )
         return cls(*parts, bits=bits)
 
@@ -50,9 +60,9 @@ class CodeBatch:
         return len(self.codes)
 
     @property
-    def kind(self) -> tuple[bool, bool]:
-        """Whether ids and whether paths are given."""
-        return self.ids is not None, self.paths is not None
+    def kind(self) -> tuple[bool, bool, Domain]:
+        """Whether ids and whether paths are given, and the domain."""
+        return self.ids is not None, self.paths is not None, self.domain
 
     @property
     def size(self) -> int:
@@ -63,7 +73,7 @@ class CodeBatch:
     def copy(self) -> "CodeBatch":
         """Return a batch that shares no array with the caller."""
         twin = object.__new__(CodeBatch)
-        twin.codes, twin.paths = self.codes.copy(), self.paths
+        twin.codes, twin.paths, twin.domain = self.codes.copy(), self.paths, self.domain
         twin.ids = None if self.ids is None else self.ids.copy()
         return twin
 
@@ -74,7 +84,7 @@ class CodeBatch:
         joined = object.__new__(CodeBatch)
         joined.codes = np.concatenate([batch.codes for batch in batches])
         joined.ids = unique_ids(np.concatenate(ids), len(joined.codes)) if ids else None
-        joined.paths = None
+        joined.paths, joined.domain = None, batches[0].domain
         if batches[0].paths is not None:
             joined.paths = [path for batch in batches for path in batch.paths or ()]
         return joined

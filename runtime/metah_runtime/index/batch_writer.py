@@ -1,5 +1,6 @@
 """A stream of batches becomes segments of one transaction."""
 
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.segment import SegmentWriter
 from metah_runtime.index.transaction import Transaction
@@ -8,8 +9,8 @@ from metah_runtime.index.transaction import Transaction
 class BatchWriter:
     """Writes a stream of batches as segments.
 
-    Codes without ids and paths go to one open segment; batches with ids or paths are held up to
-    ``limit`` bytes and then written as one segment.
+    Codes of one domain without ids and paths go to one open segment; batches with ids or paths are
+    held up to ``limit`` bytes and then written as one segment.
     """
 
     def __init__(self, transaction: Transaction, *, upsert: bool, limit: int) -> None:
@@ -18,6 +19,7 @@ class BatchWriter:
         self._upsert = upsert
         self._limit = limit
         self._open: SegmentWriter | None = None
+        self._domain: Domain = TARGET  # of the open segment
         self._held: list[CodeBatch] = []
         self._size = 0
 
@@ -26,8 +28,10 @@ class BatchWriter:
         self.count += len(batch)
         if batch.ids is None and batch.paths is None:
             self._write_held()
+            if batch.domain != self._domain:
+                self._close_open()
             if self._open is None:
-                self._open = self._transaction.segment()
+                self._open, self._domain = self._transaction.segment(), batch.domain
             self._open.write(batch.codes)
             return
         self._close_open()
@@ -54,7 +58,8 @@ class BatchWriter:
             return
         if writer.rows:
             first_id = self._transaction.reserve(writer.rows)
-            self._transaction.keep(writer.path, writer.finish(first_id=first_id))
+            header = writer.finish(first_id=first_id)
+            self._transaction.keep(writer.path, header, self._domain)
         else:
             writer.discard()
         self._open = None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
+from metah_runtime.domain import DOMAINS
 from metah_runtime.index.format import Header
 from metah_runtime.index.ids import Ids, ascending
 from metah_runtime.index.segment import SegmentWriter
@@ -22,17 +23,27 @@ TIER: Final = 8
 
 
 def merge_tail(views: Sequence[SegmentView]) -> Sequence[SegmentView]:
-    """Return the last segments if they should become one: TIER of them, none an order larger.
+    """Return the last segments of one domain if they should become one: TIER, none an order larger.
 
     Sizes grow by the factor TIER from tier to tier, so n single additions leave O(log n) segments
     and rewrite each code O(log n) times.
     """
-    count = 0
-    for view in reversed(views):
-        if _tier(len(view.segment)) > _tier(len(views[-1].segment)):
-            break
-        count += 1
-    return views[len(views) - count :] if count >= TIER else ()
+    for domain in DOMAINS:
+        same = [view for view in views if view.entry.domain == domain]
+        count = 0
+        for view in reversed(same):
+            if _tier(len(view.segment)) > _tier(len(same[-1].segment)):
+                break
+            count += 1
+        if count >= TIER:
+            return same[len(same) - count :]
+    return ()
+
+
+def is_compact(views: Sequence[SegmentView]) -> bool:
+    """Return whether there is one segment a domain at most, and no removed row."""
+    domains = {view.entry.domain for view in views}
+    return len(domains) == len(views) and not any(len(view.removed) for view in views)
 
 
 def rebuild(
@@ -40,14 +51,22 @@ def rebuild(
     views: Sequence[SegmentView],
     done: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the rows of ``views`` that are not removed as one segment, ascending by id.
+    """Write the rows of ``views`` that are not removed as one segment a domain, ascending by id.
 
     done: called with the number of rows of each write. Raises IndexCorrupt if an id is in two
-    segments.
+    segments of a domain.
     """
-    views = [view for view in views if len(view)]
-    if not views:
-        return
+    for domain in DOMAINS:
+        same = [view for view in views if view.entry.domain == domain and len(view)]
+        if same:
+            _rebuild_domain(transaction, same, done)
+
+
+def _rebuild_domain(
+    transaction: Transaction,
+    views: Sequence[SegmentView],
+    done: Callable[[int], None] | None,
+) -> None:
     for view in views:
         view.ensure_checked()
     writer = transaction.segment(done)
@@ -59,7 +78,7 @@ def rebuild(
     except BaseException:
         writer.discard()
         raise
-    transaction.keep(writer.path, header)
+    transaction.keep(writer.path, header, views[0].entry.domain)
 
 
 class MergedRows:

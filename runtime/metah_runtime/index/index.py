@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 from metah_runtime.codes import check_bits
 from metah_runtime.cuda.choice import choose_device
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, IndexMismatch
 from metah_runtime.index.batch import CodeBatch, OnDuplicate, check_on_duplicate
 from metah_runtime.index.batch_writer import BatchWriter
 from metah_runtime.index.commit import Committer, same_index
-from metah_runtime.index.compaction import merge_tail, rebuild
+from metah_runtime.index.compaction import is_compact, merge_tail, rebuild
 from metah_runtime.index.ids import Ids, distinct, lookup_ids, refuse_unknown
 from metah_runtime.index.manifest import Manifest, check_metadata
 from metah_runtime.index.reader import IndexReader
@@ -111,17 +112,19 @@ class Index(IndexReader):
         ids: Any = None,
         paths: Sequence[PathName | None] | None = None,
         *,
+        domain: Domain = TARGET,
         on_duplicate: OnDuplicate = "error",
     ) -> Ids:
         """Add codes in one durable commit and return their ids, (n,) int64.
 
         codes: (n, bits / 8) uint8. ids: (n,) unique whole numbers >= 0, default the next ones
-        that were never used. paths: one for each code, or None. on_duplicate: what to do with an
-        id that is in the index already: ``error`` (IndexMismatch, nothing is added) or ``upsert``
-        (the new code replaces the old). Raises DataError, IndexMismatch, IndexLocked, StorageError.
+        that were never used. paths: one for each code, or None. domain: of the images, "target"
+        or "source". on_duplicate: what to do with an id that is in the index already: ``error``
+        (IndexMismatch, nothing is added) or ``upsert`` (the new code replaces the old). Raises
+        ConfigError, DataError, IndexMismatch, IndexLocked, StorageError.
         """
         check_on_duplicate(on_duplicate)
-        batch = CodeBatch(codes, ids, paths, bits=self.bits)
+        batch = CodeBatch(codes, ids, paths, domain, bits=self.bits)
 
         def write(transaction: Transaction) -> tuple[Manifest | None, Ids]:
             added = transaction.add(batch, upsert=on_duplicate == "upsert")
@@ -140,8 +143,9 @@ class Index(IndexReader):
     ) -> int:
         """Add a stream of batches in one durable commit and return the number of codes.
 
-        A batch is an array of codes or a tuple (codes, ids or None, paths or None). At most about
-        ``buffer`` bytes of it are held in memory. If the stream raises, nothing is added.
+        A batch is an array of codes or a tuple (codes, ids or None, paths or None, domain), of
+        which the end may be left out. At most about ``buffer`` bytes of it are held in memory. If
+        the stream raises, nothing is added.
         """
         check_on_duplicate(on_duplicate)
         if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
@@ -184,7 +188,7 @@ class Index(IndexReader):
         return self._write(write)
 
     def compact(self, done: Callable[[int], None] | None = None) -> None:
-        """Write all codes that were not removed as one segment and free the rest.
+        """Write all codes that were not removed as one segment a domain and free the rest.
 
         Readers that have the old state open keep it until they close or refresh. done: called
         with the number of codes of each segment that was written.
@@ -192,10 +196,10 @@ class Index(IndexReader):
 
         def write(transaction: Transaction) -> tuple[Manifest | None, None]:
             views = transaction.base.views
-            if len(views) == 1 and not len(views[0].removed):
+            if is_compact(views):
                 return None, None
             rebuild(transaction, views, done)
-            return transaction.replacement([]) if views else None, None
+            return transaction.replacement([]), None
 
         self._write(write)
 
@@ -236,7 +240,8 @@ class Index(IndexReader):
             if not tail:
                 return None, None
             rebuild(transaction, tail)
-            return transaction.replacement(transaction.base.views[: -len(tail)]), None
+            rest = [view for view in transaction.base.views if view not in tail]
+            return transaction.replacement(rest), None
 
         with suppress(Exception):
             while merge_tail(self._snapshot.views):

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from metah_runtime import _checksum, files, schema
 from metah_runtime.codes import MAX_BITS
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, IndexCorrupt
+from metah_runtime.index import manifest_versions
 from metah_runtime.index.format import MAX_ID, MAX_ROWS, Header
 
 NAME: Final = "MANIFEST"
 FORMAT: Final = "metah-index"
-VERSION: Final = 1
 LIMIT: Final = 64 << 20
 METADATA_LIMIT: Final = 64 << 10
 
@@ -53,10 +54,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentEntry:
-    """One segment and, if rows of it were removed, the list of these."""
+    """One segment, the domain of its images and, if rows of it were removed, the list of these."""
 
     codes: FileEntry
     removed: FileEntry | None = None
+    domain: Domain = TARGET
 
     @property
     def alive(self) -> int:
@@ -72,12 +74,15 @@ class SegmentEntry:
 class Manifest:
     """One committed state of an index.
 
+    bits: of a hash code; detail_bits: of a detail code; code_weight: of the hash code's distance.
     generation: +1 a commit. next_id: above every id that was ever used. next_file: above every
     number of a file that was ever committed.
     """
 
     index_id: str
     bits: int
+    detail_bits: int = 0
+    code_weight: int = 1
     fingerprint: str | None = None
     model: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +91,11 @@ class Manifest:
     next_file: int = 1
     segments: tuple[SegmentEntry, ...] = ()
     format: str = FORMAT
-    version: int = VERSION
+
+    @property
+    def version(self) -> int:
+        """Version of the format that is written: the first that can say it."""
+        return manifest_versions.needed_version(schema.to_json(self))
 
     def following(self, **changes: Any) -> "Manifest":
         """Return the next generation with some fields changed."""
@@ -98,7 +107,12 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the bytes of the file: JSON, then a line with their CRC-32C."""
-        body = json.dumps(schema.to_json(self), indent=1, sort_keys=True).encode() + b"\n"
+        value = schema.to_json(self)
+        version = manifest_versions.needed_version(value)
+        if version == 1:
+            manifest_versions.to_version_1(value)
+        value["version"] = version
+        body = json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
         return body + b"crc32c:%08x\n" % _checksum.crc32c(body)
 
     @classmethod
@@ -111,6 +125,8 @@ class Manifest:
             raise _corrupt(path, "its checksum does not match")
         try:
             manifest = cls._parse(body)
+        except UnknownVersionError as error:
+            raise IndexCorrupt(f"{path}: {error}; fix: pip install --upgrade metah") from None
         except ValueError as error:
             raise _corrupt(path, str(error)) from None
         return manifest
@@ -175,9 +191,12 @@ class Manifest:
         value = schema.parse_json(body)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("not the manifest of a METAH index")
-        version = value.get("version")
-        if type(version) is not int or version != VERSION:
-            raise ValueError(f"version {version!r:.20}, this software reads {VERSION}")
+        version = value.pop("version", None)
+        if type(version) is not int or version not in manifest_versions.VERSIONS:
+            known = " and ".join(map(str, manifest_versions.VERSIONS))
+            raise UnknownVersionError(f"version {version!r:.20}, this software reads {known}")
+        if version == 1:
+            manifest_versions.from_version_1(value)
         manifest = schema.from_json(cls, value)
         manifest._check()
         return manifest
@@ -188,6 +207,11 @@ class Manifest:
         _require(0 <= self.next_file < MAX_COUNTER, "the counter next_file is out of range")
         _require(0 <= self.next_id <= MAX_ID + 1, "the counter next_id is out of range")
         _require(8 <= self.bits <= MAX_BITS and self.bits % 8 == 0, f"{self.bits} bits")
+        _require(
+            0 <= self.detail_bits <= MAX_BITS and self.detail_bits % 8 == 0,
+            f"{self.detail_bits} detail bits",
+        )
+        _require(1 <= self.code_weight <= 16, f"code weight {self.code_weight}")
         _require(re.fullmatch("[0-9a-f]{32}", self.index_id) is not None, "index_id")
         _require(len(self.model or "") <= TEXT_LIMIT, f"model of more than {TEXT_LIMIT} characters")
         _require_text(self.fingerprint)
@@ -212,6 +236,10 @@ class Manifest:
         _require(
             sum(s.codes.rows for s in self.segments) <= MAX_ID, "more rows than there can be ids"
         )
+
+
+class UnknownVersionError(ValueError):
+    """The manifest was written in a version of the format that is not known here."""
 
 
 def new_name(kind: str, number: int) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import Codes, check_codes
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, MetahError
 from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
 from metah_runtime.index.snapshot import Check, SegmentView, Snapshot
@@ -114,6 +115,18 @@ class IndexReader:
         def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
             for position, path in zip(at.tolist(), view.segment.path_bytes(rows), strict=True):
                 out[position] = None if path is None else os.fsdecode(path)
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    def domains(self, ids: Any) -> list[Domain]:
+        """Return the domain of the image of each id; raise IndexMismatch for an unknown id."""
+        ids = lookup_ids(ids)
+        out: list[Domain] = [TARGET] * len(ids)
+
+        def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
+            for position in at.tolist():
+                out[position] = view.entry.domain
 
         refuse_unknown(ids, self._snapshot.locate(ids, visit))
         return out

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
+from metah_runtime.domain import DOMAINS
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, number_of
@@ -112,6 +113,7 @@ class SegmentView:
             "file": self.entry.codes.file,
             "codes": len(self),
             "removed": len(self.removed),
+            "domain": self.entry.domain,
             "bytes": self.segment.length,
             "ids": [self.segment.first_id, self.segment.last_id],
             "stored_ids": self.segment.stored_ids is not None,
@@ -245,6 +247,10 @@ class Snapshot:
             "generation": manifest.generation,
             "bits": manifest.bits,
             "codes": len(self),
+            "domains": {
+                domain: sum(len(view) for view in self.views if view.entry.domain == domain)
+                for domain in DOMAINS
+            },
             "removed": sum(len(view.removed) for view in self.views),
             "bytes": sum(view.segment.length for view in self.views),
             "next_id": manifest.next_id,

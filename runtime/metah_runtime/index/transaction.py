@@ -1,5 +1,6 @@
 """The next state of an index while it is written: new segments, removed rows, a new manifest."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.domain import Domain
 from metah_runtime.errors import DataError, IndexMismatch
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.format import MAX_ID, Header
@@ -49,9 +51,9 @@ class Transaction:
             done=done,
         )
 
-    def keep(self, path: Path, header: Header) -> None:
-        """Take a finished segment into the next state."""
-        self.new.append(SegmentEntry(codes=FileEntry.of(path.name, header)))
+    def keep(self, path: Path, header: Header, domain: Domain) -> None:
+        """Take a finished segment into the next state; domain: that of all its images."""
+        self.new.append(SegmentEntry(codes=FileEntry.of(path.name, header), domain=domain))
         self._fresh.append(Segment(path))
         self.next_id = max(self.next_id, header.last_id + 1)
 
@@ -74,7 +76,7 @@ class Transaction:
         except BaseException:
             writer.discard()
             raise
-        self.keep(writer.path, header)
+        self.keep(writer.path, header, batch.domain)
         return ids
 
     def reserve(self, count: int) -> int:
@@ -141,7 +143,7 @@ class Transaction:
             return None
         path, number = self._new_file("removed")
         header = write_removed(path, removed, view.segment.header, number)
-        return SegmentEntry(codes=view.entry.codes, removed=FileEntry.of(path.name, header))
+        return dataclasses.replace(view.entry, removed=FileEntry.of(path.name, header))
 
     def _new_file(self, kind: str) -> tuple[Path, int]:
         """Return the path and the number of a new file."""
