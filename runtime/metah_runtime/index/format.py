@@ -23,6 +23,7 @@ ALIGN: Final = 64
 BLOCK: Final = 1 << 20
 SEGMENT: Final = 1
 REMOVED: Final = 2
+ATTRIBUTES: Final = 3
 MAX_ID: Final = 2**63 - 1
 MAX_ROWS: Final = 2**40
 
@@ -52,7 +53,8 @@ class Header:
 
     A segment holds ``rows`` codes, their ids strictly ascending: implied (``first_id`` + row) or
     stored, and optionally their paths. A file of removed rows holds, for one segment, ``rows``
-    row numbers strictly ascending, stored in place of the ids.
+    row numbers strictly ascending, stored in place of the ids. A file of attributes holds
+    ``path_bytes`` bytes of columns for the ``rows`` rows of one segment.
     """
 
     kind: int
@@ -75,7 +77,8 @@ class Header:
         ids = _aligned(end)
         end = ids + (8 * self.rows if self.stored_ids else 0)
         ends = _aligned(end)
-        end = ends + (0 if self.path_bytes is None else 8 * self.rows)
+        has_paths = self.kind == SEGMENT and self.path_bytes is not None
+        end = ends + (8 * self.rows if has_paths else 0)
         paths = _aligned(end)
         end = paths + (self.path_bytes or 0)
         table = _aligned(end)
@@ -144,7 +147,7 @@ class Header:
         ) = _FIELDS.unpack_from(data)
         _require(version == VERSION, f"version {version}, this software reads {VERSION}")
         _require(order == BYTE_ORDER, "byte order is not little-endian")
-        _require(kind in (SEGMENT, REMOVED), f"kind {kind} is unknown")
+        _require(kind in (SEGMENT, REMOVED, ATTRIBUTES), f"kind {kind} is unknown")
         _require(8 <= bits <= MAX_BITS and bits % 8 == 0, f"{bits} bits")
         _require(block == BLOCK, f"block of {block} bytes, not {BLOCK}")
         _require(id_width in (0, 8), f"id width {id_width}")
@@ -156,6 +159,8 @@ class Header:
         _require(reserved == 0 and not any(data[_FIELDS.size : HEADER - 4]), "reserved bytes")
         if kind == REMOVED:
             _require(id_width == 8 and path_bytes == -1, "removed rows with other columns")
+        elif kind == ATTRIBUTES:
+            _require(id_width == 0 and first_id == 0 and path_bytes >= 8, "attributes with ids")
         else:
             _require(subject == 0, "a segment with a subject")
         header = cls(

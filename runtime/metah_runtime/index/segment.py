@@ -4,15 +4,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime import _checksum, files
 from metah_runtime.codes import Codes
-from metah_runtime.errors import IndexCorrupt, StorageError
-from metah_runtime.index.format import HEADER, REMOVED, SEGMENT, BlockSums, Header, padding
+from metah_runtime.index.body_writer import BodyWriter
+from metah_runtime.index.format import REMOVED, SEGMENT, Header
 from metah_runtime.index.ids import Ids, ascending
 from metah_runtime.index.mapped_file import MappedFile
 
@@ -200,7 +199,7 @@ class SegmentWriter:
             "index_id": index_id,
             "fingerprint": fingerprint,
         }
-        self._body = _BodyWriter(path)
+        self._body = BodyWriter(path)
 
     def write(self, codes: Codes) -> None:
         """Append codes, (n, bits / 8), C-contiguous."""
@@ -282,7 +281,7 @@ class SegmentWriter:
 
 def write_removed(path: Path, rows: NDArray[np.int64], segment: Header, number: int) -> Header:
     """Write the ascending numbers of the removed rows of a segment as a durable file."""
-    body = _BodyWriter(path)
+    body = BodyWriter(path)
     try:
         body.write(np.ascontiguousarray(rows, "<i8"))
         body.pad()
@@ -301,54 +300,3 @@ def write_removed(path: Path, rows: NDArray[np.int64], segment: Header, number: 
     except BaseException:
         body.discard()
         raise
-
-
-class _BodyWriter:
-    """Writes the bytes of a file and the checksums of its blocks."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = files.NewFile(path)
-        self._sums = BlockSums()
-        try:
-            self._file.begin()
-            self._file.write(bytes(HEADER))
-        except BaseException:
-            self.discard()
-            raise
-
-    def write(self, data: Any) -> None:
-        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-        for start in range(0, len(view), files.CHUNK):
-            part = view[start : start + files.CHUNK]
-            self._sums.update(part)  # while the part is in the cache
-            self._file.write(part)
-
-    def pad(self) -> None:
-        zeros = padding(self._file.length)
-        self._sums.update(zeros)
-        self._file.write(zeros)
-
-    def finish(self, **fields: Any) -> Header:
-        table = self._sums.table()
-        header = Header(table_crc=_checksum.crc32c(table), **fields)
-        layout = header.layout()
-        assert layout.table == self._file.length, (layout, self._file.length)
-        self._file.write(table)
-        self._file.write_at(header.pack(), 0)
-        try:
-            self._file.commit(replace=False)
-        except FileExistsError as error:
-            raise StorageError(
-                f"cannot write {self._file.path}: another writer has it; fix: try again"
-            ) from error
-        # What was just written must be readable: a disk that lost it is found before the commit.
-        try:
-            kept = MappedFile(self._file.path).header
-        except (IndexCorrupt, OSError) as error:
-            raise StorageError(f"cannot write {self._file.path}: it reads back damaged") from error
-        if kept != header:
-            raise StorageError(f"cannot write {self._file.path}: it reads back otherwise")
-        return header
-
-    def discard(self) -> None:
-        self._file.discard()
