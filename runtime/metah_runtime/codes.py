@@ -95,6 +95,9 @@ class CodeFormat:
                 f"{weight} * {self.bits} + {detail}"
             )
 
+    def __str__(self) -> str:
+        return f"{self.bits} + {self.detail_bits} bits" if self.detail_bits else f"{self.bits} bits"
+
     @property
     def total_bits(self) -> int:
         """Bits of both parts."""

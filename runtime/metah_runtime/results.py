@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.codes import Codes
+from metah_runtime.codes import CodeFormat, Codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,31 @@ def _sort_keys(columns: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
     return (ids, *code_distances, distances)
 
 
+def no_matches(queries: int, code_format: CodeFormat) -> Matches:
+    """Return the answer of an empty index to so many queries."""
+    nothing = np.empty((queries, 0), np.int32)
+    near = nothing if code_format.detail_bits else None
+    return Matches(np.empty((queries, 0), np.int64), nothing, near)
+
+
+def no_ranges(queries: int, code_format: CodeFormat) -> RangeMatches:
+    """Return the answer of an empty index to so many queries with a radius."""
+    nothing = np.empty(0, np.int32)
+    lims = np.zeros(queries + 1, np.int64)
+    near = nothing if code_format.detail_bits else None
+    return RangeMatches(lims, np.empty(0, np.int64), nothing, near)
+
+
 class Searcher(Protocol):
     """What can be searched: an index in memory, on disk, or on other machines."""
 
     @property
     def bits(self) -> int:
         """Length of the hash code in bits."""
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
 
     def __len__(self) -> int: ...
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cluster.plan import ShardPlan
 from metah_runtime.cluster.routing import Router, ShardRequest
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import CodeFormat, Codes, check_codes
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.index.ids import lookup_ids
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
@@ -34,7 +34,7 @@ class PartialAnswer(Generic[T]):
 class ClusterIndex:
     """One index served by replicas of its shards; a Searcher as Index and CodeIndex are.
 
-    An answer is that of the whole index in the order (distance, id), or ShardsMissing. The methods
+    An answer is that of the whole index in its order, or ShardsMissing. The methods
     ``*_partial`` answer over the shards that respond and name the missing ones.
     """
 
@@ -43,17 +43,21 @@ class ClusterIndex:
         self.router = router
 
     def __repr__(self) -> str:
-        return (
-            f"<ClusterIndex: {len(self)} codes of {self.bits} bits, {len(self.plan.shards)} shards>"
-        )
+        shards = len(self.plan.shards)
+        return f"<ClusterIndex: {len(self)} codes of {self.code_format}, {shards} shards>"
 
     def __len__(self) -> int:
         return len(self.plan)
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
         return self.plan.manifest.bits
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        return self.plan.manifest.code_format
 
     @property
     def fingerprint(self) -> str | None:
@@ -66,16 +70,16 @@ class ClusterIndex:
         return dict(self.plan.manifest.metadata)
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
         codes, count = self._checked(queries), check_k(k)
         return merge_matches(self._ask("search", codes, count), count)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius (in bits) of each query."""
+        """Return all codes whose hash code has a distance <= radius (in bits) of each query."""
         return merge_ranges(self._ask("range_search", self._checked(queries), self._within(radius)))
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius of each query, (q,) int64."""
+        """Return the number of codes that ``range_search`` finds for each query, (q,) int64."""
         counts = self._ask("count", self._checked(queries), self._within(radius))
         total: NDArray[np.int64] = np.sum(np.stack(counts), axis=0, dtype=np.int64)
         return total
@@ -120,7 +124,7 @@ class ClusterIndex:
         return {i: path for part in self._ask("paths", ids) for i, path in part.items()}
 
     def _checked(self, queries: Any) -> Codes:
-        return check_codes(queries, bits=self.bits, name="queries")
+        return check_codes(queries, bits=self.code_format.total_bits, name="queries")
 
     def _within(self, radius: Any) -> int:
         return min(check_radius(radius), self.bits)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,11 @@ class IndexShard:
         return merge_matches([rows.search(queries, k) for rows in self._ranges], k)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return the codes of this shard within the radius."""
+        """Return the codes of this shard whose hash code is within the radius."""
         return merge_ranges([rows.range_search(queries, radius) for rows in self._ranges])
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return how many codes of this shard are within the radius, (q,) int64."""
+        """Return how many codes of this shard ``range_search`` finds, (q,) int64."""
         total = np.zeros(len(queries), np.int64)
         for rows in self._ranges:
             total += rows.index.count(queries, radius)
@@ -81,18 +82,20 @@ class _SegmentRows:
             removed = np.zeros(rows.stop - rows.start, np.bool_)
             removed[part.removed[first:last] - rows.start] = True
         codes = part.segment.codes[rows.start : rows.stop]
-        self.index = CodeIndex(codes, removed=removed, threads=threads)
+        self.index = CodeIndex(
+            codes, code_format=part.code_format, removed=removed, threads=threads
+        )
 
     def __len__(self) -> int:
         return len(self.index)
 
     def search(self, queries: Codes, k: int) -> Matches:
         found = self.index.search(queries, k)
-        return Matches(self._ids(found.ids), found.distances)
+        return replace(found, ids=self._ids(found.ids))
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         found = self.index.range_search(queries, radius)
-        return RangeMatches(found.lims, self._ids(found.ids), found.distances)
+        return replace(found, ids=self._ids(found.ids))
 
     def paths(self, ids: Ids) -> Mapping[int, str | None]:
         found = self._part.rows_of(ids)
@@ -112,7 +115,7 @@ def _refuse_other(folder: Path, plan: ShardPlan, shard: int) -> None:
     except IndexCorrupt as error:
         raise IndexMismatch(_refusal(folder, plan, str(error))) from error
     due = plan.manifest
-    for name in ("index_id", "fingerprint", "bits"):
+    for name in ("index_id", "fingerprint", "bits", "detail_bits", "code_weight"):
         mine, theirs = getattr(here, name), getattr(due, name)
         if mine != theirs:
             raise IndexMismatch(

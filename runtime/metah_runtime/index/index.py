@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from metah_runtime.codes import check_bits
+from metah_runtime.codes import CodeFormat
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, IndexMismatch
@@ -33,7 +33,7 @@ class Index(IndexReader):
     crash at any moment the index opens as it was before or after the interrupted call, and a call
     that has returned is durable. One writer at a time; readers keep the state that they opened
     until ``refresh``. Ids are unique and never used again. Answers come in the order
-    (distance, id).
+    (distance, id), of codes with a detail part (distance, code distance, id).
     """
 
     def __init__(self, path: Path, snapshot: Snapshot, check: Check) -> None:
@@ -45,21 +45,28 @@ class Index(IndexReader):
         cls,
         path: str | os.PathLike[str],
         *,
-        bits: int,
+        bits: int | None = None,
+        code_format: CodeFormat | None = None,
         fingerprint: str | None = None,
         model: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> "Index":
         """Create an empty index at ``path``, which must not exist or be an empty folder; open it.
 
-        bits: a multiple of 8 in 8..1024. fingerprint: of the model whose codes it will hold;
-        model: its name, for people. metadata: a small JSON object. Raises ConfigError,
-        StorageError.
+        bits: length of the code, a multiple of 8 in 8..1024; or code_format, where rows also hold a
+        detail code. fingerprint: of the model whose codes it will hold; model: its name, for
+        people. metadata: a small JSON object. Raises ConfigError, StorageError.
         """
         folder = _folder(path)
+        if code_format is None and bits is not None:
+            code_format = CodeFormat(bits=bits)
+        elif bits is not None or not isinstance(code_format, CodeFormat):
+            raise ConfigError("an index needs bits or code_format (a CodeFormat), one of them")
         manifest = Manifest(
             index_id=os.urandom(16).hex(),
-            bits=check_bits(bits),
+            bits=int(code_format.bits),
+            detail_bits=int(code_format.detail_bits),
+            code_weight=int(code_format.code_weight),
             fingerprint=fingerprint,
             model=model,
             metadata=check_metadata(metadata),
@@ -117,14 +124,14 @@ class Index(IndexReader):
     ) -> Ids:
         """Add codes in one durable commit and return their ids, (n,) int64.
 
-        codes: (n, bits / 8) uint8. ids: (n,) unique whole numbers >= 0, default the next ones
+        codes: (n, width) uint8. ids: (n,) unique whole numbers >= 0, default the next ones
         that were never used. paths: one for each code, or None. domain: of the images, "target"
         or "source". on_duplicate: what to do with an id that is in the index already: ``error``
         (IndexMismatch, nothing is added) or ``upsert`` (the new code replaces the old). Raises
         ConfigError, DataError, IndexMismatch, IndexLocked, StorageError.
         """
         check_on_duplicate(on_duplicate)
-        batch = CodeBatch(codes, ids, paths, domain, bits=self.bits)
+        batch = CodeBatch(codes, ids, paths, domain, bits=self.code_format.total_bits)
 
         def write(transaction: Transaction) -> tuple[Manifest | None, Ids]:
             added = transaction.add(batch, upsert=on_duplicate == "upsert")
@@ -158,7 +165,7 @@ class Index(IndexReader):
             writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
                 for batch in stream:
-                    writer.add(CodeBatch.of(batch, bits=self.bits))
+                    writer.add(CodeBatch.of(batch, bits=self.code_format.total_bits))
                 writer.finish()
             except BaseException:
                 writer.discard()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metah_runtime import _checksum, files, schema
-from metah_runtime.codes import MAX_BITS
+from metah_runtime.codes import CodeFormat
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, IndexCorrupt
 from metah_runtime.index import manifest_versions
@@ -91,6 +91,13 @@ class Manifest:
     next_file: int = 1
     segments: tuple[SegmentEntry, ...] = ()
     format: str = FORMAT
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds; raises ConfigError for lengths that break a rule."""
+        return CodeFormat(
+            bits=self.bits, detail_bits=self.detail_bits, code_weight=self.code_weight
+        )
 
     @property
     def version(self) -> int:
@@ -206,12 +213,7 @@ class Manifest:
         _require(0 <= self.generation < MAX_COUNTER, "the counter generation is out of range")
         _require(0 <= self.next_file < MAX_COUNTER, "the counter next_file is out of range")
         _require(0 <= self.next_id <= MAX_ID + 1, "the counter next_id is out of range")
-        _require(8 <= self.bits <= MAX_BITS and self.bits % 8 == 0, f"{self.bits} bits")
-        _require(
-            0 <= self.detail_bits <= MAX_BITS and self.detail_bits % 8 == 0,
-            f"{self.detail_bits} detail bits",
-        )
-        _require(1 <= self.code_weight <= 16, f"code weight {self.code_weight}")
+        _require(self.code_format.width > 0, "codes of no bytes")
         _require(re.fullmatch("[0-9a-f]{32}", self.index_id) is not None, "index_id")
         _require(len(self.model or "") <= TEXT_LIMIT, f"model of more than {TEXT_LIMIT} characters")
         _require_text(self.fingerprint)

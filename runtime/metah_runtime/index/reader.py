@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import CodeFormat, Codes, check_codes
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, MetahError
 from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
@@ -38,12 +38,17 @@ class IndexReader:
     def __repr__(self) -> str:
         if self._state is None:
             return f"<Index {str(self.path)!r}, closed>"
-        return f"<Index {str(self.path)!r}: {len(self)} codes of {self.bits} bits>"
+        return f"<Index {str(self.path)!r}: {len(self)} codes of {self.code_format}>"
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
         return self._snapshot.manifest.bits
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        return self._snapshot.manifest.code_format
 
     @property
     def fingerprint(self) -> str | None:
@@ -74,15 +79,15 @@ class IndexReader:
         return len(self._snapshot)
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
         return self._snapshot.search(self._queries(queries), check_k(k))
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius (in bits) of each query."""
+        """Return all codes whose hash code has a distance <= radius (in bits) of each query."""
         return self._snapshot.range_search(self._queries(queries), check_radius(radius))
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius of each query, (q,) int64."""
+        """Return the number of codes that ``range_search`` finds for each query, (q,) int64."""
         return self._snapshot.count(self._queries(queries), check_radius(radius))
 
     def ids(self) -> Ids:
@@ -92,9 +97,9 @@ class IndexReader:
         return ids if ascending(ids) else np.sort(ids)
 
     def codes(self, ids: Any) -> Codes:
-        """Return the codes of ids, (n, bits / 8); raise IndexMismatch for an unknown id."""
+        """Return the codes of ids, (n, width); raise IndexMismatch for an unknown id."""
         ids = lookup_ids(ids)
-        out = np.empty((len(ids), self.bits // 8), np.uint8)
+        out = np.empty((len(ids), self.code_format.width), np.uint8)
 
         def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
             view.ensure_checked()
@@ -180,4 +185,4 @@ class IndexReader:
     def _queries(self, queries: Any) -> Any:
         if self.device == "cuda" and hasattr(queries, "__cuda_array_interface__"):
             return queries
-        return check_codes(queries, bits=self.bits, name="queries")
+        return check_codes(queries, bits=self.code_format.total_bits, name="queries")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -10,14 +10,21 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.codes import Codes
+from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.domain import DOMAINS
 from metah_runtime.errors import IndexCorrupt
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, number_of
 from metah_runtime.index.mapped_file import MappedFile
 from metah_runtime.index.segment import RemovedRows, Segment, fingerprint_digest
-from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
+from metah_runtime.results import (
+    Matches,
+    RangeMatches,
+    merge_matches,
+    merge_ranges,
+    no_matches,
+    no_ranges,
+)
 from metah_runtime.search import CodeIndex
 
 Check: TypeAlias = Literal["first-use", "open", "never"]
@@ -40,6 +47,7 @@ class SegmentView:
         segment: Segment,
         removed: RemovedRows | None,
         check: Check,
+        code_format: CodeFormat,
         *,
         device: str = "cpu",
         before: "SegmentView | None" = None,
@@ -49,6 +57,7 @@ class SegmentView:
         self.removed_file = removed
         self.removed = NONE_REMOVED if removed is None else removed.rows
         self._check = check
+        self.code_format = code_format
         self._device = device
         built = None if before is None else before.__dict__.get("searcher")
         self._shared: CodeIndex | None = built  # over the same codes, with other rows removed
@@ -67,7 +76,12 @@ class SegmentView:
             removed[self.removed] = True
         if shared is not None:
             return shared.without(removed)
-        return CodeIndex(self.segment.codes, removed=removed, device=self._device)
+        return CodeIndex(
+            self.segment.codes,
+            code_format=self.code_format,
+            removed=removed,
+            device=self._device,
+        )
 
     def ensure_checked(self) -> None:
         """Compare the checksums of codes and ids, unless the index was opened without checks."""
@@ -155,7 +169,7 @@ class Snapshot:
         old = {view.entry: view for view in known.views} if known else {}
         device = known.device if known else device
         before = {view.entry.codes: view for view in old.values()}
-        views = []
+        views, code_format = [], manifest.code_format
         for entry in manifest.segments:
             if entry in old:
                 views.append(old[entry])
@@ -168,38 +182,38 @@ class Snapshot:
             if entry.removed:
                 removed = _open(RemovedRows, folder, entry.removed, manifest)
                 _check_pair(segment, removed)
-            views.append(SegmentView(entry, segment, removed, check, device=device, before=last))
+            views.append(
+                SegmentView(entry, segment, removed, check, code_format, device=device, before=last)
+            )
         return cls(manifest, tuple(views), device)
 
     def __len__(self) -> int:
         return sum(len(view) for view in self.views)
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query, (q, bits / 8), over all segments."""
+        """Return the min(k, n) nearest codes of each query, (q, width), over all segments."""
         found = []
         for view in self.views:
             with view.reading():
                 near = view.searcher.search_checked(queries, k)
-                found.append(Matches(view.segment.ids_of(near.ids), near.distances))
+                found.append(replace(near, ids=view.segment.ids_of(near.ids)))
         if not found:
-            shape = (len(queries), 0)
-            return Matches(np.empty(shape, np.int64), np.empty(shape, np.int32))
+            return no_matches(len(queries), self.manifest.code_format)
         return merge_matches(found, k)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes within the radius of each query over all segments."""
+        """Return all codes whose hash code is within the radius, over all segments."""
         found = []
         for view in self.views:
             with view.reading():
                 near = view.searcher.range_search_checked(queries, radius)
-                found.append(RangeMatches(near.lims, view.segment.ids_of(near.ids), near.distances))
+                found.append(replace(near, ids=view.segment.ids_of(near.ids)))
         if not found:
-            lims = np.zeros(len(queries) + 1, np.int64)
-            return RangeMatches(lims, np.empty(0, np.int64), np.empty(0, np.int32))
+            return no_ranges(len(queries), self.manifest.code_format)
         return merge_ranges(found)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes within the radius of each query over all segments."""
+        """Return the number of codes that ``range_search`` finds for each query."""
         total = np.zeros(len(queries), np.int64)
         for view in self.views:
             with view.reading():
@@ -246,6 +260,8 @@ class Snapshot:
             "index_id": manifest.index_id,
             "generation": manifest.generation,
             "bits": manifest.bits,
+            "detail_bits": manifest.detail_bits,
+            "code_weight": manifest.code_weight,
             "codes": len(self),
             "domains": {
                 domain: sum(len(view) for view in self.views if view.entry.domain == domain)
@@ -291,7 +307,7 @@ def _open(kind: type[F], folder: Path, entry: FileEntry, manifest: Manifest) -> 
     _same(file, "rows", header.rows, entry.rows)
     _same(file, "length", file.length, entry.bytes)
     _same(file, "number", header.number, number_of(entry.file))
-    _same(file, "bits", header.bits, manifest.bits)
+    _same(file, "bits", header.bits, manifest.code_format.total_bits)
     _same(file, "index id", header.index_id.hex(), manifest.index_id)
     _same(file, "fingerprint", header.fingerprint, fingerprint_digest(manifest.fingerprint))
     _same(file, "header checksum", header.checksum(), entry.header_crc32c)

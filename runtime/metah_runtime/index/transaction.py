@@ -44,7 +44,7 @@ class Transaction:
         path, number = self._new_file("segment")
         return SegmentWriter(
             path,
-            bits=manifest.bits,
+            bits=manifest.code_format.total_bits,
             number=number,
             index_id=bytes.fromhex(manifest.index_id),
             fingerprint=fingerprint_digest(manifest.fingerprint),

@@ -19,18 +19,20 @@ from metah_runtime.cluster.routing import (
     ShardResponse,
 )
 from metah_runtime.cluster.searcher import ClusterIndex
+from metah_runtime.codes import CodeFormat
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import Manifest
 
 
-def build_index(folder: Path, *, bits: int = 16, seed: int = 0) -> Path:
+def build_index(folder: Path, *, bits: int = 16, detail_bits: int = 0, seed: int = 0) -> Path:
     """Build an index whose ids and rows differ: removed, replaced and sparse ids; many ties."""
     rng = np.random.default_rng(seed)
+    form = CodeFormat(bits=bits, detail_bits=detail_bits)
 
     def codes(n: int) -> np.ndarray:
-        return rng.integers(0, 256, (n, bits // 8), dtype=np.uint8)
+        return rng.integers(0, 256, (n, form.width), dtype=np.uint8)
 
-    with Index.create(folder, bits=bits, fingerprint="model-a") as index:
+    with Index.create(folder, code_format=form, fingerprint="model-a") as index:
         index.add(codes(400), paths=[f"/photos/{i}.jpg" for i in range(400)])
         index.add(codes(97), ids=np.arange(97) * 7 + 1000)
         index.add(codes(41), ids=np.arange(41) * 3, on_duplicate="upsert")

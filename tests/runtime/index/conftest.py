@@ -33,25 +33,28 @@ def index(tmp_path: Path) -> Index:
 def _assert_holds(index: Index, content: dict[int, bytes]) -> None:
     """The index answers as brute force over ``content`` does, for every kind of question."""
     ids = np.array(sorted(content), np.int64)
-    width = index.bits // 8
+    form = index.code_format
+    width = form.width
     codes = np.frombuffer(b"".join(content[i] for i in ids.tolist()), np.uint8).reshape(-1, width)
     assert len(index) == len(ids)
     assert index.ids().tolist() == ids.tolist()
     assert np.array_equal(index.codes(ids), codes)
     queries = np.random.default_rng(len(ids)).integers(0, 4, (5, width), dtype=np.uint8)
     for k in {1, 2, max(1, len(ids) - 1), len(ids) + 1, len(ids) + 100}:
-        mine, truth = index.search(queries, k), reference.search(queries, codes, k, ids)
+        mine, truth = index.search(queries, k), reference.search(queries, codes, k, ids, form)
         assert np.array_equal(mine.ids, truth.ids)
         assert np.array_equal(mine.distances, truth.distances)
+        assert np.array_equal(mine.code_distances, truth.code_distances)
         assert (mine.ids.dtype, mine.distances.dtype) == (np.int64, np.int32)
     for radius in (0, 5, 9, index.bits):
         found, within = (
             index.range_search(queries, radius),
-            reference.range_search(queries, codes, radius, ids),
+            reference.range_search(queries, codes, radius, ids, form),
         )
         assert np.array_equal(found.lims, within.lims)
         assert np.array_equal(found.ids, within.ids)
         assert np.array_equal(found.distances, within.distances)
+        assert np.array_equal(found.code_distances, within.code_distances)
         assert np.array_equal(index.count(queries, radius), within.counts)
 
 
