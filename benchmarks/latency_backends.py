@@ -21,8 +21,8 @@ from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.to_onnx import CodeModel, to_onnx
 from metah_runtime.cuda.driver import open_devices
 from metah_runtime.errors import MetahError
-from metah_runtime.model.runners.interface import INPUT
-from metah_runtime.model.runners.onnxruntime_runner import OUTPUTS, PROVIDERS, OrtRunner
+from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS
+from metah_runtime.model.runners.onnxruntime_runner import PROVIDERS, OrtRunner
 from metah_runtime.model.runners.tensorrt_library import import_trt
 from metah_train.backbones.small_cnn import SmallCNN
 from metah_train.methods.base import HashModel
@@ -131,7 +131,7 @@ class OrtBackend:
         import onnxruntime as ort
 
         binding = self._runner._session.io_binding()
-        for name in OUTPUTS:
+        for name in (CODES, LOGITS):
             binding.bind_output(name, "cuda")
         start = time.perf_counter()
         binding.bind_ortvalue_input(INPUT, ort.OrtValue.ortvalue_from_numpy(images, "cuda", 0))

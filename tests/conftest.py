@@ -16,9 +16,16 @@ from metah_runtime.model.bundle import Bundle, write_bundle
 
 
 def _toy_model(
-    weight: np.ndarray, shape: tuple[int, int, int], batch: str | int = "batch", **names: str
+    weight: np.ndarray,
+    shape: tuple[int, int, int],
+    batch: str | int = "batch",
+    detail: np.ndarray | None = None,
+    **names: str,
 ) -> bytes:
-    """ONNX of ``logits = flatten(images) @ weight``, bits packed; weight: (H W C, bits) float32."""
+    """ONNX of ``logits = flatten(images) @ weight``, bits packed; weight: (H W C, bits) float32.
+
+    detail: weight of the detail code, packed as ``details``.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     features, bits = weight.shape
@@ -36,21 +43,36 @@ def _toy_model(
         helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["floats", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], [logits]),
-        helper.make_node("Greater", [logits, "zero"], ["positive"]),
-        helper.make_node("Cast", ["positive"], ["ones"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["ones", "groups"], ["grouped"]),
-        helper.make_node("Mul", ["grouped", "powers"], ["weighted"]),
-        helper.make_node("ReduceSum", ["weighted", "last"], ["sums"], keepdims=0),
-        helper.make_node("Cast", ["sums"], [codes], to=TensorProto.UINT8),
     ]
+
+    def pack(logits: str, groups: str, codes: str) -> None:
+        names = [f"{name} of {codes}" for name in ("positive", "ones", "grouped", "scaled", "sums")]
+        positive, ones, grouped, scaled, sums = names
+        nodes.extend(
+            [
+                helper.make_node("Greater", [logits, "zero"], [positive]),
+                helper.make_node("Cast", [positive], [ones], to=TensorProto.FLOAT),
+                helper.make_node("Reshape", [ones, groups], [grouped]),
+                helper.make_node("Mul", [grouped, "powers"], [scaled]),
+                helper.make_node("ReduceSum", [scaled, "last"], [sums], keepdims=0),
+                helper.make_node("Cast", [sums], [codes], to=TensorProto.UINT8),
+            ]
+        )
+
+    outputs = [(codes, TensorProto.UINT8, bits // 8), (logits, TensorProto.FLOAT, bits)]
+    pack(logits, "groups", codes)
+    if detail is not None:
+        width = detail.shape[1] // 8
+        constants["detail weight"] = detail.astype(np.float32)
+        constants["detail groups"] = np.array([-1, width, 8], np.int64)
+        nodes.append(helper.make_node("MatMul", ["flat", "detail weight"], ["detail logits"]))
+        pack("detail logits", "detail groups", "details")
+        outputs.insert(1, ("details", TensorProto.UINT8, width))
     graph = helper.make_graph(
         nodes,
         "toy",
         [helper.make_tensor_value_info(images, TensorProto.UINT8, [batch, *shape])],
-        [
-            helper.make_tensor_value_info(codes, TensorProto.UINT8, [batch, bits // 8]),
-            helper.make_tensor_value_info(logits, TensorProto.FLOAT, [batch, bits]),
-        ],
+        [helper.make_tensor_value_info(name, kind, [batch, n]) for name, kind, n in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -75,12 +97,17 @@ def toy_model() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def write_toy_bundle() -> Callable[..., Bundle]:
-    """Write a toy bundle to a path: write_toy_bundle(path, bits=16, seed=0, height=4, width=5)."""
+    """Write a toy bundle to a path: write_toy_bundle(path, bits=16, seed=0, height=4, width=5).
+
+    detail_bits: of a detail code; source: whether images of the source have a model of their own.
+    """
 
     def write(
         path: Path,
         *,
         bits: int = 16,
+        detail_bits: int = 0,
+        source: bool = False,
         seed: int = 0,
         height: int = 4,
         width: int = 5,
@@ -90,9 +117,15 @@ def write_toy_bundle() -> Callable[..., Bundle]:
     ) -> Bundle:
         spec = Preprocess(height=height, width=width, channels=channels)
         rng = np.random.default_rng(seed)
-        weight = rng.standard_normal((height * width * channels, bits)).astype(np.float32)
+
+        def data() -> bytes:
+            draw = rng.standard_normal((height * width * channels, bits + detail_bits))
+            weight, detail = np.split(draw.astype(np.float32), [bits], axis=1)
+            return _toy_model(weight, spec.shape, detail=detail if detail_bits else None)
+
         settings: dict[str, Any] = {
             "bits": bits,
+            "detail_bits": detail_bits,
             "preprocess": spec,
             "precision": "fp32",
             "opset": 20,
@@ -100,8 +133,9 @@ def write_toy_bundle() -> Callable[..., Bundle]:
             "training": {"method": "toy"},
             "parity": {},
         }
-        data = _toy_model(weight, spec.shape) if model is None else model
-        return write_bundle(path, model=data, **(settings | changes))
+        settings["model"] = data() if model is None else model
+        settings["source_model"] = data() if source else None
+        return write_bundle(path, **(settings | changes))
 
     return write
 

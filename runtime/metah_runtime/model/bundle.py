@@ -1,7 +1,9 @@
 """The model bundle: a folder with one ONNX model, its manifest and, if built, engines.
 
     BUNDLE/manifest.json   what the model is and the SHA-256 and size of every other file
-    BUNDLE/model.onnx      images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits (n, bits)
+    BUNDLE/model.onnx      images uint8 (n, H, W, C) -> codes uint8 (n, bits/8), logits (n, bits),
+                           and details uint8 (n, detail_bits/8) where there is a detail code
+    BUNDLE/source.onnx     the same for images of the source domain, where they are encoded apart
     BUNDLE/MODEL_CARD.md   the same facts for people (``card``)
     BUNDLE/truth.npz       images and the trained model's logits, to repeat the comparison
     BUNDLE/engines/*.plan  TensorRT engines, added later by `metah-export engine`
@@ -20,21 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from metah_runtime import files, schema
-from metah_runtime.codes import BIT_ORDER, BIT_RULE, check_bits
+from metah_runtime.codes import BIT_ORDER, BIT_RULE, CodeFormat, check_bits
+from metah_runtime.domain import DOMAINS, TARGET, Domain, check_domain
 from metah_runtime.errors import BundleError
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.model import card
 from metah_runtime.model.manifest import (
-    FORMAT,
+    FORMATS,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MODEL,
+    MODELS,
     BundleManifest,
     Engine,
     ListedFile,
     damaged,
     fingerprint,
     manifest_from_dict,
+    manifest_to_dict,
     seal,
 )
 
@@ -65,11 +70,7 @@ class Bundle:
                 raise damaged(folder / name, f"{size} bytes, the manifest says {entry.size}")
             if verify and files.sha256(folder / name) != entry.sha256:
                 raise damaged(folder / name, "its SHA-256 is not the manifest's")
-        expected = fingerprint(
-            model_sha256=manifest.files[MODEL].sha256,
-            preprocess=manifest.preprocess,
-            bits=manifest.bits,
-        )
+        expected = _fingerprint(manifest)
         if manifest.fingerprint != expected:
             raise damaged(
                 folder / MANIFEST,
@@ -80,8 +81,18 @@ class Bundle:
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
         return self.manifest.bits
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds: hash code, then detail code."""
+        return self.manifest.code_format
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Whose images the bundle encodes: the target's, and perhaps the source's."""
+        return self.manifest.domains
 
     @property
     def preprocess(self) -> Preprocess:
@@ -95,8 +106,25 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file for images of the target."""
         return self.path / MODEL
+
+    def model_file(self, domain: Domain = TARGET) -> str:
+        """Return the name of the ONNX file for images of a domain.
+
+        Raises ConfigError for no domain, BundleError for one that the bundle does not encode.
+        """
+        if check_domain(domain) not in self.domains:
+            raise BundleError(
+                f"{self.path} encodes images of the {' and '.join(self.domains)} alone, not of the "
+                f"{domain}: its model is one for both; fix: leave the domain out"
+            )
+        return MODELS[domain]
+
+    def engines(self, domain: Domain = TARGET) -> tuple[Engine, ...]:
+        """Return the engines for images of a domain; raises as ``model_file``."""
+        model = self.manifest.files[self.model_file(domain)].sha256
+        return tuple(e for e in self.manifest.engines if e.model_sha256 == model)
 
     def read(self, name: str = MODEL) -> bytes:
         """Return the bytes of a listed file; they are exactly those whose digest was checked.
@@ -117,47 +145,58 @@ def write_bundle(
     *,
     model: bytes,
     bits: int,
+    detail_bits: int = 0,
+    code_weight: int = 1,
     preprocess: Preprocess,
     precision: str,
     opset: int,
     versions: Mapping[str, str],
     training: Mapping[str, Any],
     parity: Mapping[str, Any],
+    source_model: bytes | None = None,
+    source_parity: Mapping[str, Any] | None = None,
     extra: Mapping[str, bytes] | None = None,
     engines: Sequence[tuple[Engine, bytes]] = (),
 ) -> Bundle:
     """Write a new bundle: built beside, fsynced, renamed to ``path``; on error nothing is left.
 
-    extra: further files of the bundle's folder, by name; engines: with their plans. Raises
-    BundleError if ``path`` exists: a bundle is never overwritten; StorageError if the disk refuses.
+    source_model: of images of the source domain, None if ``model`` encodes both alike; extra:
+    further files of the bundle's folder, by name; engines: with their plans. Raises BundleError if
+    ``path`` exists: a bundle is never overwritten; StorageError if the disk refuses.
     """
     folder = check_new(path)
     contents = {MODEL: model, **(extra or {}), **{e.file: plan for e, plan in engines}}
+    if source_model is not None:
+        contents[MODELS["source"]] = source_model
     listed = {name: _entry(data) for name, data in contents.items()}
-    digest = listed[MODEL].sha256
     manifest = BundleManifest(
-        format=FORMAT,
+        format=FORMATS[-1],
         bits=check_bits(bits),
+        detail_bits=detail_bits,
+        code_weight=code_weight,
+        domains=DOMAINS[: 1 if source_model is None else 2],
         bit_rule=BIT_RULE,
         bit_order=BIT_ORDER,
         preprocess=preprocess,
         precision=precision,
         opset=opset,
-        fingerprint=fingerprint(model_sha256=digest, preprocess=preprocess, bits=bits),
+        fingerprint="",
         files=listed,
         engines=tuple(engine for engine, _ in engines),
         versions=versions,
         training=training,
         parity=parity,
+        source_parity=source_parity or {},
     )
-    manifest_from_dict(schema.to_json(manifest), folder / MANIFEST)
+    manifest = replace(manifest, fingerprint=_fingerprint(manifest))
+    manifest = manifest_from_dict(manifest_to_dict(manifest), folder / MANIFEST)
     contents[card.FILE] = card.render(manifest).encode()
     manifest = replace(manifest, files={**listed, card.FILE: _entry(contents[card.FILE])})
     with files.new_folder(folder) as staging:
         for name, data in contents.items():
             (staging / name).parent.mkdir(exist_ok=True)
             files.write_bytes(staging / name, data)
-        files.write_json(staging / MANIFEST, seal(schema.to_json(manifest)))
+        files.write_json(staging / MANIFEST, manifest_to_dict(manifest))
         Bundle.open(staging)
     return Bundle(folder, manifest)
 
@@ -178,7 +217,8 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
     An engine of the same file name is replaced. Raises BundleError if it was built from another
     model.
     """
-    if engine.model_sha256 != bundle.manifest.files[MODEL].sha256:
+    models = [bundle.manifest.files[name].sha256 for name in bundle.manifest.models.values()]
+    if engine.model_sha256 not in models:
         raise BundleError(f"engine {engine.file} was built from another model than {bundle.path}")
     others = tuple(e for e in bundle.manifest.engines if e.file != engine.file)
     manifest = replace(
@@ -186,12 +226,24 @@ def add_engine(bundle: Bundle, engine: Engine, plan: bytes) -> Bundle:
         files={**bundle.manifest.files, engine.file: _entry(plan)},
         engines=(*others, engine),
     )
-    manifest_from_dict(schema.to_json(manifest), bundle.path / MANIFEST)
+    manifest_from_dict(manifest_to_dict(manifest), bundle.path / MANIFEST)
     target = bundle.path / engine.file
     target.parent.mkdir(exist_ok=True)
     files.write_bytes(target, plan)
-    files.write_json(bundle.path / MANIFEST, seal(schema.to_json(manifest)))
+    files.write_json(bundle.path / MANIFEST, manifest_to_dict(manifest))
     return Bundle(bundle.path, manifest)
+
+
+def _fingerprint(manifest: BundleManifest) -> str:
+    digests = {domain: manifest.files[name].sha256 for domain, name in manifest.models.items()}
+    return fingerprint(
+        model_sha256=digests[TARGET],
+        preprocess=manifest.preprocess,
+        bits=manifest.bits,
+        detail_bits=manifest.detail_bits,
+        code_weight=manifest.code_weight,
+        source_sha256=digests.get("source"),
+    )
 
 
 def _entry(data: bytes) -> ListedFile:
@@ -209,7 +261,7 @@ def _read_manifest(folder: Path) -> BundleManifest:
         value = schema.parse_json(data)
     except ValueError as error:
         raise damaged(path, f"not valid JSON ({error})") from error
-    if isinstance(value, dict) and value.get("format") == FORMAT and seal(value) != value:
+    if isinstance(value, dict) and value.get("format") in FORMATS and seal(value) != value:
         raise damaged(path, "its digest is not that of its contents")
     return manifest_from_dict(value, path)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metah_runtime.checks import check_batch
-from metah_runtime.codes import Codes
+from metah_runtime.codes import CodeFormat, Codes
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import DataError, ImageError
 from metah_runtime.images.decode import DecodeBackend, decode_ahead
 from metah_runtime.images.formats import Decoder
@@ -43,7 +44,8 @@ class BadImage:
 class EncodedFiles:
     """The codes of some consecutive files; each file is either in ``paths`` or in ``errors``.
 
-    paths: n names in the order given; codes: (n, bits / 8) uint8; logits: (n, bits) float32.
+    paths: n names in the order given; codes: (n, width) uint8, hash code then detail code;
+    logits: (n, bits) float32, of the hash code.
     """
 
     paths: tuple[str, ...]
@@ -61,9 +63,10 @@ class Encoder:
     Not thread-safe: one encoder a thread.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner, domain: Domain = TARGET) -> None:
         self.bundle = bundle
         self.runner = runner
+        self.domain = domain
         self._resident: ResidentSearch | None = None
 
     @classmethod
@@ -71,6 +74,7 @@ class Encoder:
         cls,
         bundle: Bundle | str | os.PathLike[str],
         *,
+        domain: Domain = TARGET,
         device: str = "cpu",
         threads: int | None = None,
         spin: bool = True,
@@ -78,19 +82,28 @@ class Encoder:
     ) -> "Encoder":
         """Open a bundle (checked) and load its model on a device; threads: None = all cores.
 
+        domain: whose images are encoded, the target's or the source's that the model was trained
+        on with labels; their codes may be compared.
         spin: whether the model's threads on the CPU wait for work by spinning: quicker for one
         batch after another, but taken from what else runs. warn: is told why device 'auto' does
         not take a faster one.
-        Raises BundleError for a missing or damaged bundle, ConfigError for an unknown device,
+        Raises BundleError for a missing or damaged bundle or one that does not encode the domain,
+        ConfigError for an unknown device or domain,
         BackendUnavailable for one that cannot be used here: there is no silent fallback.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, runners.open(opened, device, threads=threads, spin=spin, warn=warn))
+        runner = runners.open(opened, device, domain=domain, threads=threads, spin=spin, warn=warn)
+        return cls(opened, runner, domain)
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
         return self.bundle.bits
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds: hash code, then detail code."""
+        return self.bundle.code_format
 
     @property
     def fingerprint(self) -> str:
@@ -108,7 +121,7 @@ class Encoder:
         batch: int = BATCH,
         workers: int | None = None,
     ) -> Codes:
-        """Return the codes of images, (n, bits / 8) uint8; see ``run``."""
+        """Return the codes of images, (n, width) uint8, hash code then detail code; see ``run``."""
         return self.run(images, batch, workers)[0]
 
     def logits(
@@ -117,7 +130,7 @@ class Encoder:
         batch: int = BATCH,
         workers: int | None = None,
     ) -> NDArray[np.float32]:
-        """Return what the codes are the signs of, (n, bits) float32: a small |logit| is unsure."""
+        """Return what hash codes are the signs of, (n, bits) float32: a small |logit| is unsure."""
         return self.run(images, batch, workers)[1]
 
     def run(
@@ -135,7 +148,7 @@ class Encoder:
         """
         check_batch(batch)
         images = image_sequence(images)
-        codes = np.empty((len(images), self.bits // 8), np.uint8)
+        codes = np.empty((len(images), self.code_format.width), np.uint8)
         logits = np.empty((len(images), self.bits), np.float32)
         start = 0
         for ready in self._ready(images, batch, workers):
@@ -158,10 +171,12 @@ class Encoder:
         """Return ``index.search(self.encode(images), k)``: the nearest codes of each image.
 
         With the model on a GPU and an index on GPUs (device 'cuda') the codes stay there: images
-        go to the GPU and neighbours come back. Raises as ``run`` and the index do.
+        go to the GPU and neighbours come back; codes with a detail code pass through the CPU.
+        Raises as ``run`` and the index do.
         """
         check_batch(batch)
-        if self.device == "cpu" or getattr(index, "device", "cpu") != "cuda":
+        resident = self.device != "cpu" and not self.code_format.detail_bits
+        if not resident or getattr(index, "device", "cpu") != "cuda":
             return index.search(self.encode(images, batch, workers), k)
         images = image_sequence(images)
         parts = []

@@ -193,7 +193,8 @@ def test_names_that_lead_out_are_refused(make_bundle: Make, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": 2}, "format version 2, this program reads 1"),
+        ({"format": 3}, "format version 3, this program reads 1, 2"),
+        ({"format": 2}, "key code_weight is missing"),
         ({"format": None}, "format version None"),
         ({"format": True}, "format version True"),
         ({"bits": 50}, "bits must be a multiple of 8"),

@@ -1,27 +1,35 @@
 """ONNX Runtime: runs the bundle's model on the CPU or on CUDA, never on another than asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metah_runtime.codes import Codes, check_bits
 from metah_runtime.errors import BackendUnavailable, BundleError, MissingExtra
-from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS, Images, Logits, check_images
+from metah_runtime.model.runners.interface import (
+    INPUT,
+    Images,
+    Logits,
+    check_images,
+    check_resident,
+    outputs,
+)
 
 if TYPE_CHECKING:
     from metah_runtime.cuda.driver import Device
     from metah_runtime.cuda.queries import DeviceCodes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-OUTPUTS = (CODES, LOGITS)
+_TYPES: Mapping[type[np.generic], str] = {np.uint8: "tensor(uint8)", np.float32: "tensor(float)"}
 
 
 class OrtRunner:
     """An ONNX Runtime session on one device.
 
     model: bytes of an ONNX file with input ``images`` uint8 [batch, H, W, C] and outputs ``codes``
-    uint8 [batch, bits/8], ``logits`` float32 [batch, bits]; precision: of the model's weights, or
+    uint8 [batch, bits/8], ``logits`` float32 [batch, bits] and, with detail_bits, ``details`` uint8
+    [batch, detail_bits/8]; precision: of the model's weights, or
     'emulated' to keep every rounding that the graph spells out; spin: whether idle threads spin;
     name: how errors call the model.
     Raises MissingExtra without onnxruntime, BackendUnavailable if the device cannot be used, and
@@ -33,6 +41,7 @@ class OrtRunner:
         model: bytes,
         *,
         bits: int,
+        detail_bits: int = 0,
         image_shape: tuple[int, int, int],
         device: str = "cpu",
         precision: str = "fp32",
@@ -41,6 +50,8 @@ class OrtRunner:
         name: str = "model.onnx",
     ) -> None:
         self.bits = check_bits(bits)
+        self.detail_bits = detail_bits
+        self._outputs = outputs(bits, detail_bits)
         self.image_shape = image_shape
         self.device = device
         self._name = name
@@ -48,29 +59,30 @@ class OrtRunner:
         ort = _onnxruntime(device)
         options = _options(ort, precision, threads, spin)
         self._session = _session(ort, model, options, device=device, name=name)
-        _check_signature(self._session, bits=bits, image_shape=image_shape, name=name)
+        _check_signature(self._session, image_shape=image_shape, made=self._outputs, name=name)
 
     def run(self, images: Images) -> tuple[Codes, Logits]:
         """Encode a batch of images, (n, H, W, C) uint8; see ``Runner.run``."""
         batch = check_images(images, self.image_shape)
         if not len(batch):
             return (
-                np.zeros((0, self.bits // 8), np.uint8),
+                np.zeros((0, (self.bits + self.detail_bits) // 8), np.uint8),
                 np.zeros((0, self.bits), np.float32),
             )
         try:
-            codes, logits = self._session.run(list(OUTPUTS), {INPUT: batch})
+            found = self._session.run(list(self._outputs), {INPUT: batch})
         except MemoryError:
             raise
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise BundleError(f"{self._name} fails when it runs: {_first_line(error)}") from error
-        rows = len(batch)
-        if codes.shape != (rows, self.bits // 8) or logits.shape != (rows, self.bits):
-            raise BundleError(
-                f"{self._name} gives codes {codes.shape} and logits {logits.shape} for {rows} "
-                f"images of {self.bits} bits; fix: export again"
-            )
-        return codes, logits
+        for (name, (_, width)), values in zip(self._outputs.items(), found, strict=True):
+            if values.shape != (len(batch), width):
+                raise BundleError(
+                    f"{self._name} gives {name} of shape {values.shape} for {len(batch)} images, "
+                    f"expected {(len(batch), width)}; fix: export again"
+                )
+        *codes, logits = found
+        return codes[0] if len(codes) == 1 else np.concatenate(codes, axis=1), logits
 
     def close(self) -> None:
         """Free the session."""
@@ -90,12 +102,13 @@ class OrtRunner:
         """
         from metah_runtime.cuda.queries import DeviceCodes
 
+        check_resident(self.bits, self.detail_bits)
         batch = check_images(images, self.image_shape)
         if not len(batch):
             return
         binding = self._session.io_binding()
         binding.bind_cpu_input(INPUT, batch)
-        for name in OUTPUTS:
+        for name in self._outputs:
             binding.bind_output(name, self._memory)
         self._session.run_with_iobinding(binding)
         codes, logits = binding.get_outputs()
@@ -180,16 +193,17 @@ def _session(ort: Any, model: bytes, options: Any, *, device: str, name: str) ->
 
 
 def _check_signature(
-    session: Any, *, bits: int, image_shape: tuple[int, int, int], name: str
+    session: Any,
+    *,
+    image_shape: tuple[int, int, int],
+    made: Mapping[str, tuple[type[np.generic], int]],
+    name: str,
 ) -> None:
     """Compare names, types and shapes with the bundle's; the batch axis must be free."""
     inputs = {node.name: (node.type, node.shape) for node in session.get_inputs()}
     outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
     want_in = {INPUT: ("tensor(uint8)", list(image_shape))}
-    want_out = {
-        CODES: ("tensor(uint8)", [bits // 8]),
-        LOGITS: ("tensor(float)", [bits]),
-    }
+    want_out = {key: (_TYPES[kind], [width]) for key, (kind, width) in made.items()}
     for side, have, want in (("input", inputs, want_in), ("output", outputs, want_out)):
         if set(have) != set(want):
             raise BundleError(

@@ -13,10 +13,20 @@ import numpy as np
 from metah_runtime.codes import Codes
 from metah_runtime.cuda.driver import Device, shared_devices
 from metah_runtime.cuda.queries import DeviceCodes
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.manifest import Engine
-from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS, Images, Logits, check_images
+from metah_runtime.model.runners.interface import (
+    CODES,
+    INPUT,
+    LOGITS,
+    Images,
+    Logits,
+    check_images,
+    check_resident,
+    outputs,
+)
 from metah_runtime.model.runners.tensorrt_library import check_engine, import_trt, make_logger
 
 
@@ -36,12 +46,14 @@ class TrtRunner:
         engine: Engine,
         *,
         bits: int,
+        detail_bits: int = 0,
         image_shape: tuple[int, int, int],
         trt: Any,
         gpu: Device,
         cuda_graph: bool = False,
     ) -> None:
-        self.bits, self.image_shape = bits, image_shape
+        self.bits, self.detail_bits, self.image_shape = bits, detail_bits, image_shape
+        self._outputs = outputs(bits, detail_bits)
         self.engine = engine
         self._gpu = gpu
         self._logger = make_logger(trt)
@@ -71,7 +83,7 @@ class TrtRunner:
     def run(self, images: Images) -> tuple[Codes, Logits]:
         """Encode a batch of any size, (n, H, W, C) uint8; see ``Runner.run``."""
         batch = check_images(images, self.image_shape)
-        codes = np.empty((len(batch), self.bits // 8), np.uint8)
+        codes = np.empty((len(batch), (self.bits + self.detail_bits) // 8), np.uint8)
         logits = np.empty((len(batch), self.bits), np.float32)
         low, _, high = self.engine.batch
         with self._gpu:
@@ -92,6 +104,7 @@ class TrtRunner:
         A chunk must have been used, or work that uses it sent to the GPU's stream, before the next
         one is asked for: they share their memory.
         """
+        check_resident(self.bits, self.detail_bits)
         batch = check_images(images, self.image_shape)
         low, _, high = self.engine.batch
         for start in range(0, len(batch), high):
@@ -110,11 +123,11 @@ class TrtRunner:
     def _launch(self, part: Images, low: int) -> tuple[Codes, Logits]:
         """Run one chunk and copy its outputs to the CPU."""
         self._start(part, low)
-        codes = np.empty((len(part), self.bits // 8), np.uint8)
-        logits = np.empty((len(part), self.bits), np.float32)
-        self._gpu.read(self._buffers[CODES], codes)
-        self._gpu.read(self._buffers[LOGITS], logits)
-        return codes, logits
+        found = [np.empty((len(part), width), kind) for kind, width in self._outputs.values()]
+        for name, values in zip(self._outputs, found, strict=True):
+            self._gpu.read(self._buffers[name], values)
+        *codes, logits = found
+        return codes[0] if len(codes) == 1 else np.concatenate(codes, axis=1), logits
 
     def _start(self, part: Images, low: int) -> None:
         """Send one chunk; one below the least batch is padded with its last image."""
@@ -144,11 +157,15 @@ class TrtRunner:
 
     def _check_tensors(self, trt: Any) -> None:
         """Compare names, directions, types and shapes with the bundle's."""
-        want = {
+        want: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
             INPUT: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, self.image_shape),
-            CODES: (trt.TensorIOMode.OUTPUT, trt.DataType.UINT8, (self.bits // 8,)),
-            LOGITS: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (self.bits,)),
         }
+        types: dict[type[np.generic], Any] = {
+            np.uint8: trt.DataType.UINT8,
+            np.float32: trt.DataType.FLOAT,
+        }
+        for name, (element, width) in self._outputs.items():
+            want[name] = (trt.TensorIOMode.OUTPUT, types[element], (width,))
         engine = self._engine
         have = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if set(have) != set(want):
@@ -174,27 +191,34 @@ class TrtRunner:
 
     def _allocate(self) -> dict[str, int]:
         """Allocate buffers for the largest batch and give the context their addresses."""
-        size = {
-            INPUT: int(np.prod(self.image_shape)),
-            CODES: self.bits // 8,
-            LOGITS: 4 * self.bits,
-        }
+        size = {INPUT: int(np.prod(self.image_shape))}
+        for name, (element, width) in self._outputs.items():
+            size[name] = np.dtype(element).itemsize * width
         buffers = {name: self._gpu.alloc(self.max_batch * item) for name, item in size.items()}
         for name, address in buffers.items():
             self._context.set_tensor_address(name, address)
         return buffers
 
 
-def open_trt(bundle: Bundle, *, only: Engine | None = None, cuda_graph: bool = False) -> TrtRunner:
-    """Load the first of the bundle's engines that fits this machine, or ``only`` the one given.
+def open_trt(
+    bundle: Bundle,
+    *,
+    domain: Domain = TARGET,
+    only: Engine | None = None,
+    cuda_graph: bool = False,
+) -> TrtRunner:
+    """Load the first of a domain's engines that fits this machine, or ``only`` the one given.
 
     Raises EngineError if it has none or none may be loaded here, and says why for each;
     BackendUnavailable without a GPU, a driver or the library.
     """
-    engines = bundle.manifest.engines if only is None else (only,)
+    engines = bundle.engines(domain) if only is None else (only,)
     if not engines:
+        which = "no engine" if domain == TARGET else f"no engine for images of the {domain}"
+        option = "" if domain == TARGET else f" --domain {domain}"
         raise EngineError(
-            f"{bundle.path} has no engine; fix: metah-export engine {bundle.path} on this machine"
+            f"{bundle.path} has {which}; fix: metah-export engine {bundle.path}{option} on this "
+            "machine"
         )
     try:
         gpu = shared_devices()[0]
@@ -214,6 +238,7 @@ def open_trt(bundle: Bundle, *, only: Engine | None = None, cuda_graph: bool = F
             bundle.read(engine.file),
             engine,
             bits=bundle.bits,
+            detail_bits=bundle.code_format.detail_bits,
             image_shape=bundle.preprocess.shape,
             trt=trt,
             gpu=gpu,
