@@ -7,11 +7,15 @@ name may be kept or lost on its own, in any order. A rename is atomic. Only chan
 same name keep their order.
 """
 
+import functools
+import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from metah_runtime.files import Disk
 
@@ -133,31 +137,91 @@ class Recorder(Disk):
         return stat.st_dev, stat.st_ino
 
 
-Choice = Callable[[int], list[bool]]
-"""Given a number of things that may be lost, says which of them are kept."""
+State: TypeAlias = dict[Path, bytes | None]
+"""What lies in a folder, by relative path, folders before what they hold: bytes, None: a folder."""
 
 
-def crash_state(calls: list[Call], keep_names: Choice, keep_data: Choice, folder: Path) -> None:
-    """Build in ``folder`` what is left when the power goes after the last of ``calls``."""
-    names = _names(calls, keep_names)
-    contents = _contents(calls, keep_data)
-    folders = {call.file for call in calls if call.kind == "make_folder"}
-    places = {ROOT: folder}
-    waiting = dict(names)
-    while ready := [key for key in waiting if key[0] in places]:
-        for key in ready:
-            number = waiting.pop(key)
-            place = places[key[0]] / key[1]
-            if number in folders:
-                place.mkdir()
-                places[number] = place
-            else:
-                place.write_bytes(contents[number])
+class PowerCut:
+    """The power goes after the last of ``calls``: what may be lost, and what is left then."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._calls = calls
+        self._names = sorted(_pending_names(calls))
+        self._data = _pending_data(calls)
+        self._folders = {call.file for call in calls if call.kind == "make_folder"}
+        self.names, self.data = len(self._names), len(self._data)
+        """How many changes of names and how many parts of writes may be lost."""
+        self._names_kept = functools.cache(self._keep_names)
+        self._contents_kept = functools.cache(self._keep_contents)
+
+    def __repr__(self) -> str:
+        return f"power cut after call {len(self._calls)}: {self._calls[-1:]}"
+
+    def left(self, names: Iterable[bool], data: Iterable[bool]) -> State:
+        """Return the state that keeps these changes of names and these parts of writes."""
+        waiting = dict(self._names_kept(tuple(names)))
+        contents = self._contents_kept(tuple(data))
+        places = {ROOT: Path()}
+        state: State = {}
+        while ready := [key for key in waiting if key[0] in places]:
+            for key in ready:
+                number = waiting.pop(key)
+                place = places[key[0]] / key[1]
+                state[place] = None if number in self._folders else contents[number]
+                if number in self._folders:
+                    places[number] = place
+        return state
+
+    def _keep_names(self, kept: tuple[bool, ...]) -> dict[tuple[int, str], int]:
+        lost = {at for at, keep in zip(self._names, kept, strict=True) if not keep}
+        names: dict[tuple[int, str], int] = {}
+        for at, call in enumerate(self._calls):
+            if at in lost:
+                continue
+            if call.kind in ("create", "make_folder", "link"):
+                names[call.folder, call.name] = call.file
+            elif call.kind == "unlink":
+                names.pop((call.folder, call.name), None)
+            elif call.kind == "rename":
+                names.pop((call.folder, call.name), None)
+                names[call.target] = call.file
+        return names
+
+    def _keep_contents(self, kept: tuple[bool, ...]) -> dict[int, bytes]:
+        lost = {
+            (at, offset) for (at, offset, _), keep in zip(self._data, kept, strict=True) if not keep
+        }
+        contents = {call.file: bytearray() for call in self._calls if call.kind == "create"}
+        for at, call in enumerate(self._calls):
+            if call.kind != "write":
+                continue
+            for offset, data in _parts(call):
+                if (at, offset) in lost:
+                    continue
+                held = contents[call.file]
+                held.extend(bytes(max(0, offset + len(data) - len(held))))
+                held[offset : offset + len(data)] = data
+        return {number: bytes(data) for number, data in contents.items()}
 
 
-def unsynced(calls: list[Call]) -> tuple[int, int]:
-    """Return how many changes of names and how many parts of writes may be lost."""
-    return len(_pending_names(calls)), len(_pending_data(calls))
+def digest(state: State) -> bytes:
+    """Return the SHA-256 of a state; states that differ in a name or a byte differ in it."""
+    known = hashlib.sha256()
+    for path, data in sorted(state.items()):
+        known.update(repr((str(path), None if data is None else len(data))).encode())
+        known.update(data or b"")
+    return known.digest()
+
+
+def lay_down(state: State, folder: Path) -> None:
+    """Make ``folder`` hold ``state`` and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path, data in state.items():
+        if data is None:
+            (folder / path).mkdir()
+        else:
+            (folder / path).write_bytes(data)
 
 
 def choices(pending: int, limit: int) -> Iterator[list[bool]]:
@@ -189,23 +253,6 @@ def _pending_names(calls: list[Call]) -> set[int]:
     return set(pending)
 
 
-def _names(calls: list[Call], keep: Choice) -> dict[tuple[int, str], int]:
-    pending = sorted(_pending_names(calls))
-    lost = {at for at, kept in zip(pending, keep(len(pending)), strict=True) if not kept}
-    names: dict[tuple[int, str], int] = {}
-    for at, call in enumerate(calls):
-        if at in lost:
-            continue
-        if call.kind in ("create", "make_folder", "link"):
-            names[call.folder, call.name] = call.file
-        elif call.kind == "unlink":
-            names.pop((call.folder, call.name), None)
-        elif call.kind == "rename":
-            names.pop((call.folder, call.name), None)
-            names[call.target] = call.file
-    return names
-
-
 def _parts(call: Call) -> Iterator[tuple[int, bytes]]:
     """Cut a write at the borders of sectors: a torn write keeps some of them."""
     at = call.offset
@@ -226,20 +273,3 @@ def _pending_data(calls: list[Call]) -> list[tuple[int, int, bytes]]:
         elif call.kind == "sync":
             pending.pop(call.file, None)
     return [part for parts in pending.values() for part in parts]
-
-
-def _contents(calls: list[Call], keep: Choice) -> dict[int, bytes]:
-    pending = _pending_data(calls)
-    kept = keep(len(pending))
-    lost = {(at, offset) for (at, offset, _), k in zip(pending, kept, strict=True) if not k}
-    contents: dict[int, bytearray] = {c.file: bytearray() for c in calls if c.kind == "create"}
-    for at, call in enumerate(calls):
-        if call.kind != "write":
-            continue
-        for offset, data in _parts(call):
-            if (at, offset) in lost:
-                continue
-            held = contents[call.file]
-            held.extend(bytes(max(0, offset + len(data) - len(held))))
-            held[offset : offset + len(data)] = data
-    return {number: bytes(data) for number, data in contents.items()}
