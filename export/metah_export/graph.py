@@ -1,11 +1,11 @@
-"""Reading an ONNX graph: element types, and the part between pixels and hash head."""
+"""Reading an ONNX graph: element types, and the part between pixels and the heads."""
 
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto
 
-from metah_export.onnx_rules import LOGITS
+from metah_export.onnx_rules import DETAILS, LOGITS
 from metah_runtime.errors import ConfigError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -19,7 +19,7 @@ BACKBONE = "backbone/"
 class Body:
     """The nodes whose precision may be lowered.
 
-    names: nodes of the backbone that the logits depend on; types: element type of each tensor.
+    names: nodes of the backbone that the outputs depend on; types: element type of each tensor.
     """
 
     names: frozenset[str]
@@ -30,19 +30,20 @@ def find_body(model: onnx.ModelProto) -> Body:
     """Return the body of a model whose nodes have names (see ``name_nodes``).
 
     It is the part that the nodes' names call backbone; in a model that names no parts, all from the
-    first node with weights up to the last, which is taken as the hash head. Raises ConfigError if
-    there are no weights in it: nothing could be lowered.
+    first node with weights up to the last before the logits, which is taken as the hash head.
+    Raises ConfigError if there are no weights in it: nothing could be lowered.
     """
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    needed = _ancestors(graph, LOGITS)
+    parted = any("/" in node.name for node in graph.node)
+    needed = _ancestors(graph, LOGITS) | (_ancestors(graph, DETAILS) if parted else set())
     nodes = [node for node in graph.node if node.name in needed]
     weighted = [
         place
         for place, node in enumerate(nodes)
         if node.op_type in WEIGHTED and weights & set(node.input)
     ]
-    if any("/" in node.name for node in nodes):
+    if parted:
         body = [node for node in nodes if node.name.startswith(BACKBONE)]
     else:
         body = nodes[weighted[0] : weighted[-1]] if weighted else []

@@ -2,7 +2,8 @@
 
 One file without external data, one operator set of a known version, no operators of other domains,
 and the signature images uint8 [batch, H, W, C] -> codes uint8 [batch, bits/8], logits float32
-[batch, bits] with a free axis ``batch``.
+[batch, bits] and, where there is a detail code, details uint8 [batch, detail_bits/8], with a free
+axis ``batch``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ IR_VERSION = 10
 MIN_OPSET, MAX_OPSET = 18, 22
 """Operator sets that are read; bf16 models need 22."""
 
-INPUT, CODES, LOGITS, BATCH = "images", "codes", "logits", "batch"
+INPUT, CODES, DETAILS, LOGITS, BATCH = "images", "codes", "details", "logits", "batch"
 
 MAX_BATCH = 65_536
 """Images of a batch, at most."""
@@ -47,6 +48,7 @@ def check_model(
     model: onnx.ModelProto,
     *,
     bits: int,
+    detail_bits: int = 0,
     image_shape: tuple[int, int, int],
     name: str = "model.onnx",
 ) -> int:
@@ -58,6 +60,8 @@ def check_model(
     _check_contents(model, name)
     uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
     outputs: Signature = {CODES: (uint8, (bits // 8,)), LOGITS: (float32, (bits,))}
+    if detail_bits:
+        outputs = {**outputs, DETAILS: (uint8, (detail_bits // 8,))}
     _check_values("input", model.graph.input, {INPUT: (uint8, image_shape)}, name)
     _check_values("output", model.graph.output, outputs, name)
     try:

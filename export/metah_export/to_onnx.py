@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import onnx
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metah_export.onnx_rules import (
     BATCH,
     CODES,
+    DETAILS,
     INPUT,
     IR_VERSION,
     LOGITS,
@@ -33,57 +35,64 @@ class CodeModel(nn.Module):
 
     code[j] = sum_i 2^(7-i) * [logits[8 j + i] > 0], the order of ``np.packbits``. The sum is exact
     in fp32, fp16 and bf16 (values up to 255), and every step is one that TensorRT has: it has
-    neither bit shifts nor arithmetic on uint8.
+    neither bit shifts nor arithmetic on uint8. With detail_bits the model has a method ``outputs``,
+    images -> (logits, logits of the detail code), and these are packed alike.
     """
 
     weights: Tensor
 
-    def __init__(self, model: nn.Module, bits: int) -> None:
+    def __init__(self, model: nn.Module, bits: int, detail_bits: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.groups = check_bits(bits) // 8
+        self.groups, self.detail_groups = check_bits(bits) // 8, detail_bits // 8
         self.register_buffer("weights", 2.0 ** torch.arange(7, -1, -1), persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, H, W, C) uint8 -> codes (n, bits/8) uint8, logits (n, bits) float32."""
-        logits = self.model(images)
-        ones = (logits > 0).to(torch.float32).reshape(-1, self.groups, 8)
-        return (ones * self.weights).sum(-1).to(torch.uint8), logits
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(n, H, W, C) uint8 -> codes (n, bits/8) uint8, logits (n, bits) float32.
+
+        With detail_bits: codes, details (n, detail_bits/8) uint8, logits.
+        """
+        if not self.detail_groups:
+            logits = self.model(images)
+            return self._pack(logits, self.groups), logits
+        logits, details = cast(Any, self.model).outputs(images)
+        return self._pack(logits, self.groups), self._pack(details, self.detail_groups), logits
+
+    def _pack(self, logits: Tensor, groups: int) -> Tensor:
+        ones = (logits > 0).to(torch.float32).reshape(-1, groups, 8)
+        return (ones * self.weights).sum(-1).to(torch.uint8)
 
 
 def to_onnx(
     model: nn.Module,
     *,
     bits: int,
+    detail_bits: int = 0,
     image_shape: tuple[int, int, int],
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Export a hash model (images uint8 (n, H, W, C) -> logits (n, bits)) to one ONNX file.
 
     Input ``images`` uint8 [batch, H, W, C]; outputs ``codes`` uint8 [batch, bits/8] and ``logits``
-    float32 [batch, bits]; the axis ``batch`` is free. Weights lie inside the file. The model's
-    training mode is put back. Raises BundleError if the result breaks one of these rules,
-    ConfigError if the model cannot be traced and MissingExtra without onnxscript.
+    float32 [batch, bits], and with detail_bits ``details`` uint8 [batch, detail_bits/8] from the
+    model's method ``outputs`` (see ``CodeModel``); the axis ``batch`` is free. Weights lie inside
+    the file. The model's training mode is put back. Raises BundleError if the result breaks one of
+    these rules, ConfigError if the model cannot be traced and MissingExtra without onnxscript.
     """
     require("onnxscript")
-    wrapped = CodeModel(model, bits)
+    wrapped = CodeModel(model, bits, detail_bits)
     modes = {module: module.training for module in wrapped.modules()}
     wrapped.eval()
     example = torch.zeros((2, *image_shape), dtype=torch.uint8)
     try:
         with torch.inference_mode():
-            logits = model(example)
-        if logits.shape != (2, bits) or logits.dtype != torch.float32:
-            raise ConfigError(
-                f"the model must map 2 images to float32 logits (2, {bits}), "
-                f"got {logits.dtype} {tuple(logits.shape)}"
-            )
+            _check_logits(model, example, bits, detail_bits)
         with _quiet():
             program = torch.onnx.export(
                 wrapped,
                 (example,),
                 input_names=[INPUT],
-                output_names=[CODES, LOGITS],
+                output_names=[CODES, DETAILS, LOGITS] if detail_bits else [CODES, LOGITS],
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
@@ -108,7 +117,7 @@ def to_onnx(
     for key, value in sorted((metadata or {}).items()):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    check_model(proto, bits=bits, image_shape=image_shape)
+    check_model(proto, bits=bits, detail_bits=detail_bits, image_shape=image_shape)
     opset = {entry.domain: entry.version for entry in proto.opset_import}[""]
     if opset != OPSET or proto.ir_version != IR_VERSION:
         raise BundleError(
@@ -118,18 +127,42 @@ def to_onnx(
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def _check_logits(model: nn.Module, example: Tensor, bits: int, detail_bits: int) -> None:
+    """Raise ConfigError unless a model maps two images to logits of both lengths."""
+    if not detail_bits:
+        found = [("logits", model(example), bits)]
+    elif not callable(getattr(model, "outputs", None)):
+        raise ConfigError(
+            f"the model has no method outputs, images -> logits (n, {bits}), (n, {detail_bits}): "
+            "it has no detail code; fix: detail_bits=0"
+        )
+    else:
+        logits, details = cast(Any, model).outputs(example)
+        found = [("logits", logits, bits), ("detail logits", details, detail_bits)]
+    for name, values, width in found:
+        if values.shape != (2, width) or values.dtype != torch.float32:
+            raise ConfigError(
+                f"the model must map 2 images to float32 {name} (2, {width}), "
+                f"got {values.dtype} {tuple(values.shape)}"
+            )
+
+
 def _name_parts(graph: onnx.GraphProto) -> None:
     """Name each node PART/OPERATOR_PLACE by the sub-module of the model that it comes from.
 
-    PART is the name of a child of the model (for a HashModel: backbone, head), 'pixels' for what
-    the model does itself, and 'pack' for the packing. Lowering precision goes by these names.
+    PART is the name of a child of the model (for a HashModel: backbone, head, detail), 'pixels' for
+    what the model does itself, and 'pack' for the packing, which comes after the last child's node.
+    Lowering precision goes by these names.
     """
-    for place, node in enumerate(graph.node):
+    found = []
+    for node in graph.node:
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES, "[]")
         names = [str(name) for name in ast.literal_eval(scopes)][:-1]
         children = [name.split(".")[1] for name in names if name.startswith("model.")]
-        part = children[0] if children else "pixels" if "model" in names else "pack"
-        node.name = f"{part}/{node.op_type}_{place}"
+        found.append(children[0] if children else "pixels" if "model" in names else "")
+    last = max((place for place, part in enumerate(found) if part), default=-1)
+    for place, (node, part) in enumerate(zip(graph.node, found, strict=True)):
+        node.name = f"{part or ('pixels' if place < last else 'pack')}/{node.op_type}_{place}"
 
 
 def _tidy(proto: onnx.ModelProto) -> None:

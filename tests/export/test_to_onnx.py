@@ -29,6 +29,23 @@ class Linear(nn.Module):
         return logits
 
 
+class TwoHeads(nn.Module):
+    """A network with the method ``outputs`` of a HashModel: a hash head and a detail head."""
+
+    def __init__(self, bits: int, detail_bits: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(8 * 6 * 4, bits)
+        self.detail = nn.Linear(8 * 6 * 4 + 3, detail_bits)
+
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255 - 0.5
+        features = self.backbone(pixels)
+        joined = torch.cat([features, pixels.mean((2, 3))], 1)
+        return self.head(features), self.detail(joined)
+
+
 def images(n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
 
@@ -105,6 +122,34 @@ def test_packing_is_that_of_numpy(bits: int) -> None:
     np.testing.assert_array_equal(same.numpy(), logits)
 
 
+@pytest.mark.parametrize("n", [1, 3, 97])
+@pytest.mark.parametrize(("bits", "detail_bits"), [(8, 8), (48, 64), (64, 192)])
+def test_details_are_packed_as_codes_are(bits: int, detail_bits: int, n: int) -> None:
+    model = TwoHeads(bits, detail_bits)
+    data = to_onnx(model, bits=bits, detail_bits=detail_bits, image_shape=SHAPE)
+    proto = onnx.ModelProto.FromString(data)
+    assert [entry.name for entry in proto.graph.output] == ["codes", "details", "logits"]
+    runner = OrtRunner(data, bits=bits, detail_bits=detail_bits, image_shape=SHAPE, threads=1)
+    packed, logits = runner.run(images(n))
+    with torch.inference_mode():
+        want, detail = (part.numpy() for part in model.outputs(torch.from_numpy(images(n))))
+    np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(packed[:, : bits // 8], codes.pack(want))
+    np.testing.assert_array_equal(packed[:, bits // 8 :], codes.pack(detail))
+
+
+def test_nodes_of_both_heads_are_named_by_their_part() -> None:
+    data = to_onnx(TwoHeads(16, 24), bits=16, detail_bits=24, image_shape=SHAPE)
+    graph = onnx.ModelProto.FromString(data).graph
+    parts = {node.name.split("/")[0] for node in graph.node}
+    assert parts == {"pixels", "backbone", "head", "detail", "pack"}
+    weighted = [n.name.split("/")[0] for n in graph.node if n.op_type in ("Conv", "Gemm")]
+    assert sorted(weighted) == ["backbone", "detail", "head"]
+    packing = {node.op_type for node in graph.node if node.name.startswith("pack/")}
+    assert packing == {"Greater", "Cast", "Reshape", "Mul", "ReduceSum"}
+    assert {n.op_type for n in graph.node if n.name.startswith("pixels/")} >= {"Cast", "Concat"}
+
+
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_packing_is_exact_in_half_precision(half: torch.dtype) -> None:
     ones = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1))
@@ -125,6 +170,10 @@ def test_training_mode_is_put_back() -> None:
 def test_models_that_are_no_hash_model_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"float32 logits \(2, 16\), got torch.float32 \(2, 8\)"):
         to_onnx(Linear(8), bits=16, image_shape=SHAPE)
+    with pytest.raises(ConfigError, match=r"has no method outputs.* fix: detail_bits=0"):
+        to_onnx(Linear(8), bits=8, detail_bits=8, image_shape=SHAPE)
+    with pytest.raises(ConfigError, match=r"float32 detail logits \(2, 16\), got .* \(2, 8\)"):
+        to_onnx(TwoHeads(8, 8), bits=8, detail_bits=16, image_shape=SHAPE)
     with pytest.raises(ConfigError, match="bits must be a multiple of 8"):
         to_onnx(Linear(8), bits=12, image_shape=SHAPE)
 
