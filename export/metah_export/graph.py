@@ -1,5 +1,6 @@
 """Reading an ONNX graph: element types, and the part between pixels and the heads."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -72,6 +73,28 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
         types[value.name] = value.type.tensor_type.elem_type
     return types
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop the nodes that no output depends on, stored tensors that nothing reads, stale types."""
+    needed = {value.name for value in graph.output}
+    for node in reversed([*graph.node]):
+        if needed & set(node.output):
+            needed.update(reads(node))
+        else:
+            graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
+        graph.initializer.remove(tensor)
+    del graph.value_info[:]
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, inside its sub-graphs too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from reads(inner)
 
 
 def is_float(types: dict[str, int], name: str) -> bool:

@@ -3,13 +3,11 @@
 TensorRT 11 has no precision flags: what the graph says is what runs.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from metah_export.graph import element_types, find_body, is_float, name_nodes
+from metah_export.graph import drop_unused, element_types, find_body, is_float, name_nodes
 from metah_runtime.errors import ConfigError
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -143,16 +141,4 @@ def _finish(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     name_nodes(graph)
-    del graph.value_info[:]
-    used = {name for node in graph.node for name in _reads(node)}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the tensors that a node reads, inside its sub-graphs too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _reads(inner)
+    drop_unused(graph)

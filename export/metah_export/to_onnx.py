@@ -23,6 +23,7 @@ from metah_export.onnx_rules import (
     OPSET,
     check_model,
 )
+from metah_export.simplify import simplify
 from metah_runtime.codes import check_bits
 from metah_runtime.errors import BundleError, ConfigError, require
 
@@ -114,6 +115,7 @@ def to_onnx(
     _name_parts(proto.graph)
     _tidy(proto)
     _cast_first(proto.graph)
+    simplify(proto)
     for key, value in sorted((metadata or {}).items()):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
