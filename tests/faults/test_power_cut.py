@@ -56,7 +56,7 @@ def state(path: Path) -> object:
     with Index.open(path, check="open") as index:
         ids = index.ids()
         rows = zip(ids.tolist(), index.codes(ids).tolist(), index.paths(ids), strict=True)
-        return [*rows], index.metadata
+        return [*rows], index.metadata, index.attributes(ids), index.base is None
 
 
 @pytest.fixture
@@ -149,6 +149,26 @@ def test_every_cut_leaves_the_old_or_the_new_state(
     monkeypatch.setattr(files, "disk", files.Disk())
     assert len({repr(s) for s in states}) == len(states) - 1  # compact changes nothing to see
     assert check_all(recorder.calls, marks, states, ram / "after", every_pair=full) > 2000
+
+
+ATTRIBUTES: list[Step] = [
+    create,
+    lambda path: Index.open(path).add(codes(5, 0), attributes={"label": list("abcde")}),
+    lambda path: Index.open(path).set_attributes([0, 3], {"n": [1, 2]}),
+    lambda path: Index.open(path).add_batches(
+        [(codes(2, 2), [1, 9], ["/x", None])], on_duplicate="upsert", remove=[2]
+    ),
+    lambda path: Index.open(path).set_base(path.parent),
+]
+
+
+def test_attributes_are_there_or_not(
+    ram: Path, record: Callable[..., disk_model.Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = record()
+    marks, states = run(recorder, ATTRIBUTES)
+    monkeypatch.setattr(files, "disk", files.Disk())
+    assert check_all(recorder.calls, marks, states, ram / "after", every_pair=False) > 500
 
 
 def test_a_writer_goes_on_from_every_cut(

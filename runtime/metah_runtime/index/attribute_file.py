@@ -45,10 +45,8 @@ class AttributeFile(MappedFile):
         """Name, kind and texts of each column; the first use checks the checksums."""
         return self._parsed()[0]
 
-    def attribute(self, name: str) -> Column | None:
-        """Return a column, None if there is none of this name; raise IndexCorrupt."""
-        if name not in self.directory:
-            return None
+    def attribute(self, name: str) -> Column:
+        """Return a column of the directory; raise IndexCorrupt."""
         if name not in self._columns:
             self._columns[name] = self._load(name)
         return self._columns[name]

@@ -166,8 +166,8 @@ def join_words(columns: Iterable[Column]) -> list[str]:
 
 
 def renumber(column: Column, words: Mapping[str, int]) -> NDArray[np.uint32]:
-    """Return the data of a text column by the numbers of another list of words."""
-    table = np.array([0, *(words[word] for word in column.words)], "<u4")
+    """Return the data of a text column by the numbers of other words; 0 where there is none."""
+    table = np.array([0, *(words.get(word, 0) for word in column.words)], "<u4")
     return np.asarray(table[column.data], "<u4")
 
 

@@ -9,8 +9,8 @@ from metah_runtime.index.transaction import Transaction
 class BatchWriter:
     """Writes a stream of batches as segments.
 
-    Codes of one domain without ids and paths go to one open segment; batches with ids or paths are
-    held up to ``limit`` bytes and then written as one segment.
+    Codes of one domain and nothing else go to one open segment; batches with ids, paths or
+    attributes are held up to ``limit`` bytes and then written as one segment.
     """
 
     def __init__(self, transaction: Transaction, *, upsert: bool, limit: int) -> None:
@@ -26,7 +26,7 @@ class BatchWriter:
     def add(self, batch: CodeBatch) -> None:
         """Take the next batch; its arrays may be reused afterwards."""
         self.count += len(batch)
-        if batch.ids is None and batch.paths is None:
+        if batch.ids is None and batch.paths is None and not batch.attributes:
             self._write_held()
             if batch.domain != self._domain:
                 self._close_open()

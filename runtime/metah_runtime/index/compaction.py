@@ -1,6 +1,6 @@
 """Compaction: the rows of several segments become one segment, in bounded memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from metah_runtime.codes import Codes
 from metah_runtime.domain import DOMAINS
+from metah_runtime.index.attribute_file import Directory, write_attributes
+from metah_runtime.index.attributes import (
+    AttributeKind,
+    Column,
+    common_kind,
+    join_words,
+    renumber,
+)
 from metah_runtime.index.format import Header
 from metah_runtime.index.ids import Ids, ascending
+from metah_runtime.index.manifest import FileEntry
 from metah_runtime.index.segment import SegmentWriter
 from metah_runtime.index.snapshot import SegmentView
 from metah_runtime.index.transaction import Transaction
@@ -78,13 +87,15 @@ def _rebuild_domain(
     except BaseException:
         writer.discard()
         raise
-    transaction.keep(writer.path, header, views[0].entry.domain)
+    attributes = merge_attributes(transaction, views, header)
+    transaction.keep(writer.path, header, views[0].entry.domain, attributes)
 
 
 class MergedRows:
     """Some rows of several segments in the ascending order of their ids, ``ids``."""
 
     def __init__(self, sources: "list[tuple[SegmentView, NDArray[np.int64], Ids]]") -> None:
+        self._views = [view for view, _, _ in sources]
         self._sources = [(view.segment, rows) for view, rows, _ in sources]
         self._order: NDArray[np.int64] | None = None
         self.ids: Ids = sources[0][2]
@@ -109,6 +120,14 @@ class MergedRows:
         if self._order is not None:
             texts = [texts[row] for row in self._order.tolist()]
         return b"".join(texts)
+
+    def attribute(self, columns: "Mapping[SegmentView, Column]", kind: AttributeKind) -> Any:
+        """Return the data of one attribute, of which ``columns`` has those of some views."""
+        parts = [
+            columns[view].data[rows] if view in columns else Column.empty(kind, len(rows)).data
+            for view, (_, rows) in zip(self._views, self._sources, strict=True)
+        ]
+        return self._ordered(parts)
 
     def _ordered(self, arrays: list[NDArray[Any]]) -> NDArray[Any]:
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -189,6 +208,50 @@ def _write(writer: SegmentWriter, views: Sequence[SegmentView]) -> Header:
         ids=(rows.ids for rows in merged(views)),
         lengths=(rows.path_lengths() for rows in merged(views)) if have_paths else None,
         paths=(rows.paths() for rows in merged(views)),
+    )
+
+
+def merge_attributes(
+    transaction: Transaction, views: Sequence[SegmentView], segment: Header
+) -> FileEntry | None:
+    """Write the attributes of the rows of ``views``, column by column; None if there are none."""
+    every = {view: view.columns() for view in views}
+    names = list(dict.fromkeys(name for columns in every.values() for name in columns))
+    directory: Directory = {}
+    sources: dict[str, dict[SegmentView, Column]] = {}
+    for name in names:
+        have = {view: columns[name] for view, columns in every.items() if name in columns}
+        kind = common_kind(column.kind for column in have.values())
+        have = {view: column.cast(kind) for view, column in have.items()}
+        words = join_words(_used(view, column) for view, column in have.items())
+        directory[name], sources[name] = (kind, words), have
+    if not directory:
+        return None
+
+    def data(name: str) -> Iterator[NDArray[Any]]:
+        kind, words = directory[name]
+        numbers = {word: at for at, word in enumerate(words, 1)}
+        columns = sources[name]
+        if kind == "text":
+            columns = {
+                view: Column(kind, renumber(column, numbers)) for view, column in columns.items()
+            }
+        for rows in merged(views):
+            yield rows.attribute(columns, kind)
+
+    path, number = transaction.new_file("attributes")
+    return FileEntry.of(path.name, write_attributes(path, directory, data, segment, number))
+
+
+def _used(view: SegmentView, column: Column) -> Column:
+    """Return a text column with those words alone that rows which are not removed have."""
+    if column.kind != "text":
+        return column
+    used = np.zeros(len(column.words) + 1, np.bool_)
+    for rows in view.alive_rows():
+        used[column.data[rows]] = True
+    return Column(
+        "text", column.data, [w for w, u in zip(column.words, used[1:], strict=True) if u]
     )
 
 

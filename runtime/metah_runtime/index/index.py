@@ -6,10 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metah_runtime.codes import CodeFormat
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.domain import TARGET, Domain
-from metah_runtime.errors import ConfigError, DataError, IndexMismatch
+from metah_runtime.errors import ConfigError, DataError, IndexLocked, IndexMismatch
+from metah_runtime.index.attributes import columns_of
+from metah_runtime.index.base import base_text
 from metah_runtime.index.batch import CodeBatch, OnDuplicate, check_on_duplicate
 from metah_runtime.index.batch_writer import BatchWriter
 from metah_runtime.index.commit import Committer, same_index
@@ -18,7 +23,7 @@ from metah_runtime.index.ids import Ids, distinct, lookup_ids, refuse_unknown
 from metah_runtime.index.manifest import Manifest, check_metadata
 from metah_runtime.index.reader import IndexReader
 from metah_runtime.index.segment import PathName
-from metah_runtime.index.snapshot import Check, Snapshot, newest
+from metah_runtime.index.snapshot import Check, SegmentView, Snapshot, newest
 from metah_runtime.index.transaction import Transaction
 
 BUFFER = 256 << 20
@@ -50,12 +55,14 @@ class Index(IndexReader):
         fingerprint: str | None = None,
         model: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        base: str | os.PathLike[str] | None = None,
     ) -> "Index":
         """Create an empty index at ``path``, which must not exist or be an empty folder; open it.
 
         bits: length of the code, a multiple of 8 in 8..1024; or code_format, where rows also hold a
         detail code. fingerprint: of the model whose codes it will hold; model: its name, for
-        people. metadata: a small JSON object. Raises ConfigError, StorageError.
+        people. metadata: a small JSON object. base: a folder; paths below it are stored
+        relative to it, and ``set_base`` can move it. Raises ConfigError, StorageError.
         """
         folder = _folder(path)
         if code_format is None and bits is not None:
@@ -70,6 +77,7 @@ class Index(IndexReader):
             fingerprint=fingerprint,
             model=model,
             metadata=check_metadata(metadata),
+            base=None if base is None else base_text(folder, base),
         )
         manifest.create(folder)
         return cls(folder, Snapshot.open(folder, manifest, "first-use"), "first-use")
@@ -120,18 +128,20 @@ class Index(IndexReader):
         paths: Sequence[PathName | None] | None = None,
         *,
         domain: Domain = TARGET,
+        attributes: Mapping[str, Any] | None = None,
         on_duplicate: OnDuplicate = "error",
     ) -> Ids:
         """Add codes in one durable commit and return their ids, (n,) int64.
 
         codes: (n, width) uint8. ids: (n,) unique whole numbers >= 0, default the next ones
         that were never used. paths: one for each code, or None. domain: of the images, "target"
-        or "source". on_duplicate: what to do with an id that is in the index already: ``error``
-        (IndexMismatch, nothing is added) or ``upsert`` (the new code replaces the old). Raises
-        ConfigError, DataError, IndexMismatch, IndexLocked, StorageError.
+        or "source". attributes: values by name, one a code, text or numbers, None for no value.
+        on_duplicate: what to do with an id that is in the index already: ``error`` (IndexMismatch,
+        nothing is added) or ``upsert`` (the new code replaces the old; attributes that are not
+        given stay). Raises ConfigError, DataError, IndexMismatch, IndexLocked, StorageError.
         """
         check_on_duplicate(on_duplicate)
-        batch = CodeBatch(codes, ids, paths, domain, bits=self.code_format.total_bits)
+        batch = CodeBatch(codes, ids, paths, domain, attributes, bits=self.code_format.total_bits)
 
         def write(transaction: Transaction) -> tuple[Manifest | None, Ids]:
             added = transaction.add(batch, upsert=on_duplicate == "upsert")
@@ -147,12 +157,15 @@ class Index(IndexReader):
         *,
         on_duplicate: OnDuplicate = "error",
         buffer: int = BUFFER,
+        remove: Any = (),
+        generation: int | None = None,
     ) -> int:
         """Add a stream of batches in one durable commit and return the number of codes.
 
-        A batch is an array of codes or a tuple (codes, ids or None, paths or None, domain), of
-        which the end may be left out. At most about ``buffer`` bytes of it are held in memory. If
-        the stream raises, nothing is added.
+        A batch is an array of codes or a tuple (codes, ids or None, paths or None, domain,
+        attributes), of which the end may be left out. At most about ``buffer`` bytes of it are held
+        in memory. If the stream raises, nothing is added. remove: ids that go in the same commit,
+        if they are there. generation: what the state must be, else IndexLocked.
         """
         check_on_duplicate(on_duplicate)
         if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
@@ -160,8 +173,15 @@ class Index(IndexReader):
         if not isinstance(batches, Iterable) or isinstance(batches, memoryview):
             raise DataError(f"batches must be an iterable, got {type(batches).__name__}")
         stream = iter(batches)
+        gone = distinct(lookup_ids(remove))
 
         def write(transaction: Transaction) -> tuple[Manifest | None, int]:
+            if generation is not None and transaction.base.manifest.generation != generation:
+                raise IndexLocked(
+                    f"{self.path}: another writer changed it meanwhile, nothing was done; "
+                    "fix: try again"
+                )
+            unknown = transaction.remove_ids(gone)
             writer = BatchWriter(transaction, upsert=on_duplicate == "upsert", limit=buffer)
             try:
                 for batch in stream:
@@ -170,7 +190,8 @@ class Index(IndexReader):
             except BaseException:
                 writer.discard()
                 raise
-            return transaction.manifest() if writer.count else None, writer.count
+            some = writer.count or len(gone) > len(unknown)
+            return transaction.manifest() if some else None, writer.count
 
         return self._write(write)
 
@@ -184,9 +205,7 @@ class Index(IndexReader):
         wanted = distinct(lookup_ids(ids))
 
         def write(transaction: Transaction) -> tuple[Manifest | None, int]:
-            unknown = transaction.base.locate(
-                wanted, lambda view, _at, rows: transaction.remove(view, rows)
-            )
+            unknown = transaction.remove_ids(wanted)
             if missing == "error":
                 refuse_unknown(wanted, unknown)
             count = len(wanted) - len(unknown)
@@ -214,6 +233,29 @@ class Index(IndexReader):
         """Replace the small JSON object in one durable commit."""
         value = check_metadata(metadata)
         self._write(lambda transaction: (transaction.base.manifest.following(metadata=value), None))
+
+    def set_base(self, folder: str | os.PathLike[str]) -> None:
+        """Say where the folder is that paths are relative to, in one durable commit."""
+        text = base_text(self.path, folder)
+        self._write(lambda transaction: (transaction.base.manifest.following(base=text), None))
+
+    def set_attributes(self, ids: Any, attributes: Mapping[str, Any]) -> None:
+        """Give codes other values of some attributes in one durable commit; None takes one away.
+
+        attributes: values by name, one an id. Raises DataError, IndexMismatch for an unknown id.
+        """
+        wanted = lookup_ids(ids)
+        columns = columns_of(attributes, len(wanted))
+
+        def write(transaction: Transaction) -> tuple[Manifest | None, None]:
+            def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+                some = {name: column.take(at) for name, column in columns.items()}
+                transaction.set_attributes(view, rows, some)
+
+            refuse_unknown(wanted, transaction.base.locate(wanted, visit))
+            return transaction.manifest() if len(wanted) and columns else None, None
+
+        self._write(write)
 
     def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[str, str, Check, str]]:
         snapshot = self._snapshot

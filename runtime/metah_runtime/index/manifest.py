@@ -26,7 +26,7 @@ MAX_COUNTER: Final = 2**62
 
 _TAIL: Final = re.compile(rb"crc32c:([0-9a-f]{8})\n")
 _TAIL_LENGTH: Final = 16
-FILE_NAME: Final = re.compile(r"(?:segment|removed)-([0-9]{8,19})\.metah")
+FILE_NAME: Final = re.compile(r"(?:segment|removed|attributes)-([0-9]{8,19})\.metah")
 _UNRELATED: Final = re.compile(
     r"lost\+found|\.snapshot|\.zfs|\.DS_Store|\.MANIFEST\.[0-9a-f]{12}\.tmp"
 )
@@ -58,6 +58,7 @@ class SegmentEntry:
 
     codes: FileEntry
     removed: FileEntry | None = None
+    attributes: FileEntry | None = None
     domain: Domain = TARGET
 
     @property
@@ -67,7 +68,11 @@ class SegmentEntry:
 
     def names(self) -> list[str]:
         """File names of this segment."""
-        return [self.codes.file, *([self.removed.file] if self.removed else [])]
+        return [file.file for file in self.files()]
+
+    def files(self) -> list[FileEntry]:
+        """Return the files of this segment."""
+        return [file for file in (self.codes, self.removed, self.attributes) if file]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,7 @@ class Manifest:
     fingerprint: str | None = None
     model: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
     generation: int = 0
     next_id: int = 0
     next_file: int = 1
@@ -217,8 +223,10 @@ class Manifest:
         _require(re.fullmatch("[0-9a-f]{32}", self.index_id) is not None, "index_id")
         _require(len(self.model or "") <= TEXT_LIMIT, f"model of more than {TEXT_LIMIT} characters")
         _require_text(self.fingerprint)
+        _require(len(self.base or "") <= TEXT_LIMIT, f"base of more than {TEXT_LIMIT} characters")
+        _require("\0" not in (self.base or "") and self.base != "", "base")
         _require_metadata(self.metadata)
-        entries = [entry for s in self.segments for entry in (s.codes, s.removed) if entry]
+        entries = [entry for segment in self.segments for entry in segment.files()]
         for entry in entries:
             _require(
                 FILE_NAME.fullmatch(entry.file) is not None,

@@ -10,8 +10,8 @@ from metah_runtime.domain import TARGET
 
 VERSIONS: Final = (1, 2)
 
-_ADDED: Final[Mapping[str, Any]] = {"detail_bits": 0, "code_weight": 1}
-_ADDED_TO_SEGMENTS: Final[Mapping[str, Any]] = {"domain": TARGET}
+_ADDED: Final[Mapping[str, Any]] = {"detail_bits": 0, "code_weight": 1, "base": None}
+_ADDED_TO_SEGMENTS: Final[Mapping[str, Any]] = {"domain": TARGET, "attributes": None}
 
 
 def needed_version(value: Mapping[str, Any]) -> int:

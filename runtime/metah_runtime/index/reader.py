@@ -1,7 +1,7 @@
 """What can be asked of an index on disk: search, codes, paths, facts."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import CodeFormat, Codes, check_codes
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, MetahError
+from metah_runtime.index.attributes import OF_FILES, AttributeKind, Column, common_kind, replaced
+from metah_runtime.index.base import base_folder, joined
 from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
 from metah_runtime.index.snapshot import Check, SegmentView, Snapshot
 from metah_runtime.results import Matches, RangeMatches
@@ -111,15 +113,17 @@ class IndexReader:
     def paths(self, ids: Any) -> list[str | None]:
         """Return the path that was stored with each id, None where there is none.
 
-        Paths come back as given (bytes that are no text as surrogate escapes). Raises
+        Paths come back as given (bytes that are no text as surrogate escapes), those below the
+        base absolute. Raises
         IndexMismatch for an unknown id.
         """
         ids = lookup_ids(ids)
         out: list[str | None] = [None] * len(ids)
+        base = self.base
 
         def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
             for position, path in zip(at.tolist(), view.segment.path_bytes(rows), strict=True):
-                out[position] = None if path is None else os.fsdecode(path)
+                out[position] = None if path is None else os.fsdecode(joined(path, base))
 
         refuse_unknown(ids, self._snapshot.locate(ids, visit))
         return out
@@ -132,6 +136,44 @@ class IndexReader:
         def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
             for position in at.tolist():
                 out[position] = view.entry.domain
+
+        refuse_unknown(ids, self._snapshot.locate(ids, visit))
+        return out
+
+    @property
+    def base(self) -> str | None:
+        """Absolute path of the folder that stored paths are relative to, None if there is none."""
+        return base_folder(self.path, self._snapshot.manifest.base)
+
+    def attribute_kinds(self) -> dict[str, AttributeKind]:
+        """Return the name and the kind of each attribute, those of files too."""
+        kinds: dict[str, list[AttributeKind]] = {}
+        for view in self._snapshot.views:
+            for name, (kind, _) in view.directory().items():
+                kinds.setdefault(name, []).append(kind)
+        return {name: common_kind(found) for name, found in sorted(kinds.items())}
+
+    def attributes(self, ids: Any, names: Iterable[str] | None = None) -> dict[str, list[Any]]:
+        """Return the values of each attribute, None for no value, in the order of ids.
+
+        names: default all but those of files. Raises IndexMismatch for an unknown id.
+        """
+        ids = lookup_ids(ids)
+        columns = self.attribute_columns(ids, names)
+        return {name: column.values() for name, column in columns.items()}
+
+    def attribute_columns(self, ids: Ids, names: Iterable[str] | None = None) -> dict[str, Column]:
+        """Return attributes as ``attributes`` does, as columns of arrays."""
+        kinds = self.attribute_kinds()
+        wanted = (
+            [name for name in kinds if not name.startswith(OF_FILES)] if names is None else names
+        )
+        out = {name: Column.empty(kinds.get(name, "text"), len(ids)) for name in wanted}
+
+        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            columns = view.columns()
+            for name in out.keys() & columns.keys():
+                out[name] = replaced(out[name], at, columns[name].take(rows))
 
         refuse_unknown(ids, self._snapshot.locate(ids, visit))
         return out

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.domain import DOMAINS
 from metah_runtime.errors import IndexCorrupt
+from metah_runtime.index.attribute_file import AttributeFile, Directory
+from metah_runtime.index.attributes import Column
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, number_of
 from metah_runtime.index.mapped_file import MappedFile
@@ -49,6 +51,7 @@ class SegmentView:
         check: Check,
         code_format: CodeFormat,
         *,
+        attributes: AttributeFile | None = None,
         device: str = "cpu",
         before: "SegmentView | None" = None,
     ) -> None:
@@ -56,6 +59,7 @@ class SegmentView:
         self.segment = segment
         self.removed_file = removed
         self.removed = NONE_REMOVED if removed is None else removed.rows
+        self.attribute_file = attributes
         self._check = check
         self.code_format = code_format
         self._device = device
@@ -95,8 +99,9 @@ class SegmentView:
             yield
         finally:
             self.segment.ensure_unchanged()
-            if self.removed_file is not None:
-                self.removed_file.ensure_unchanged()
+            for file in (self.removed_file, self.attribute_file):
+                if file is not None:
+                    file.ensure_unchanged()
 
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the row of each id, -1 where it is not here or removed."""
@@ -121,6 +126,15 @@ class SegmentView:
         with self.reading():
             return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
 
+    def directory(self) -> Directory:
+        """Return name, kind and texts of each attribute."""
+        return {} if self.attribute_file is None else self.attribute_file.directory
+
+    def columns(self) -> dict[str, Column]:
+        """Return the attributes of all rows of the segment."""
+        file = self.attribute_file
+        return {} if file is None else {name: file.attribute(name) for name in file.directory}
+
     def describe(self) -> dict[str, Any]:
         """Return the facts of this segment as plain JSON."""
         return {
@@ -130,6 +144,7 @@ class SegmentView:
             "domain": self.entry.domain,
             "bytes": self.segment.length,
             "ids": [self.segment.first_id, self.segment.last_id],
+            "attributes": [*self.directory()],
             "stored_ids": self.segment.stored_ids is not None,
             "paths": self.segment.header.path_bytes is not None,
         }
@@ -182,8 +197,20 @@ class Snapshot:
             if entry.removed:
                 removed = _open(RemovedRows, folder, entry.removed, manifest)
                 _check_pair(segment, removed)
+            attributes = None if last is None else last.attribute_file
+            if last is None or entry.attributes != last.entry.attributes:
+                attributes = _open_attributes(folder, entry, segment, manifest)
             views.append(
-                SegmentView(entry, segment, removed, check, code_format, device=device, before=last)
+                SegmentView(
+                    entry,
+                    segment,
+                    removed,
+                    check,
+                    code_format,
+                    attributes=attributes,
+                    device=device,
+                    before=last,
+                )
             )
         return cls(manifest, tuple(views), device)
 
@@ -241,6 +268,7 @@ class Snapshot:
         for view in self.views:
             blocks += view.segment.verify()
             blocks += view.removed_file.verify() if view.removed_file else 0
+            blocks += view.attribute_file.verify() if view.attribute_file else 0
             if done is not None:
                 done(view.segment.length)
         views = sorted(self.views, key=lambda view: view.segment.first_id)
@@ -318,6 +346,17 @@ def _check_pair(segment: Segment, removed: RemovedRows) -> None:
     _same(removed, "segment number", removed.header.subject, segment.header.number)
     if removed.header.last_id >= len(segment):
         raise removed.corrupt("names rows that its segment does not have")
+
+
+def _open_attributes(
+    folder: Path, entry: SegmentEntry, segment: Segment, manifest: Manifest
+) -> AttributeFile | None:
+    if entry.attributes is None:
+        return None
+    file = _open(AttributeFile, folder, entry.attributes, manifest)
+    _same(file, "segment number", file.header.subject, segment.header.number)
+    _same(file, "rows", len(file), len(segment))
+    return file
 
 
 def _refuse_shared_ids(few: SegmentView, many: SegmentView) -> None:

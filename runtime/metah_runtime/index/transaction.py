@@ -1,18 +1,22 @@
 """The next state of an index while it is written: new segments, removed rows, a new manifest."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.codes import Codes
 from metah_runtime.domain import Domain
 from metah_runtime.errors import DataError, IndexMismatch
+from metah_runtime.index.attribute_file import write_attributes
+from metah_runtime.index.attributes import Column, replaced
+from metah_runtime.index.base import base_folder, below_base
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.format import MAX_ID, Header
-from metah_runtime.index.ids import Ids, distinct
+from metah_runtime.index.ids import Ids, ascending, distinct
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, new_name
 from metah_runtime.index.segment import Segment, SegmentWriter, fingerprint_digest, write_removed
 from metah_runtime.index.snapshot import SegmentView, Snapshot
@@ -34,6 +38,7 @@ class Transaction:
         self.new: list[SegmentEntry] = []
         self._fresh: list[Segment] = []
         self._removed: dict[SegmentView, list[NDArray[np.int64]]] = {}
+        self._attributes: dict[SegmentView, dict[str, Column]] = {}
         self.next_file = base.manifest.next_file
         self.written: list[Path] = []
         self.committed: Snapshot | None = None
@@ -41,7 +46,7 @@ class Transaction:
     def segment(self, done: Callable[[int], None] | None = None) -> SegmentWriter:
         """Begin a new segment; done: called with the number of codes of each write."""
         manifest = self.base.manifest
-        path, number = self._new_file("segment")
+        path, number = self.new_file("segment")
         return SegmentWriter(
             path,
             bits=manifest.code_format.total_bits,
@@ -51,9 +56,12 @@ class Transaction:
             done=done,
         )
 
-    def keep(self, path: Path, header: Header, domain: Domain) -> None:
+    def keep(
+        self, path: Path, header: Header, domain: Domain, attributes: FileEntry | None = None
+    ) -> None:
         """Take a finished segment into the next state; domain: that of all its images."""
-        self.new.append(SegmentEntry(codes=FileEntry.of(path.name, header), domain=domain))
+        codes = FileEntry.of(path.name, header)
+        self.new.append(SegmentEntry(codes=codes, attributes=attributes, domain=domain))
         self._fresh.append(Segment(path))
         self.next_id = max(self.next_id, header.last_id + 1)
 
@@ -61,23 +69,37 @@ class Transaction:
         """Write one batch as one segment; return its ids in the order given."""
         if not len(batch):
             return np.empty(0, np.int64)
+        attributes = batch.attributes
         if batch.ids is not None:
-            self._make_room(batch.ids, upsert)
+            attributes = self._make_room(batch.ids, attributes, upsert)
+        paths, order = self._stored_paths(batch), None
         writer = self.segment()
         try:
             if batch.ids is None:
                 first = self.reserve(len(batch))
                 writer.write(batch.codes)
-                header = writer.finish(first_id=first, paths=batch.paths)
+                header = writer.finish(first_id=first, paths=paths)
                 ids = np.arange(first, first + len(batch), dtype=np.int64)
             else:
                 ids = batch.ids
-                header = _write_sorted(writer, batch, ids)
+                order = None if ascending(ids) else np.argsort(ids)
+                header = _write_sorted(writer, batch.codes, ids, paths, order)
         except BaseException:
             writer.discard()
             raise
-        self.keep(writer.path, header, batch.domain)
+        if order is not None:
+            attributes = {name: column.take(order) for name, column in attributes.items()}
+        self.keep(writer.path, header, batch.domain, self._write_attributes(attributes, header))
         return ids
+
+    def set_attributes(
+        self, view: SegmentView, rows: NDArray[np.int64], attributes: Mapping[str, Column]
+    ) -> None:
+        """Give rows of a view other values in the next state."""
+        columns = self._attributes.setdefault(view, view.columns())
+        for name, column in attributes.items():
+            old = columns.get(name) or Column.empty(column.kind, len(view.segment))
+            columns[name] = replaced(old, rows, column)
 
     def reserve(self, count: int) -> int:
         """Return the first of ``count`` ids that were never used."""
@@ -93,6 +115,10 @@ class Transaction:
         """Remove rows of a view in the next state."""
         self._removed.setdefault(view, []).append(rows)
 
+    def remove_ids(self, ids: Ids) -> NDArray[np.int64]:
+        """Remove codes in the next state; return the positions of ids that are not there."""
+        return self.base.locate(ids, lambda view, _at, rows: self.remove(view, rows))
+
     def manifest(self) -> Manifest:
         """Write the lists of removed rows; return the next state."""
         kept = []
@@ -100,6 +126,9 @@ class Transaction:
             entry: SegmentEntry | None = view.entry
             if view in self._removed:
                 entry = self._without(view, np.concatenate(self._removed[view]))
+            if entry is not None and view in self._attributes:
+                file = self._write_attributes(self._attributes[view], view.segment.header)
+                entry = dataclasses.replace(entry, attributes=file)
             if entry is not None:
                 kept.append(entry)
         return self._following(kept)
@@ -114,17 +143,32 @@ class Transaction:
             if number is not None and number >= self.next_file:
                 self.next_file = number + 1
 
-    def _make_room(self, ids: Ids, upsert: bool) -> None:
-        """Remove what ids will replace; without ``upsert``, and within this transaction, refuse."""
+    def new_file(self, kind: str) -> tuple[Path, int]:
+        """Return the path and the number of a new file."""
+        number, self.next_file = self.next_file, self.next_file + 1
+        path = self.folder / new_name(kind, number)
+        self.written.append(path)
+        return path, number
+
+    def _make_room(self, ids: Ids, given: dict[str, Column], upsert: bool) -> dict[str, Column]:
+        """Remove what ids will replace; without ``upsert``, and within this transaction, refuse.
+
+        Returns the attributes given and, of those not given, what the replaced codes had.
+        """
         for segment in self._fresh:
             twice = np.flatnonzero(segment.rows_of(ids) >= 0)
             if len(twice):
                 raise IndexMismatch(f"id {ids[twice].min()} is given twice in this stream")
         found: list[int] = []
+        kept: dict[str, Column] = {}
 
         def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
             found.append(int(ids[at].min()))
             self.remove(view, rows)
+            for name, column in view.columns().items():
+                if name not in given:
+                    old = kept.get(name) or Column.empty(column.kind, len(ids))
+                    kept[name] = replaced(old, at, column.take(rows))
 
         self.base.locate(ids, visit)
         if found and not upsert:
@@ -132,6 +176,23 @@ class Transaction:
                 f"id {min(found)} is in the index already; "
                 "fix: on_duplicate='upsert' to replace it, or new ids"
             )
+        return kept | given
+
+    def _stored_paths(self, batch: CodeBatch) -> list[bytes | None] | None:
+        base = base_folder(self.folder, self.base.manifest.base)
+        if base is None or batch.paths is None:
+            return batch.paths
+        return [None if path is None else below_base(path, base) for path in batch.paths]
+
+    def _write_attributes(self, columns: Mapping[str, Column], segment: Header) -> FileEntry | None:
+        """Write the columns that have values, if any, as the attributes of a segment."""
+        some = {name: column for name, column in columns.items() if column.given().any()}
+        if not some:
+            return None
+        path, number = self.new_file("attributes")
+        directory = {name: (column.kind, column.words) for name, column in some.items()}
+        header = write_attributes(path, directory, lambda name: (some[name].data,), segment, number)
+        return FileEntry.of(path.name, header)
 
     def _following(self, kept: list[SegmentEntry]) -> Manifest:
         return self.base.manifest.following(segments=(*kept, *self.new), next_id=self.next_id)
@@ -141,27 +202,24 @@ class Transaction:
             removed = distinct(np.concatenate([view.removed, rows]))
         if len(removed) == len(view.segment):
             return None
-        path, number = self._new_file("removed")
+        path, number = self.new_file("removed")
         header = write_removed(path, removed, view.segment.header, number)
         return dataclasses.replace(view.entry, removed=FileEntry.of(path.name, header))
 
-    def _new_file(self, kind: str) -> tuple[Path, int]:
-        """Return the path and the number of a new file."""
-        number, self.next_file = self.next_file, self.next_file + 1
-        path = self.folder / new_name(kind, number)
-        self.written.append(path)
-        return path, number
 
-
-def _write_sorted(writer: SegmentWriter, batch: CodeBatch, ids: Ids) -> Header:
-    """Write a batch in the ascending order of its ids."""
-    if len(ids) < 2 or bool((ids[1:] > ids[:-1]).all()):
-        writer.write(batch.codes)
-        return writer.finish(ids=ids, paths=batch.paths)
-    order = np.argsort(ids)
+def _write_sorted(
+    writer: SegmentWriter,
+    codes: Codes,
+    ids: Ids,
+    paths: list[bytes | None] | None,
+    order: NDArray[np.int64] | None,
+) -> Header:
+    """Write codes in the ascending order of their ids."""
+    if order is None:
+        writer.write(codes)
+        return writer.finish(ids=ids, paths=paths)
     for start in range(0, len(order), GATHER):
-        writer.write(np.take(batch.codes, order[start : start + GATHER], axis=0))
-    paths = batch.paths
+        writer.write(np.take(codes, order[start : start + GATHER], axis=0))
     if paths is not None:
         paths = [paths[row] for row in order.tolist()]
     return writer.finish(ids=ids[order], paths=paths)
