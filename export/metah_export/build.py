@@ -208,5 +208,6 @@ def _training(
         "direction": run.direction,
         "evaluation": evaluation,
         "licence": config.licence,
+        "pretrained": run.model.backbone.pretrained or None,
         "run": run.digest,
     }

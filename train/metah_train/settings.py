@@ -50,6 +50,7 @@ class Settings:
     ``threads`` threads; they divide ``batch`` among them, and have the loss of one process.
     ``precision``: 32-true, or bf16-mixed: the backbone is trained in bfloat16 where torch's
     autocast says so, heads and losses in float32; weights are float32 always.
+    ``labels``: a CSV file of path,label that labels images of the target, to score it alone.
     ``skipped``: images that are left out, for they cannot be read: their names in their domain,
     after ``source/`` or ``target/``.
     """
@@ -87,6 +88,7 @@ class Settings:
     threads: int = 2
     devices: int = 1
     precision: str = "32-true"
+    labels: str | None = None
     skipped: tuple[str, ...] = ()
     options: Options = dataclasses.field(default_factory=Options)
 
@@ -128,6 +130,9 @@ class Settings:
         (a trial of a comparison, a cached backbone) keeps its name.
         """
         values = dataclasses.asdict(self)
+        for name in ADDED_TO_SPLIT:
+            if values["split"][name] == getattr(SplitSizes, name):
+                del values["split"][name]
         return {k: v for k, v in values.items() if k not in ADDED or v != getattr(Settings, k)}
 
     def stage(self, **changes: Any) -> Self:
@@ -138,7 +143,8 @@ class Settings:
 NESTED = ("split", "preprocess", "options")
 """Settings that are tables of their own."""
 
-ADDED = ("devices", "precision", "skipped")
+ADDED = ("devices", "precision", "labels", "skipped")
+ADDED_TO_SPLIT = ("query_fraction", "database")
 """Settings that a run of an earlier version does not have."""
 
 

@@ -31,10 +31,12 @@ _RUN = (
     ("seed", "seed"),
 )
 _SPLIT = (
-    ("queries_per_class", "queries of each class"),
-    ("valid_fraction", "part of each source class held out"),
-    ("target_train", "unlabelled target images"),
+    ("queries_per_class", "queries of each class", None),
+    ("query_fraction", "part of the labelled target images that queries", None),
+    ("valid_fraction", "part of each source class held out", UNSTATED),
+    ("target_train", "unlabelled target images", "all, or as published"),
 )
+"""Setting of the split, its name, and what is said where it is not set (None: nothing)."""
 
 
 def render(manifest: BundleManifest) -> str:
@@ -69,7 +71,10 @@ def render(manifest: BundleManifest) -> str:
 def _model(manifest: BundleManifest, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, label in _RUN:
         if key in config:
-            yield label, "none" if config[key] is None else _text(config[key])
+            value = config[key]
+            if key == "weights" and value is None:
+                value = manifest.training.get("pretrained")
+            yield label, "none" if value is None else _text(value)
     yield "code", f"{manifest.bits} bits; bit rule {_text(manifest.bit_rule)}"
     yield "bit order", _text(manifest.bit_order)
     yield "precision inside the model", _text(manifest.precision)
@@ -86,9 +91,9 @@ def _data(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
         ("direction (source to target)", _text(training.get("direction"))),
     ]
     rows += [
-        (label, "all, or as published" if split[key] is None else _text(split[key]))
-        for key, label in _SPLIT
-        if key in split
+        (label, (absent or "") if split[key] is None else _text(split[key]))
+        for key, label, absent in _SPLIT
+        if key in split and (absent is not None or split[key] is not None)
     ]
     skipped = config.get("skipped")
     if isinstance(skipped, Sequence) and not isinstance(skipped, str) and skipped:
@@ -117,27 +122,34 @@ def _scores(evaluation: Any) -> list[str]:
     """Render the scores that ``metah-train evaluate`` left in the run."""
     if evaluation is None:
         return ["Not evaluated: the run held no evaluation when it was exported."]
+    unscored = _mapping(evaluation).get("unscored")
+    if unscored is not None:
+        return [f"Not scored: {_text(unscored)}."]
     found, held = (
         _mapping(_mapping(evaluation).get(key)) for key in ("metrics", "source_validation")
     )
+    source = " of the source" if _mapping(evaluation).get("database") == "source" else ""
     target = (
         f"On the target domain of {_text(_mapping(evaluation).get('data'))}, "
         f"{_text(_mapping(evaluation).get('direction'))}: {_text(found.get('queries'))} queries "
-        f"against a database of {_text(found.get('database'))} images, Hamming radius "
+        f"against a database of {_text(found.get('database'))} images{source}, Hamming radius "
         f"{_text(found.get('radius'))}. Images with a common label are relevant to each other. "
-        "Every query counts, one with an empty ball as 0. The last column is the same on held-out "
-        "source images, of which every second one queries the others. The scores are those of the "
-        "trained network before export."
+        "Every query counts, one with an empty ball as 0. The column of the held-out source is the "
+        "same on source images that did not train, of which every second one queries the others. "
+        "The scores are those of the trained network before export."
     )
     names = {key: key.replace("_h2", f"_h{found.get('radius')}") for key in _SCORES}
     if names["map_h2"] not in found:  # an evaluation of an early version, of any radius
         names = {key: key for key in _SCORES}
+    columns = {"target": found, "held-out source": held}
+    if "cross" in _mapping(evaluation):
+        columns["target queries in the source"] = _mapping(_mapping(evaluation)["cross"])
     rows = [
-        (label, _number(found[name]), _number(held.get(name)))
+        (label, *(_number(part.get(name)) for part in columns.values()))
         for label, name in zip(_SCORES.values(), names.values(), strict=True)
         if name in found
     ]
-    return [target, _table(rows, ("score", "target", "held-out source"))]
+    return [target, _table(rows, ("score", *columns))]
 
 
 def _export(manifest: BundleManifest) -> str:

@@ -124,6 +124,31 @@ def test_scores_that_are_missing_are_not_made_up(make_bundle: Make) -> None:
     assert "not stated queries against a database of not stated images" in text
 
 
+def test_a_target_without_labels_is_not_scored(make_bundle: Make) -> None:
+    evaluation = {"unscored": "the target images have no labels", "source_validation": METRICS}
+    text = make_bundle(training={"evaluation": evaluation}).read(card.FILE).decode()
+    assert "Not scored: the target images have no labels." in text
+    assert "MAP" not in text
+
+
+def test_scores_in_the_source_say_so(make_bundle: Make) -> None:
+    more = {"database": "source", "cross": METRICS | {"map_h2": 0.5}}
+    evaluation = TRAINING["evaluation"] | more
+    text = make_bundle(training={"evaluation": evaluation}).read(card.FILE).decode()
+    assert "against a database of 1497 images of the source, Hamming" in text
+    assert "| MAP within the ball | 0.8312 | 0.99 | 0.5 |" in text
+
+
+def test_weights_and_queries_that_nobody_set(make_bundle: Make) -> None:
+    split = {"queries_per_class": None, "query_fraction": 0.1, "valid_fraction": 0.1}
+    config = TRAINING["config"] | {"split": split}
+    training = TRAINING | {"config": config, "pretrained": "ImageNet, of a package"}
+    text = make_bundle(training=training).read(card.FILE).decode()
+    assert "| weights that the backbone began with | ImageNet, of a package |" in text
+    assert "| part of the labelled target images that queries | 0.1 |" in text
+    assert "queries of each class" not in text
+
+
 def test_many_classes_are_cut(make_bundle: Make) -> None:
     names = [f"class{i}" for i in range(100)]
     text = make_bundle(training={"class_names": names}).read(card.FILE).decode()

@@ -156,6 +156,10 @@ def test_a_target_without_labels_trains_and_is_not_scored(data: str, tmp_path: P
     spec = f"folder:{tmp_path / 's'}:{tmp_path / 'flat'}"
     result = call("fit", "--data", spec, "--out", out, *SETTINGS, "--set", "steps=2", "--json")
     assert result.stderr.count("not scored: the target images have no labels") == 1
-    assert json.loads(result.stdout)["evaluation"] is None
-    with pytest.raises(MetahError, match="no labels, so retrieval among them cannot be scored"):
-        call("evaluate", out)
+    found = json.loads(result.stdout)["evaluation"]
+    assert "metrics" not in found
+    assert found["unscored"] == "the target images have no labels"
+    assert found["criteria"].keys() >= {"entropy", "diversity"}
+    result = call("evaluate", out)
+    assert result.stderr.count("not scored: the target images have no labels") == 1
+    assert "all classes are predicted" in result.stdout

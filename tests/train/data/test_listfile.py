@@ -177,8 +177,8 @@ class TestListfile:
             load_split(f"listfile:{folder}")
 
     def test_missing_parts(self, folder: Path) -> None:
-        (folder / "database.txt").unlink()
-        with pytest.raises(DataError, match=r"database\.txt: no such list file"):
+        (folder / "target_train.txt").unlink()
+        with pytest.raises(DataError, match=r"target_train\.txt: no such list file"):
             load_split(f"listfile:{folder}")
         with pytest.raises(DataError, match="no such folder"):
             load_split(f"listfile:{folder}/none")

@@ -45,9 +45,12 @@ def test_a_target_without_class_folders_trains_whole(
     assert split.target_train.labels is None
     assert not split.labelled
     top = place.partition("/")[0]
-    said = f"{target}: no folder has the name of a class ({top}, ...): all of it trains, "
-    assert split.notes == ((said + "without labels",) if place else ())
-    with pytest.raises(DataError, match="the target images have no labels"):
+    which = f" ({top}, ...)" if top else ""
+    said = f"{target}: no folder has the name of a class{which}: all of it trains, without labels"
+    assert split.notes == (said,)
+    with pytest.raises(
+        DataError, match=r"the target images have no labels, so .*; fix: --labels FILE"
+    ):
         split.check_labelled()
     again = load_split(f"folder:{source}:{target}")
     assert again.target_train.names == split.target_train.names
@@ -72,14 +75,21 @@ def test_what_is_not_used_is_said(source: Path, tmp_path: Path) -> None:
     for junk in ("__MACOSX", "lost+found", ".thumbnails"):
         draw(target / junk, 1)
     (target / ".DS_Store").write_text("x")
-    used, empty = load_split(f"folder:{source}:{target}", sizes=SMALL).notes
-    assert used.startswith(f"not used of {target}: 1 images outside of the class folders, ")
-    assert set(used.partition("folders, ")[2].split(", ")) == {
+    used, empty, how = load_split(f"folder:{source}:{target}", sizes=SMALL).notes
+    assert set(used.removeprefix(f"not used of {target}: ").split(", ")) == {
         "1 .psd",
         "1 links to folders",
         "1 dangling links",
     }
     assert empty == f"no class, for no image is in it: no class (of {target})"
+    assert how == (
+        f"{target}: labelled by sub-folders named as classes of the source, in 2 of the 2 classes "
+        "of the source; 1 images have no label: they train, and are not scored"
+    )
+    draw(source, 3)
+    assert load_split(f"folder:{source}:{target}", sizes=SMALL).notes[0] == (
+        f"not used of {source}: 3 images outside of the class folders"
+    )
 
 
 def test_classes_are_the_same_composed_and_decomposed(tmp_path: Path) -> None:

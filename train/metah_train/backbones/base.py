@@ -15,12 +15,14 @@ class Backbone(nn.Module):
 
     unused: beginnings of the names of a weights file's tensors that the backbone leaves out.
     added: layers that pre-trained weights lack; they train at the rate of the heads.
-    pools: whether ``drop_pooled`` is possible.
+    pools: whether ``drop_pooled`` is possible. pretrained: the weights that come with it, for the
+    model card.
     """
 
     unused: tuple[str, ...] = ()
     added: tuple[nn.Module, ...] = ()
     pools: ClassVar[bool] = False
+    pretrained: ClassVar[str] = ""
 
     def pretrained_part(self) -> nn.Module:
         """Return the module whose tensors a weights file names."""

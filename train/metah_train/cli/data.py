@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from metah_runtime.cli import console
+from metah_runtime.errors import DataError
+from metah_train.cli.fit import LABELS
 
 
 @click.group(cls=console.Group)
@@ -76,16 +78,26 @@ def emoji(out: Path, packages: Path | None, seed: int, as_json: bool) -> None:
 @click.argument("spec", metavar="DATA")
 @click.option("--direction", help="Default: the data set's first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Data seed.")
+@LABELS
+@click.option("--skip-bad", is_flag=True, help="Leave out the images that cannot be read.")
 @console.json_option
-def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
+def info(
+    spec: str,
+    direction: str | None,
+    seed: int,
+    labels: str | None,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
     """Show the sizes, class counts and pixel statistics of a split of DATA.
 
-    DATA is digits or visda2017:ROOT (directions syn2real and real2syn), folder:SRC_DIR:TGT_DIR
-    (src2tgt and tgt2src; the target may be without class folders), listfile:FOLDER (src2tgt; the
-    lists query.txt and database.txt may be missing) or nuswide:ROOT (nus). visda2017:ROOT:LISTS
-    takes the sets from list files, visda2017-objects:ROOT keeps objects of queries out of the
-    database. emoji:ROOT (google2twitter and twitter2google) takes options: emoji:ROOT:OPTIONS with
-    subcategories, cross, unseen, separated by commas.
+    All images are read: those that cannot be are named. DATA is digits or visda2017:ROOT
+    (directions syn2real and real2syn), folder:SRC_DIR:TGT_DIR (src2tgt and tgt2src; the target may
+    be without class folders), listfile:FOLDER (src2tgt; the lists query.txt and database.txt may
+    be missing) or nuswide:ROOT (nus). visda2017:ROOT:LISTS takes the sets from list files,
+    visda2017-objects:ROOT keeps objects of queries out of the database. emoji:ROOT (google2twitter
+    and twitter2google) takes options: emoji:ROOT:OPTIONS with subcategories, cross, unseen,
+    separated by commas.
 
     \b
     Examples:
@@ -93,9 +105,20 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
       metah-train data info folder:renders/:photos/ --json
     """
     from metah_train.data import load_split
+    from metah_train.data.readable import find_unreadable, without
     from metah_train.data.splits import statistics
 
-    split = load_split(spec, direction, seed=seed)
+    skipped = () if skip_bad else None
+    split = load_split(spec, direction, seed=seed, labels=labels, skipped=skipped)
+    bad = find_unreadable(split, console.progress_bar)
+    for reason in bad.values():
+        console.warn(reason)
+    if bad and not skip_bad:
+        raise DataError(
+            f"{len(bad)} images cannot be read; fix: repair or remove them, or --skip-bad here and "
+            "in fit to leave them out"
+        )
+    split = without(split, bad)
     rows = statistics(split)
     if as_json:
         console.print_json(
@@ -105,6 +128,7 @@ def info(spec: str, direction: str | None, seed: int, as_json: bool) -> None:
                 "seed": seed,
                 "sets": rows,
                 **({"notes": split.notes} if split.notes else {}),
+                **({"skipped": sorted(bad)} if bad else {}),
             }
         )
         return

@@ -19,6 +19,17 @@ ROWS = {
 }
 """Key of a score -> its name in the table."""
 
+SOURCE_MEANS = "held-out source images find their class among one another"
+CRITERIA = {
+    "entropy": ("low", "doubt about the class of a target image, nats"),
+    "diversity": ("high", "all classes are predicted, nats; low: classes are lost"),
+    "rank": ("high", "target images differ in their predictions, 0 to 1"),
+    "snd": ("high", "target images have close neighbours, nats (soft neighbourhood density)"),
+    "density": ("high", "part of a predicted class within radius {radius}"),
+    "purity": ("high", "part of a ball of radius {radius} with the predicted class"),
+}
+"""Criterion -> its better end, and what it tells; see ``metah_train.evaluation.criteria``."""
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -35,7 +46,8 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> 
     """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json.
 
     Its parts: metrics on the target, source_validation and criteria (which read no target label),
-    groups of the queries where the data set has such (seen and unseen classes), and shifts.
+    groups of the queries where the data set has such (seen and unseen classes), cross (queries
+    searched in the source, see split.database) and shifts.
 
     \b
     Examples:
@@ -54,19 +66,25 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> 
         result = score(opened, split, radius=radius, shifts=shifts)
     if as_json:
         console.print_json(result)
-    else:
-        print_evaluation(result)
+        return
+    if "unscored" in result:
+        console.note(f"not scored: {result['unscored']}")
+    print_evaluation(result)
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
-    """Print the result of ``metah_train.evaluation.evaluate.evaluate`` as a table."""
+    """Print the result of ``metah_train.evaluation.evaluate.evaluate`` as tables."""
+    if "metrics" not in result:
+        _print_unlabelled(result)
+        return
     metrics = result["metrics"]
     radius = metrics["radius"]
     title = (
-        f"{result['method']}, {result['bits']} bits, {result['data']} {result['direction']}, "
-        f"seed {result['seed']}: {metrics['queries']} queries, {metrics['database']} images"
+        f"{_title(result)}: {metrics['queries']} queries, {metrics['database']} images"
+        f"{' of the source' if result.get('database') == 'source' else ''}"
     )
-    parts = {**result.get("groups", {}), **result.get("shifts", {})}
+    cross = {"in the source": result["cross"]} if "cross" in result else {}
+    parts = {**cross, **result.get("groups", {}), **result.get("shifts", {})}
     rows = [
         (
             label.format(radius=radius),
@@ -74,7 +92,29 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         )
         for name, label in ROWS.items()
     ]
-    console.print_table(("metric", "value" if not parts else "all", *parts), rows, title)
-    found = ", ".join(f"{name} {value:.3f}" for name, value in result["criteria"].items())
+    first = "value" if not parts else "in the target" if cross else "all"
+    console.print_table(("metric", first, *parts), rows, title)
     valid = result["source_validation"][f"map_h{radius}"]
-    click.echo(f"without target labels: source validation MAP {valid:.3f}, {found}")
+    click.echo(f"without target labels: source validation MAP@H{radius} {valid:.3f}")
+
+
+def _print_unlabelled(result: Mapping[str, Any]) -> None:
+    """Print what reads no label of the target, each number with its meaning."""
+    valid = result["source_validation"]
+    radius = valid["radius"]
+    rows = [
+        (f"source MAP@H{radius}", f"{valid[f'map_h{radius}']:.3f}", "high", SOURCE_MEANS),
+        *(
+            (name, f"{result['criteria'][name]:.3f}", better, text.format(radius=radius))
+            for name, (better, text) in CRITERIA.items()
+        ),
+    ]
+    columns = ("without target labels", "value", "better", "what it tells")
+    console.print_table(columns, rows, _title(result))
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return (
+        f"{result['method']}, {result['bits']} bits, {result['data']} {result['direction']}, "
+        f"seed {result['seed']}"
+    )

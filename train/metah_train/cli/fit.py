@@ -16,6 +16,11 @@ from metah_train.methods import METHODS
 if TYPE_CHECKING:
     from metah_train.config import Config
 
+LABELS = click.option(
+    "--labels",
+    metavar="FILE",
+    help="CSV of path,label for some target images: they are scored, the rest only trains.",
+)
 RECIPE = click.option(
     "--recipe",
     default="digits",
@@ -27,6 +32,7 @@ RECIPE = click.option(
 @click.command()
 @click.option("--data", help="Data set; see metah-train data info --help.  [default: digits]")
 @click.option("--direction", help="Which domain is the source; see metah-train data info.")
+@LABELS
 @click.option("--method", help=f"{', '.join(METHODS)}.  [default: metah]")
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
@@ -60,7 +66,8 @@ def fit(
     """Train a method on labelled source and unlabelled target images, and score it.
 
     All images are read once before the first step: those that cannot be are named, and stop it
-    unless --skip-bad is given. A target without labels trains as any other, but is not scored.
+    unless --skip-bad is given. A target without labels trains as any other, and is judged by
+    criteria that need none; --labels measures on a few images that have one.
 
     \b
     Examples:
@@ -120,9 +127,9 @@ def fit(
     seconds = time.monotonic() - start
     console.note(f"{run.path}: trained in {seconds:.0f} s")
     result = None
-    if evaluate and not split.labelled:
-        console.note("not scored: the target images have no labels")
-    elif evaluate:
+    if evaluate:
+        if not split.labelled:
+            console.note(f"not scored: {split.unscored}")
         with console.step("scoring"):
             result = score(run, split)
     if as_json:

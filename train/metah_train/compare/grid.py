@@ -63,6 +63,7 @@ def plan(
     seeds: Mapping[str, Sequence[int]],
     assignments: Iterable[str] = (),
     variants: Iterable[str] = (),
+    labels: str | None = None,
     skipped: tuple[str, ...] = (),
 ) -> list[Trial]:
     """Return the trials, seed by seed, so that an early table already has every method.
@@ -70,7 +71,7 @@ def plan(
     seeds: of each method in ``methods``. assignments: ``KEY=VALUE`` for all methods (an option of
     a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. variants: further rows,
     ``NAME=METHOD[,KEY=VALUE]...``, of one of ``methods`` and with its seeds and settings, changed.
-    skipped: images that all trials leave out.
+    labels: a file that labels images of the target. skipped: images that all trials leave out.
     Raises ConfigError.
     """
     known = ", ".join(METHODS)
@@ -79,7 +80,7 @@ def plan(
             raise ConfigError(f"methods must be of {known}; got {name!r}")
     _check_once("methods", methods)
     _check_once("bits", bits)
-    common: dict[str, Any] = {"threads": 1, "skipped": skipped}
+    common: dict[str, Any] = {"threads": 1, "labels": labels, "skipped": skipped}
     if data is not None:
         common["data"] = data
     if direction is not None:

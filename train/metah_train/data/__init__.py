@@ -1,6 +1,7 @@
 """Data sets and their splits: ``load_split("digits", "syn2real", seed=0)``."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -53,6 +54,7 @@ def load_split(
     seed: int = 0,
     sizes: SplitSizes | None = None,
     preprocess: Preprocess | None = None,
+    labels: str | None = None,
     skipped: Collection[str] | None = None,
 ) -> Split:
     """Return the split of a data set; it depends on ``seed``, the data seed, alone.
@@ -60,21 +62,29 @@ def load_split(
     spec: one of FORMS; direction None is the first of the data set's. preprocess: default 32x32,
     grey for digits, RGB for folders and lists, 224x224 RGB for visda2017 and nuswide. Raises
     ConfigError for an unknown data set or direction, DataError and ImageError for data that cannot
-    be used. skipped: names of images to leave out; where it is given, be it empty, files that a
-    list names and that are missing are no error here, for ``find_unreadable`` finds them.
+    be used. labels: a CSV file that labels images of the target of ``folder`` and ``listfile``, in
+    the place of sub-folders; see ``labels.read_labels``. skipped: names of images to leave out;
+    where it is given, be it empty, files that a list names and that are missing are no error here,
+    for ``find_unreadable`` finds them.
     """
     sizes = SplitSizes() if sizes is None else sizes
     kind = spec.partition(":")[0]
     if kind not in MODULES or (":" in spec) != (kind != "digits"):
         raise ConfigError(f"data must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}")
     module = import_module(f"metah_train.data.{MODULES[kind]}")
-    missing_ok = {} if skipped is None else {"missing_ok": True}
-    if kind not in ("listfile", "visda2017", "visda2017-objects", "nuswide"):
-        missing_ok = {}
-    split = module.load(
-        spec, direction, seed=seed, sizes=sizes, preprocess=preprocess, **missing_ok
-    )
+    more: dict[str, Any] = {}
+    if skipped is not None and kind in ("listfile", "visda2017", "visda2017-objects", "nuswide"):
+        more["missing_ok"] = True
+    if kind in ("folder", "listfile"):
+        more["labels"] = labels
+    elif labels is not None:
+        raise ConfigError(f"labels are for data folder: and listfile:, got data {spec!r}")
+    elif kind != "digits":
+        sizes.refuse_fraction(kind)
+    split = module.load(spec, direction, seed=seed, sizes=sizes, preprocess=preprocess, **more)
     assert isinstance(split, Split)
+    both = sizes.database == "both"
+    split = replace(split, score_in=("target", "source") if both else (sizes.database,))
     return without(split, skipped) if skipped else split
 
 
@@ -92,10 +102,12 @@ class SplitSettings(Protocol):
     @property
     def preprocess(self) -> Preprocess | None: ...
     @property
+    def labels(self) -> str | None: ...
+    @property
     def skipped(self) -> tuple[str, ...]: ...
 
 
-SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess", "skipped")
+SPLIT_FIELDS = ("data", "direction", "data_seed", "split", "preprocess", "labels", "skipped")
 """The fields of a Config that decide its split: what agrees in them shares one."""
 
 
@@ -115,5 +127,6 @@ def split_of(config: SplitSettings, *, missing_ok: bool = False) -> Split:
         seed=config.data_seed,
         sizes=config.split,
         preprocess=config.preprocess,
+        labels=config.labels,
         skipped=config.skipped if config.skipped or missing_ok else None,
     )

@@ -56,10 +56,12 @@ class Split:
     source_train, source_valid: labelled, disjoint, of the source domain. target_train: of the
     target domain, ``labels`` None. query, database: of the target domain, labelled (for the score
     alone), disjoint; target_train is all or a part of the database. The database is shuffled.
-    Where the target has no labels at all, ``query`` is empty and ``database`` is all of the target.
-    class_names[c] is the name of label c. groups: rows of ``query`` by name (such as seen and
-    unseen classes) that are also scored apart. notes: what was left out of the data. ``emoji``
-    differs, and says how.
+    Where some of the target has no label, that trains beside the database; where all of it has
+    none, ``query`` is empty and ``database`` is all of the target.
+    class_names[c] is the name of label c, the last ``target_only`` of classes that the source does
+    not have. groups: rows of ``query`` by name (such as seen and unseen classes) that are also
+    scored apart. score_in: what queries are searched in, see ``scored``. notes: how the data was
+    read, and what was left out of it. ``emoji`` differs, and says how.
     """
 
     name: str
@@ -72,19 +74,44 @@ class Split:
     query: ImageSet
     database: ImageSet
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    target_only: int = 0
+    score_in: tuple[str, ...] = ("target",)
     notes: tuple[str, ...] = ()
 
     @property
+    def scored(self) -> dict[str, ImageSet]:
+        """The labelled databases that queries are searched in, ``target`` or ``source`` or both.
+
+        target: ``database``; source: all of the source. Empty where there is no labelled query.
+        """
+        found: dict[str, ImageSet] = {}
+        if self.query.labels is None or not len(self.query):
+            return found
+        if "target" in self.score_in and self.database.labels is not None and len(self.database):
+            found["target"] = self.database
+        if "source" in self.score_in:
+            found["source"] = JoinedImages(self.source_train, self.source_valid)
+        return found
+
+    @property
     def labelled(self) -> bool:
-        """Whether queries and database have labels, by which a run can be scored."""
-        return self.query.labels is not None and self.database.labels is not None
+        """Whether a run can be scored: there are labelled queries, and a database for them."""
+        return bool(self.scored)
+
+    @property
+    def unscored(self) -> str:
+        """Why a run cannot be scored."""
+        if self.query.labels is None or not len(self.query):
+            none = self.database.labels is None
+            return "the target images have no labels" if none else "there are no target queries"
+        return "the target's database has no labels"
 
     def check_labelled(self) -> None:
         """Raise DataError unless the split can be scored."""
         if not self.labelled:
             raise DataError(
-                f"{self.name}: the target images have no labels, so retrieval among them cannot "
-                "be scored; fix: sort some into class folders as the source's, and name these"
+                f"{self.name}: {self.unscored}, so retrieval among them cannot be scored; "
+                "fix: --labels FILE, a CSV of path,label, for some of them"
             )
 
 
@@ -229,6 +256,55 @@ class FileImages:
             image = load_image(path, self.preprocess)
             self._cache.put(path, image)
         return image
+
+
+class JoinedImages:
+    """Image sets of one shape and kind of labels, one after the other."""
+
+    def __init__(self, *parts: ImageSet) -> None:
+        self.parts = parts
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """The labels of all parts, None if a part has none."""
+        found = [part.labels for part in self.parts]
+        present = [labels for labels in found if labels is not None]
+        return np.concatenate(present) if len(present) == len(found) else None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all parts."""
+        return [name for part in self.parts for name in part.names]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def load(self, indices: Any) -> NDArray[np.uint8]:
+        """Return the images at ``indices``, (n, H, W, C) uint8."""
+        rows = _check_indices(indices, len(self))
+        out: NDArray[np.uint8] | None = None
+        start = 0
+        for part in self.parts:
+            here = (rows >= start) & (rows < start + len(part))
+            found = part.load(rows[here] - start)
+            if out is None:
+                out = np.empty((len(rows), *found.shape[1:]), np.uint8)
+            out[here] = found
+            start += len(part)
+        assert out is not None
+        return out
+
+    def subset(self, indices: Any) -> "ImageSet":
+        """Return the images at ``indices``, decoded, in that order, with their labels."""
+        rows = _check_indices(indices, len(self))
+        images, labels, names = self.load(rows), self.labels, self.names
+        return ArrayImages(
+            images, None if labels is None else labels[rows], [names[row] for row in rows]
+        )
+
+    def unlabelled(self) -> "ImageSet":
+        """Return the same images with ``labels`` None."""
+        return JoinedImages(*(part.unlabelled() for part in self.parts))
 
 
 class _Cache:

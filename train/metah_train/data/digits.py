@@ -9,6 +9,7 @@ black, 32x32, grey.
 import hashlib
 import math
 import os
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from metah_runtime import files
 from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.images.preprocess import Preprocess, load_image
 from metah_train.data.base import ArrayImages, Split
-from metah_train.data.splits import SplitSizes, choose_direction, make_split
+from metah_train.data.splits import QUERIES, SplitSizes, choose_direction, make_split
 from metah_train.plotting import font_folder
 
 DIRECTIONS = ("syn2real", "real2syn")
@@ -78,6 +79,8 @@ def load(
     preprocess = PREPROCESS if preprocess is None else preprocess
     syn, real = synthetic(sizes.synthetic, preprocess), handwritten(preprocess)
     source, target = (syn, real) if direction == "syn2real" else (real, syn)
+    if sizes.queries_per_class is None and sizes.query_fraction is None:
+        sizes = replace(sizes, queries_per_class=QUERIES)
     return make_split(
         source,
         target,

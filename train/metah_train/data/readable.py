@@ -64,7 +64,10 @@ def leave_out_unreadable(
         return split, ()
     text = describe_unreadable(bad, split)
     if not skip:
-        raise DataError(f"{text}; fix: repair or remove them, or --skip-bad to train without them")
+        more = f" (metah-train data info {split.name} lists all)" if len(bad) > SHOWN else ""
+        raise DataError(
+            f"{text}; fix: repair or remove them{more}, or --skip-bad to train without them"
+        )
     warn(f"{text}; they are left out")
     return without(split, bad), tuple(sorted(bad))
 

@@ -12,26 +12,35 @@ from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import SETS, FileImages, ImageSet, Split, spread
 
 QUERIES = 30
-"""Queries a class where neither the user nor a published split says how many."""
+"""Queries a class (a half of smaller classes) where neither the user nor a published split says."""
 
 THUMBNAIL, MUCH_LARGER = 100, 4
 """An input of fewer pixels a side is a thumbnail of files that are so many times as wide."""
 
-_SOURCE, _TARGET = 0, 1
+_SOURCE, _TARGET, _OTHERS = 0, 1, 2
+
+_LEAST = {"queries_per_class": 0, "target_train": 1, "synthetic": 1, "train_per_class": 1}
+
+
+DATABASES = ("target", "source", "both")
+"""What queries are searched in: images of the target, all of the source, or one and the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSizes:
     """How the two domains are divided.
 
-    queries_per_class: of the target; None: 30, or what a published split says. valid_fraction:
-    part of each source class that is held out. target_train: how many images of the database are
-    given to training without labels; None: all, or what a published split says. synthetic: how
-    many images the domain syn of ``digits`` has. train_per_class: of ``visda2017`` and
-    ``nuswide``; None: their published number.
+    queries_per_class: of the target, 0 for none; None: 30, of smaller classes a half, or what a
+    published split says. query_fraction: in the place of it, a part of all labelled target images,
+    drawn at random. database: one of DATABASES. valid_fraction: part of each source class that is
+    held out. target_train: how many target images are given to training without labels; None:
+    all, or what a published split says. synthetic: how many images the domain syn of ``digits``
+    has. train_per_class: of ``visda2017`` and ``nuswide``; None: their published number.
     """
 
     queries_per_class: int | None = None
+    query_fraction: float | None = None
+    database: str = "target"
     valid_fraction: float = 0.1
     target_train: int | None = None
     synthetic: int = 10_000
@@ -39,12 +48,31 @@ class SplitSizes:
 
     def __post_init__(self) -> None:
         schema.check_fields(self)
-        for name in ("queries_per_class", "target_train", "synthetic", "train_per_class"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
-        if not 0 < self.valid_fraction < 1:
-            raise ConfigError(f"valid_fraction must be in (0, 1), got {self.valid_fraction!r}")
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
+        for name in ("valid_fraction", "query_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name} must be in (0, 1), got {value!r}")
+        if self.database not in DATABASES:
+            raise ConfigError(
+                f"database must be one of {', '.join(DATABASES)}, got {self.database!r}"
+            )
+        if self.queries_per_class is not None and self.query_fraction is not None:
+            raise ConfigError(
+                f"queries_per_class={self.queries_per_class} and query_fraction="
+                f"{self.query_fraction} are two numbers of queries; fix: give one of them"
+            )
+
+    def refuse_fraction(self, what: str) -> None:
+        """Raise ConfigError if ``query_fraction`` is set: ``what`` has queries of its own."""
+        if self.query_fraction is not None:
+            raise ConfigError(
+                f"query_fraction is for folder: and listfile:, the queries of {what} are its own; "
+                "fix: --set split.queries_per_class=N"
+            )
 
     def first_of_target(self, rows: NDArray[np.int64], what: str) -> NDArray[np.int64]:
         """Return the first ``target_train`` rows (all, if None).
@@ -66,54 +94,73 @@ def make_split(
     preprocess: Preprocess,
     seed: int,
     sizes: SplitSizes,
+    target_only: int = 0,
+    notes: tuple[str, ...] = (),
 ) -> Split:
-    """Divide two labelled single-label domains by ``seed`` alone; see Split and SplitSizes.
+    """Divide two single-label domains by ``seed`` alone; see Split and SplitSizes.
 
-    Queries are balanced over the classes. Raises DataError where a class is too small.
+    Labels of the target may be None, or -1 for images without one. target_only: how many of the
+    class names, the last ones, are of classes that the source does not have.
+    Raises DataError where a class is too small.
     """
-    train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
-    per_class = QUERIES if sizes.queries_per_class is None else sizes.queries_per_class
-    query, database = _queries(target, class_names, per_class, seed)
-    unlabelled = sizes.first_of_target(database, f"the database's {len(database)} images")
+    known = class_names[: len(class_names) - target_only]
+    train, valid = hold_out(source, known, sizes.valid_fraction, seed)
     return Split(
         name=name,
         direction=direction,
         class_names=class_names,
+        target_only=target_only,
         preprocess=preprocess,
         source_train=source.subset(train),
         source_valid=source.subset(valid),
-        target_train=target.subset(unlabelled).unlabelled(),
-        query=target.subset(query),
-        database=target.subset(database),
+        notes=notes,
+        **divide_target(target, class_names, target_only=target_only, seed=seed, sizes=sizes),
     )
 
 
-def make_unlabelled_split(
-    source: ImageSet,
+def divide_target(
     target: ImageSet,
-    *,
-    name: str,
-    direction: str,
     class_names: tuple[str, ...],
-    preprocess: Preprocess,
+    *,
+    target_only: int = 0,
     seed: int,
     sizes: SplitSizes,
-) -> Split:
-    """Divide a labelled source; all of the target, which has no labels, trains. No query."""
-    train, valid = hold_out(source, class_names, sizes.valid_fraction, seed)
-    database = target.subset(np.random.default_rng([seed, _TARGET]).permutation(len(target)))
-    rows = sizes.first_of_target(np.arange(len(target)), f"the target's {len(target)} images")
-    return Split(
-        name=name,
-        direction=direction,
-        class_names=class_names,
-        preprocess=preprocess,
-        source_train=source.subset(train),
-        source_valid=source.subset(valid),
-        target_train=database.subset(rows),
-        query=database.subset([]),
-        database=database,
-    )
+) -> dict[str, Any]:
+    """Return the sets target_train, query and database of a target, and its groups of queries.
+
+    What has a label is divided into queries and database; the database and what has none train.
+    Arguments and errors as of ``make_split``.
+    """
+    labels = target.labels
+    labelled = np.arange(0) if labels is None else np.flatnonzero(labels >= 0)
+    if not len(labelled):
+        order = np.random.default_rng([seed, _TARGET]).permutation(len(target))
+        database = target.subset(order).unlabelled()
+        rows = sizes.first_of_target(np.arange(len(target)), f"the target's {len(target)} images")
+        return {
+            "target_train": database.subset(rows),
+            "query": database.subset([]),
+            "database": database,
+        }
+    known = target if len(labelled) == len(target) else target.subset(labelled)
+    query, rest = _queries(known, class_names, sizes, seed)
+    train = labelled[rest]
+    what = f"the database's {len(rest)} images"
+    if len(labelled) < len(target):
+        others = np.setdiff1d(np.arange(len(target)), labelled)
+        train = np.random.default_rng([seed, _OTHERS]).permutation(np.concatenate([train, others]))
+        what = f"the target's {len(train)} images that are no query"
+    queries = known.subset(query)
+    groups = {}
+    if target_only and queries.labels is not None:
+        seen = queries.labels < len(class_names) - target_only
+        groups = {"seen": np.flatnonzero(seen), "unseen": np.flatnonzero(~seen)}
+    return {
+        "target_train": target.subset(sizes.first_of_target(train, what)).unlabelled(),
+        "query": queries,
+        "database": known.subset(rest),
+        "groups": {name: rows for name, rows in groups.items() if len(rows)},
+    }
 
 
 def hold_out(
@@ -139,18 +186,28 @@ def hold_out(
 
 
 def _queries(
-    images: ImageSet, class_names: tuple[str, ...], per_class: int, seed: int
+    images: ImageSet, class_names: tuple[str, ...], sizes: SplitSizes, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (queries, database), both shuffled."""
+    """Return (queries, database) of labelled images, both shuffled."""
     rng = np.random.default_rng([seed, _TARGET])
+    if sizes.query_fraction is not None:
+        count = max(1, round(sizes.query_fraction * len(images)))
+        database, query = _divide(len(images), rng.permutation(len(images))[:count], rng)
+        return query, database
+    classes = _by_class(images, len(class_names))
+    wanted = sizes.queries_per_class
     chosen = []
-    for label, rows in enumerate(_by_class(images, len(class_names))):
-        if len(rows) <= per_class:
+    for label, rows in enumerate(classes):
+        own = QUERIES if len(rows) > QUERIES else len(rows) // 2
+        count = own if wanted is None else wanted
+        if 0 < len(rows) <= count:
+            fewest = min(len(rows) for rows in classes if len(rows))
             raise DataError(
                 f"class {class_names[label]!r} has {len(rows)} target images, too few for "
-                f"{per_class} queries and a database; fix: fewer queries_per_class"
+                f"{count} queries and a database; fix: --set split.queries_per_class={fewest - 1} "
+                "or --set split.query_fraction=0.1"
             )
-        chosen.append(rng.permutation(rows)[:per_class])
+        chosen.append(rng.permutation(rows)[:count])
     database, query = _divide(len(images), np.concatenate(chosen), rng)
     return query, database
 

@@ -80,36 +80,51 @@ def evaluate(
 
     Returns the metrics of ``metah_runtime.metrics`` and what they were measured on;
     ``source_validation`` holds those of ``validate``, ``criteria`` those of ``unsupervised``,
-    ``groups`` those of each of the split's groups of queries. shifts: also score queries and
-    database under each of ``metah_train.evaluation.shifts``, in ``shifts``: domains that
-    training never saw. Raises DataError if the target has no labels.
+    ``groups`` those of each of the split's groups of queries, ``cross`` those of a second database,
+    all of the source. ``database`` is there where the first is not the target's. shifts: also score
+    queries and database under each of ``metah_train.evaluation.shifts``, in ``shifts``: domains
+    that training never saw. Where nothing is labelled there are no metrics; ``unscored`` says why.
     """
-    split.check_labelled()
-    result = {
+    result: dict[str, Any] = {
         "method": run.config.method,
         "bits": run.config.bits,
         "seed": run.config.seed,
         "data": split.name,
         "direction": split.direction,
         "run_digest": run.digest,
-        "metrics": _score(run, split.query, split.database, radius).to_dict(),
         "source_validation": validate(run, split, radius=radius).to_dict(),
         "criteria": unsupervised(run, split, radius=radius),
+        **_target_scores(run, split, radius, shifts),
     }
+    files.write_json(run.path / EVALUATION, result)
+    return result
+
+
+def _target_scores(run: Run, split: Split, radius: int, shifts: Sequence[str]) -> dict[str, Any]:
+    """Return the parts of an evaluation that read labels of the target."""
+    databases = split.scored
+    if not databases:
+        return {"unscored": split.unscored}
+    first, *others = databases
+    query, database = split.query, databases[first]
+    found: dict[str, Any] = {"metrics": _score(run, query, database, radius).to_dict()}
+    if first != "target":
+        found["database"] = first
+    if others:
+        found["cross"] = _score(run, query, databases[others[0]], radius).to_dict()
     if split.groups:
-        result["groups"] = {
-            name: _score(run, split.query.subset(rows), split.database, radius).to_dict()
+        found["groups"] = {
+            name: _score(run, query.subset(rows), database, radius).to_dict()
             for name, rows in split.groups.items()
         }
     if shifts:
-        result["shifts"] = {
+        found["shifts"] = {
             kind: _score(
-                run, ShiftedImages(split.query, kind), ShiftedImages(split.database, kind), radius
+                run, ShiftedImages(query, kind), ShiftedImages(database, kind), radius
             ).to_dict()
             for kind in shifts
         }
-    files.write_json(run.path / EVALUATION, result)
-    return result
+    return found
 
 
 def stored_evaluation(run: Run) -> dict[str, Any] | None:

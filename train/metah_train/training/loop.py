@@ -105,7 +105,7 @@ def fit(
             config=config,
             task=task,
             model=method.model,
-            class_names=split.class_names,
+            class_names=split.class_names[: task.classes],
             preprocess=split.preprocess,
             data=split.name,
             direction=split.direction,
@@ -296,7 +296,7 @@ def task_of(split: Split) -> Task:
         raise DataError(f"{split.name}: the source training images have no labels")
     if split.target_train.labels is not None:
         raise DataError(f"{split.name}: the target training images must come without labels")
-    classes = len(split.class_names)
+    classes = len(split.class_names) - split.target_only
     if classes < 2:
         raise DataError(f"{split.name}: training needs at least 2 classes, got {classes}")
     height, width, channels = split.preprocess.shape
