@@ -12,9 +12,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from metah_runtime.catalogue.file_facts import Stamp, file_facts, stamps
+from metah_runtime.catalogue.known_files import KnownFiles
 from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.cli import console
-from metah_runtime.cli.changed_files import known_ids, maybe_changed
+from metah_runtime.cli.encode_options import PROCESSES_FROM, encode_options
 from metah_runtime.cli.model_options import model_options, open_encoder, remember
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, DataError
@@ -31,9 +33,6 @@ CHUNK = 65_536
 COMMIT_S = 60.0
 """Codes are committed after so many, or so long: what a run that is killed loses at most."""
 
-PROCESSES_FROM = 512
-"""Files from which ``--decode auto`` starts processes: below, their start takes longer."""
-
 SHOWN_ERRORS = 5
 
 
@@ -47,25 +46,13 @@ SHOWN_ERRORS = 5
     help="take paths from FILE, one a line, relative to its folder; - for stdin",
 )
 @model_options
-@click.option("--batch", type=int, default=64, show_default=True, help="images a model run")
-@click.option("--workers", type=int, help="how many decode at a time [default: all cores]")
+@encode_options
 @click.option(
-    "--decode",
-    type=click.Choice(["auto", "threads", "processes"]),
-    default="auto",
-    show_default=True,
-    help=f"where images are decoded; auto: in processes from {PROCESSES_FROM} files on",
-)
-@click.option(
-    "--decoder",
-    type=click.Choice(["pillow", "simplejpeg"]),
-    default="pillow",
-    show_default=True,
-    help="of plain JPEGs; the same pixels",
+    "--base",
+    type=click.Path(path_type=Path),
+    help="of a new INDEX: store paths relative to this folder, so that both can move",
 )
 @click.option("--recheck", is_flag=True, help="encode the files again that INDEX holds already")
-@click.option("--strict", is_flag=True, help="exit 1 if any file could not be used")
-@click.option("--errors", type=click.Path(path_type=Path), help="write bad files to a CSV")
 @console.json_option
 def add(
     index: Path,
@@ -78,6 +65,7 @@ def add(
     workers: int | None,
     decode: str,
     decoder: Decoder,
+    base: Path | None,
     recheck: bool,
     strict: bool,
     errors: Path | None,
@@ -85,13 +73,14 @@ def add(
 ) -> None:
     """Encode the images in PATHS (files and folders) and add their codes to INDEX.
 
-    INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute, with
-    links in folders resolved. A file that INDEX already holds by its path is passed over: give the
-    same command again to go on after an interruption, none is added twice and none is lost. A known
-    file that was written later than its code is encoded again, with --recheck every known file; if
-    its code is another one, it takes the place of the old one under the same id. A file that
-    cannot be used is reported and does not stop the run; the next run tries it again. Of folders,
-    what is left out (other endings, links to folders, hidden names) is counted.
+    INDEX is created if it does not exist; then --bundle is needed. Paths are stored absolute (below
+    --base relative to it), with links in folders resolved. A file that INDEX already holds by its
+    path is passed over: give the same command again to go on after an interruption, none is added
+    twice and none is lost. A known file whose size or time changed is encoded again if its content
+    did, with --recheck every known file; if its code is another one, it takes the place of the old
+    one under the same id. A file that cannot be used is reported and does not stop the run; the
+    next run tries it again. Of folders, what is left out (other endings, links to folders, hidden
+    names) is counted.
 
     \b
     Examples:
@@ -108,6 +97,11 @@ def add(
     if errors is not None and not errors.absolute().parent.is_dir():
         raise ConfigError(f"--errors {errors}: folder {errors.parent} does not exist")
     store = None if is_vacant(index) else Index.open(index)
+    if store is not None and base is not None and store.base != os.path.realpath(base):
+        raise ConfigError(
+            f"--base {base}: {index} exists, its base is {store.base or '(none)'}; "
+            f"fix: metah-search rebase {index} {base}"
+        )
     if store is None and bundle is None:
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
     encoder = open_encoder(index, store, bundle, device, threads, spin=False)
@@ -120,16 +114,17 @@ def add(
         places = " ".join(map(str, [*paths, *([] if listed is None else [listed])]))
         but = f" (left out: {left_out.text()})" if left_out.counts else ""
         raise DataError(f"no image in {places}{but}; fix: name files or a folder")
-    known = {} if store is None else known_ids(store)
-    files = [path for path in found if path not in known]
-    way = _way(decode, len(files))
+    known = None if store is None else KnownFiles(store)
+    files = [path for path in found if known is None or path not in known]
+    way = decode_way(decode, len(files))
     changed, unreadable = 0, list[BadImage]()
     if store is not None and known:
-        again = maybe_changed(store, known, found, recheck=recheck)
+        now = stamps(path for path in found if path in known)
+        again = list(now) if recheck else known.maybe_changed(now)
         changed, unreadable = _replace_changed(
-            store, encoder, again, batch, workers, _way(decode, len(again)), decoder
+            store, encoder, known, again, now, batch, workers, decode, decoder, recheck
         )
-    total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder)
+    total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder, base)
     added = len(files) - len(bad)
     bad = [*missing, *unreadable, *bad]
     unread = [BadImage(path, reason) for path, reason in left_out.images]
@@ -237,31 +232,51 @@ def stored_names(paths: Iterable[str]) -> list[str]:
 def _replace_changed(
     store: Index,
     encoder: Encoder,
-    known: Mapping[str, int],
+    known: KnownFiles,
+    files: list[str],
+    before: Mapping[str, Stamp],
     batch: int,
     workers: int | None,
-    way: DecodeBackend,
+    decode: str,
     decoder: Decoder,
+    recheck: bool,
 ) -> tuple[int, list[BadImage]]:
-    """Encode known files again and replace the codes that differ; return (changed, bad files)."""
+    """Encode known files again and replace the codes that differ; return (changed, bad files).
+
+    Files that have another time but the same content are not encoded, unless ``recheck``.
+    """
     changed, bad = 0, list[BadImage]()
-    if not known:
-        return 0, bad
-    for paths, codes in _chunks(encoder, list(known), batch, workers, way, decoder, bad):
-        ids = np.array([known[path] for path in paths], np.int64)
+    if not recheck:
+        files, touched = known.changed_content(files)
+        _note_facts(store, known, touched, before)
+    way = decode_way(decode, len(files))
+    for paths, codes in encoded_chunks(encoder, files, batch, workers, way, decoder, bad):
+        ids = known.ids_of(paths)
         other = np.flatnonzero((store.codes(ids) != codes).any(axis=1))
-        if len(other):
+        some = [paths[row] for row in other.tolist()]
+        if some:
             store.add(
                 np.ascontiguousarray(codes[other]),
                 ids=ids[other],
-                paths=[paths[row] for row in other.tolist()],
+                paths=some,
+                attributes=file_facts(some, before),
                 on_duplicate="upsert",
             )
+        _note_facts(store, known, sorted({*paths} - {*some}), before)
         changed += len(other)
     return changed, bad
 
 
-def _way(decode: str, count: int) -> DecodeBackend:
+def _note_facts(
+    store: Index, known: KnownFiles, paths: Sequence[str], before: Mapping[str, Stamp]
+) -> None:
+    """Note size, time and content of known files whose codes are as they were."""
+    if paths:
+        store.set_attributes(known.ids_of(paths), file_facts(paths, before))
+
+
+def decode_way(decode: str, count: int) -> DecodeBackend:
+    """Return where to decode so many files, by the option --decode."""
     if decode == "auto":
         return "processes" if count >= PROCESSES_FROM else "threads"
     return check_decode_backend(decode)
@@ -276,25 +291,28 @@ def _add_files(
     workers: int | None,
     way: DecodeBackend,
     decoder: Decoder,
+    base: Path | None,
 ) -> tuple[int, list[BadImage]]:
     """Encode files and commit them chunk by chunk; return (codes in the index, bad files)."""
     bad: list[BadImage] = []
-    for paths, codes in _chunks(encoder, files, batch, workers, way, decoder, bad):
+    before = stamps(files)
+    for paths, codes in encoded_chunks(encoder, files, batch, workers, way, decoder, bad):
         if store is None:
             store = Index.create(
                 index,
                 bits=encoder.bits,
                 fingerprint=encoder.fingerprint,
                 model=encoder.bundle.path.resolve().name,
+                base=base,
             )
             remember(store, encoder)
-        store.add(codes, paths=paths)
+        store.add(codes, paths=paths, attributes=file_facts(paths, before))
     if store is not None:
         remember(store, encoder)
     return 0 if store is None else len(store), bad
 
 
-def _chunks(
+def encoded_chunks(
     encoder: Encoder,
     files: Sequence[str],
     batch: int,

@@ -10,6 +10,7 @@ _HERE = "metah_runtime.cli"
 
 COMMANDS = {
     "add": (f"{_HERE}.add:add", "Encode images and add their codes to an index."),
+    "sync": (f"{_HERE}.sync:sync", "Make an index agree with a folder of images."),
     "query": (f"{_HERE}.query:query", "Find the images nearest to an image or a code."),
     "serve": (f"{_HERE}.serve:serve", "Answer searches over HTTP, with a page to search on."),
     "card": (f"{_HERE}.card:card", "Show the model card of a bundle."),

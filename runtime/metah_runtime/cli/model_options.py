@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from metah_runtime.cli import console
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BundleError, ConfigError, IndexMismatch
 from metah_runtime.results import IndexLike
 from metah_runtime.text import printable
@@ -69,6 +70,7 @@ def open_encoder(
     threads: int | None,
     *,
     spin: bool = True,
+    domain: Domain = TARGET,
 ) -> "Encoder":
     """Open the bundle given, or else the one that the index remembers; both must be one model.
 
@@ -89,7 +91,9 @@ def open_encoder(
             "fix: --bundle BUNDLE, with one that you trust"
         )
     try:
-        encoder = Encoder.open(where, device=device, threads=threads, spin=spin, warn=console.warn)
+        encoder = Encoder.open(
+            where, domain=domain, device=device, threads=threads, spin=spin, warn=console.warn
+        )
     except BundleError as error:
         if bundle is not None:
             raise

@@ -1,0 +1,1 @@
+"""Keeping a catalogue: which files an index knows, what changed, labels, duplicates, drift."""
