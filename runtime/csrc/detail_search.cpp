@@ -1,7 +1,6 @@
 #include "detail_search.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "nearest_hits.h"
@@ -17,19 +16,6 @@ constexpr int kDistanceShift = 48, kCodeShift = 32;
 Ranked ranked(size_t distance, size_t code_distance, size_t row) {
     return static_cast<Ranked>(distance) << kDistanceShift |
            static_cast<Ranked>(code_distance) << kCodeShift | row;
-}
-
-size_t bit_distance(const uint8_t* a, const uint8_t* b, size_t bytes) {
-    size_t sum = 0, i = 0;
-    for (; i + 8 <= bytes; i += 8) {
-        uint64_t x, y;
-        std::memcpy(&x, a + i, 8);
-        std::memcpy(&y, b + i, 8);
-        sum += static_cast<size_t>(std::popcount(x ^ y));
-    }
-    for (; i < bytes; ++i)
-        sum += static_cast<size_t>(std::popcount(static_cast<uint8_t>(a[i] ^ b[i])));
-    return sum;
 }
 
 // Keeps the k first of a stream of ranked rows.
@@ -80,7 +66,7 @@ class NearestRows : public FirstRanked {
             const Hit hit = hits[i];
             if (static_cast<int>(hit.distance) > bound() || db_->gone(hit.row)) continue;
             FirstRanked::add(ranked(
-                hit.distance, bit_distance(db_->code(hit.row), query_, db_->width), hit.row));
+                hit.distance, db_->kernels->distance(db_->code(hit.row), query_, db_->width), hit.row));
         }
     }
 
@@ -101,57 +87,65 @@ struct WholeRows {
 };
 
 // The k nearest of some queries where hash codes repeat: the distance of a group's hash code bounds
-// that of its rows from below.
+// that of its rows from below. A group's details are read once for all queries that it can serve.
 class GroupSearch {
   public:
-    // queries: (count, stride).
+    // queries: (count, stride), at most kMaxQueries.
     GroupSearch(const Database& db, const SearchedCodes& from, Queries queries, uint64_t k)
-        : db_(db), from_(from), groups_(*from.groups), queries_(queries), k_(k) {
-        const RowView view(db, Part::hash_code);
-        codes_ = view.packed(queries.codes, queries.count);
-        best_.assign(queries.count, FirstRanked(k, static_cast<int>(db.whole_width()) * 8));
-        rows_read_.resize(queries.count);
-    }
+        : db_(db),
+          from_(from),
+          groups_(*from.groups),
+          queries_(queries),
+          k_(k),
+          codes_(RowView(db, Part::hash_code).packed(queries.codes, queries.count)),
+          best_(queries.count, FirstRanked(k, farthest())),
+          rows_read_(queries.count),
+          details_(queries.count * db.detail) {}
 
     void run() {
         seed();
-        constexpr size_t kStep = 1 << 14;
+        // So that what is near some query stays in the second cache.
+        const size_t step = std::max<size_t>((1 << 15) / queries_.count, 1024);
         std::vector<int32_t> bounds(queries_.count);
-        for (size_t first = 0; first < groups_.size(); first += kStep) {
+        for (size_t first = 0; first < groups_.size(); first += step) {
             for (size_t q = 0; q < queries_.count; ++q)
                 bounds[q] = std::min(std::max(best_[q].bound(), 0) / weight(), from_.db.bits());
             near_.clear();
             Scan scan{};
             scan.first = first;
-            scan.last = std::min(first + kStep, groups_.size());
+            scan.last = std::min(first + step, groups_.size());
             scan.queries = codes_.data();
             scan.count = static_cast<uint32_t>(queries_.count);
             scan.bounds = bounds.data();
             scan.context = this;
             scan.consume = [](void* self, uint32_t q, const Hit* hits, uint32_t n) {
                 auto& near = static_cast<GroupSearch*>(self)->near_;
-                for (uint32_t i = 0; i < n; ++i) near.push_back({q, hits[i]});
+                for (uint32_t i = 0; i < n; ++i)
+                    near.push_back({q, hits[i].row, hits[i].distance});
             };
             RowView(from_.db, Part::hash_code).scan(scan);
-            for (const Near& group : near_)
-                if (!gave_up(group.query)) read(group.query, group.hit);
+            read_near(first, scan.last);
         }
     }
 
-    // Whether so many groups can win that a scan of all rows is faster.
+    // Whether so many rows can win that a scan of all is faster.
     bool gave_up(size_t query) const { return rows_read_[query] > db_.rows / 4; }
 
     std::vector<Ranked> sorted(size_t query) const { return best_[query].sorted(); }
 
   private:
+    // A query that some group can serve.
     struct Near {
-        uint32_t query;
-        Hit hit;  // a group
+        uint32_t query, group, distance;
     };
 
     int weight() const { return static_cast<int>(db_.weight); }
+    int farthest() const { return static_cast<int>(db_.whole_width()) * 8; }
+    const uint8_t* detail_of(size_t query) const {
+        return queries_.codes + query * db_.stride() + db_.width;
+    }
 
-    // First bounds: the k-th of the rows in the nearest groups that hold k.
+    // First bounds: the distance of the k-th among some rows of the nearest groups.
     void seed() {
         const HashCodes source{from_, HitKind::group};
         TopKBatch<HashCodes, NearestHits> batch(source, codes_.data(), queries_.count, k_);
@@ -160,73 +154,123 @@ class GroupSearch {
         for (uint32_t q = 0; q < queries_.count; ++q) {
             for (const Hit& hit : batch.best(q).sorted()) {
                 if (rows_read_[q] >= most) break;
-                read(q, hit);
+                const Near near{q, hit.row, hit.distance};
+                read(&near, &near + 1, most);
             }
             rows_read_[q] = 0;
-            best_[q] = FirstRanked(k_, bound_of(best_[q]));
+            const std::vector<Ranked> rows = best_[q].sorted();
+            best_[q] = FirstRanked(k_, rows.size() < k_
+                                           ? farthest()
+                                           : static_cast<int>(rows.back() >> kDistanceShift));
         }
     }
 
-    // The distance of the last of k rows; any distance if there are fewer.
-    int bound_of(const FirstRanked& best) const {
-        const std::vector<Ranked> rows = best.sorted();
-        return rows.size() < k_ ? static_cast<int>(db_.whole_width()) * 8
-                                : static_cast<int>(rows.back() >> kDistanceShift);
+    // Reads the groups first..last-1 for the queries in near_.
+    void read_near(size_t first, size_t last) {
+        if (queries_.count == 1) return read_in_order(near_);
+        starts_.assign(last - first + 1, 0);
+        for (const Near& near : near_) ++starts_[near.group - first + 1];
+        for (size_t i = 1; i < starts_.size(); ++i) starts_[i] += starts_[i - 1];
+        by_group_.resize(near_.size());
+        for (const Near& near : near_) by_group_[starts_[near.group - first]++] = near;
+        read_in_order(by_group_);
     }
 
-    void read(uint32_t query, Hit group) {
-        const int distance = weight() * static_cast<int>(group.distance);
-        FirstRanked& best = best_[query];
-        int32_t bound = best.bound() - distance;
-        if (bound < 0) return;
-        const size_t first = groups_.offsets[group.row], n = groups_.count(group.row);
-        rows_read_[query] += n;
-        const uint32_t* rows = &groups_.rows[first];
-        const auto consume = [&](const Hit* hits, uint32_t count) {
-            for (uint32_t i = 0; i < count; ++i) {
-                const uint32_t row = rows[hits[i].row];
-                if (!db_.gone(row))
-                    best.add(ranked(static_cast<size_t>(distance) + hits[i].distance,
-                                    group.distance, row));
-            }
-            bound = std::max(best.bound() - distance, 0);
-        };
+    // near: the queries of one group after those of another.
+    void read_in_order(const std::vector<Near>& near) {
+        constexpr size_t kAhead = 8;
+        const Near* end = near.data() + near.size();
+        for (const Near *at = near.data(), *next; at < end; at = next) {
+            if (at + kAhead < end)
+                __builtin_prefetch(&groups_.details[groups_.offsets[at[kAhead].group] *
+                                                    db_.detail]);
+            for (next = at; next < end && next->group == at->group;) ++next;
+            read(at, next, SIZE_MAX);
+        }
+    }
+
+    // Reads at most `most` rows of one group.
+    void read(const Near* near, const Near* end, size_t most) {
+        const size_t first = groups_.offsets[near->group];
+        const size_t n = std::min<size_t>(groups_.count(near->group), most);
         const uint8_t* details = &groups_.details[first * db_.detail];
-        const uint8_t* detail = queries_.codes + query * db_.stride() + db_.width;
-        if (n < kFew) {
-            for (uint32_t i = 0; i < n; ++i) {
-                const Hit hit{i, static_cast<uint32_t>(bit_distance(details + i * db_.detail,
-                                                                    detail, db_.detail))};
-                if (static_cast<int32_t>(hit.distance) <= bound) consume(&hit, 1);
+        rows_ = &groups_.rows[first];
+        if (n <= kFew) {
+            for (; near < end; ++near) {
+                const int bound =
+                    best_[near->query].bound() - weight() * static_cast<int>(near->distance);
+                if (bound < 0) continue;
+                rows_read_[near->query] += n;
+                const uint8_t* detail = detail_of(near->query);
+                for (uint32_t i = 0; i < n; ++i) {
+                    const Hit hit{
+                        i, db_.kernels->distance(details + i * db_.detail, detail, db_.detail)};
+                    if (static_cast<int>(hit.distance) <= bound) add(*near, hit);
+                }
             }
             return;
         }
+        readers_.clear();
+        bounds_.clear();
+        for (; near < end; ++near) {
+            const int bound =
+                best_[near->query].bound() - weight() * static_cast<int>(near->distance);
+            if (bound < 0 || gave_up(near->query)) continue;
+            rows_read_[near->query] += n;
+            std::memcpy(&details_[readers_.size() * db_.detail], detail_of(near->query),
+                        db_.detail);
+            readers_.push_back(*near);
+            bounds_.push_back(bound);
+        }
+        if (readers_.empty()) return;
         Scan scan{};
         scan.codes = details;
         scan.end = groups_.details.data() + groups_.details.size();
         scan.width = db_.detail;
         scan.last = n;
-        scan.queries = detail;
-        scan.count = 1;
-        scan.bounds = &bound;
-        scan.context = const_cast<void*>(static_cast<const void*>(&consume));
-        scan.consume = [](void* f, uint32_t, const Hit* hits, uint32_t count) {
-            (*static_cast<decltype(consume)*>(f))(hits, count);
+        scan.queries = details_.data();
+        scan.count = static_cast<uint32_t>(readers_.size());
+        scan.bounds = bounds_.data();
+        scan.context = this;
+        scan.consume = [](void* self, uint32_t reader, const Hit* hits, uint32_t count) {
+            static_cast<GroupSearch*>(self)->consume(reader, hits, count);
         };
-        db_.kernels->scan(scan);
+        (n < kShort ? db_.kernels->short_scan : db_.kernels->scan)(scan);
     }
 
-    static constexpr uint32_t kFew = 32;  // rows for which a kernel's start costs more
+    void consume(uint32_t reader, const Hit* hits, uint32_t n) {
+        const Near& near = readers_[reader];
+        for (uint32_t i = 0; i < n; ++i) add(near, hits[i]);
+        const int distance = weight() * static_cast<int>(near.distance);
+        bounds_[reader] = std::max(best_[near.query].bound() - distance, 0);
+    }
+
+    // hit: a row of the group that is being read, and the distance of its detail.
+    void add(const Near& near, Hit hit) {
+        const uint32_t row = rows_[hit.row];
+        if (!db_.gone(row))
+            best_[near.query].add(
+                ranked(db_.weight * near.distance + hit.distance, near.distance, row));
+    }
+
+    static constexpr size_t kFew = 4;      // rows that are not worth the start of a kernel
+    static constexpr size_t kShort = 256;  // rows that a kernel without tiles takes faster
 
     const Database& db_;
     const SearchedCodes& from_;
     const Groups& groups_;
     const Queries queries_;
     const uint64_t k_;
-    std::vector<uint8_t> codes_;  // (queries, width)
+    const std::vector<uint8_t> codes_;  // (queries, width)
     std::vector<FirstRanked> best_;
     std::vector<size_t> rows_read_;
-    std::vector<Near> near_;
+    std::vector<Near> near_, by_group_;
+    std::vector<uint32_t> starts_;
+    // Of the group that is being read: its rows, and the queries that read it.
+    const uint32_t* rows_ = nullptr;
+    std::vector<Near> readers_;
+    std::vector<int32_t> bounds_;
+    std::vector<uint8_t> details_;
 };
 
 // Writes ranked rows; throws CodesChanged if they are fewer than k.
@@ -303,7 +347,7 @@ void write_details(const Database& db, Queries queries, const RangeFound& found,
             const uint8_t* detail = queries.codes + q * db.stride() + db.width;
             const auto add = [&](size_t code_distance, const uint8_t* row_detail, size_t row) {
                 rows.push_back(ranked(
-                    db.weight * code_distance + bit_distance(row_detail, detail, db.detail),
+                    db.weight * code_distance + db.kernels->distance(row_detail, detail, db.detail),
                     code_distance, row));
             };
             rows.clear();

@@ -1,6 +1,7 @@
 #include "row_view.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace metah {
@@ -20,11 +21,13 @@ void renumber(void* context, uint32_t query, const Hit* hits, uint32_t n) {
     to.scan.consume(to.scan.context, query, to.hits.data(), n);
 }
 
-// The first kWidth bytes of each row.
-template <size_t kWidth>
-void copy_prefixes(const uint8_t* from, size_t stride, size_t rows, uint8_t* out) {
-    for (size_t i = 0; i < rows; ++i, from += stride, out += kWidth)
-        std::memcpy(out, from, kWidth);
+// Without a call for whole words.
+void copy(uint8_t* out, const uint8_t* from, size_t bytes) {
+    if (bytes % 8) {
+        std::memcpy(out, from, bytes);
+    } else {
+        for (size_t i = 0; i < bytes; i += 8) std::memcpy(out + i, from + i, 8);
+    }
 }
 
 }  // namespace
@@ -33,11 +36,18 @@ RowView::RowView(const Database& db, Part part)
     : db_(db),
       copies_(part == Part::whole ? db.weight : 1),
       width_(part == Part::whole ? db.whole_width() : db.width),
-      detail_(part == Part::whole && db.detail) {}
+      detail_(part == Part::whole && db.detail) {
+    if (width_ != db.stride() && width_ > 8) width_ = std::bit_ceil(width_);
+}
 
 void RowView::pack(const uint8_t* row, uint8_t* out) const {
-    for (size_t i = 0; i < copies_; ++i, out += db_.width) std::memcpy(out, row, db_.width);
-    if (detail_) std::memcpy(out, row + db_.width, db_.detail);
+    const uint8_t* end = out + width_;
+    for (size_t i = 0; i < copies_; ++i, out += db_.width) copy(out, row, db_.width);
+    if (detail_) {
+        copy(out, row + db_.width, db_.detail);
+        out += db_.detail;
+    }
+    std::fill(out, const_cast<uint8_t*>(end), uint8_t{0});
 }
 
 std::vector<uint8_t> RowView::packed(const uint8_t* rows, size_t count) const {
@@ -55,25 +65,24 @@ void RowView::scan(Scan scan) const {
         return;
     }
     // In the second cache beside the tables of a batch of queries.
-    const size_t block = std::max<size_t>((size_t{64} << 10) / width_ / 512 * 512, 512);
-    std::vector<uint8_t> copy(block * width_);
+    const size_t rows = std::max<size_t>((size_t{64} << 10) / width_ / 512 * 512, 512);
+    std::vector<uint8_t> block(rows * width_);
     Renumbered to{scan, 0, {}};
     Scan part = scan;
-    part.codes = copy.data();
+    part.codes = block.data();
     part.first = 0;
     part.context = &to;
     part.consume = renumber;
-    for (to.base = scan.first; to.base < scan.last; to.base += block) {
-        part.last = std::min(block, scan.last - to.base);
-        part.end = copy.data() + part.last * width_;
+    for (to.base = scan.first; to.base < scan.last; to.base += rows) {
+        part.last = std::min(rows, scan.last - to.base);
+        part.end = block.data() + part.last * width_;
         const uint8_t* row = db_.code(to.base);
-        if (!detail_ && width_ == 8) {
-            copy_prefixes<8>(row, db_.stride(), part.last, copy.data());
-        } else if (!detail_ && width_ == 6) {
-            copy_prefixes<6>(row, db_.stride(), part.last, copy.data());
+        if (width_ == 8) {
+            for (size_t i = 0; i < part.last; ++i, row += db_.stride())
+                std::memcpy(&block[i * 8], row, 8);
         } else {
             for (size_t i = 0; i < part.last; ++i, row += db_.stride())
-                pack(row, &copy[i * width_]);
+                pack(row, &block[i * width_]);
         }
         db_.kernels->scan(part);
     }

@@ -20,7 +20,8 @@ class RowView {
   public:
     RowView(const Database& db, Part part);
 
-    size_t width() const { return width_; }  // bytes that are compared
+    // Bytes that are compared; where rows are copied, zeros fill them up to a width that is fast.
+    size_t width() const { return width_; }
     int bits() const { return static_cast<int>(width_) * 8; }
 
     // Copies the compared bytes of one row (stride bytes) to out (width bytes).

@@ -36,7 +36,9 @@ struct Probe;  // mih.h
 struct Kernels {
     const char* name;
     void (*scan)(const Scan&);
+    void (*short_scan)(const Scan&);  // the same, faster for a few hundred rows
     void (*probe)(const Probe&);
+    uint32_t (*distance)(const uint8_t* a, const uint8_t* b, size_t width);
     // Adds the distances of rows first..last-1 to histograms: (count, bits + 1). No bounds, no
     // hits.
     void (*distance_histograms)(const Scan&, uint32_t* histograms);
