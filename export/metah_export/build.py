@@ -112,7 +112,7 @@ def build(
         opset=opset_of(load_model(model)),
         versions=versions(),
         training=_training(run, config, evaluation),
-        parity=schema.to_json(result),
+        parity=result.to_dict(),
         extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
     )

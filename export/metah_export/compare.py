@@ -23,10 +23,11 @@ from metah_export.verify import (
     stored_parity,
 )
 from metah_runtime.checks import usable_cores
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BackendUnavailable, ConfigError, EngineError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
-from metah_runtime.model.manifest import MODEL, Engine
+from metah_runtime.model.manifest import Engine
 from metah_runtime.model.runners.interface import Runner
 from metah_runtime.reporting import Progress, no_progress
 
@@ -49,7 +50,8 @@ class Timing:
 class Artefact:
     """One artefact of one bundle.
 
-    artefact: 'onnx' or the engine's kind and targets; runs_on: what ran it, None if nothing here
+    artefact: 'onnx' or the engine's kind and targets, with the domain where it is the source;
+    runs_on: what ran it, None if nothing here
     can; note: why not, or what is special; parity: with the reference set, on this machine;
     problem: the limit that is broken, None if none is; timings: by batch size.
     """
@@ -114,7 +116,8 @@ def compare(
             clock=clock,
             progress=progress,
         )
-        rows += [bench.artefact(engine) for engine in (None, *bundle.manifest.engines)]
+        for domain in bundle.domains:
+            rows += [bench.artefact(engine, domain) for engine in (None, *bundle.engines(domain))]
     runs = {str(bundle.manifest.training.get("run")) for bundle in bundles}
     return Comparison(
         rows=tuple(rows),
@@ -179,15 +182,15 @@ class _Bench:
     clock: Callable[[], float]
     progress: Progress
 
-    def artefact(self, engine: Engine | None) -> Artefact:
-        """Measure an engine, or the ONNX file for None.
+    def artefact(self, engine: Engine | None, domain: Domain) -> Artefact:
+        """Measure an engine, or for None the ONNX file, of a domain.
 
         Where the CPU has no kernels for the ONNX file its rounding is emulated, and not timed.
         """
         bundle, note = self.bundle, None
         runner: Any = None
         try:
-            runner = self._open(engine)
+            runner = self._open(engine, domain)
         except (BackendUnavailable, EngineError) as error:
             if engine is None and self.device != "cpu":
                 raise
@@ -196,19 +199,22 @@ class _Bench:
         report, problem = None, None
         if engine is None:
             cpu = self.device == "cpu"
-            found = onnx_runners(bundle, "cpu", self.threads) if cpu else [(self.device, runner)]
-            report, problem = self._compare_codes(found)
-            label, file = "onnx", MODEL
+            found = [(self.device, runner)]
+            if cpu:
+                found = onnx_runners(bundle, "cpu", self.threads, domain)
+            report, problem = self._compare_codes(found, domain)
+            label, file = "onnx", bundle.model_file(domain)
         else:
             label, file = f"{engine.kind} {', '.join(engine.targets)}", engine.file
             if runner is not None:
-                report, problem = self._compare_codes([(f"{engine.kind} {engine.builder}", runner)])
+                found = [(f"{engine.kind} {engine.builder}", runner)]
+                report, problem = self._compare_codes(found, domain)
                 runner.close()
             elif engine.parity is not None:
                 report = stored_parity(bundle, engine.parity)
         return Artefact(
             bundle=self.name,
-            artefact=label,
+            artefact=label if domain == TARGET else f"{label}, {domain}",
             precision=bundle.manifest.precision,
             megabytes=bundle.manifest.files[file].size / 1e6,
             runs_on=None if runner is None else str(runner.device),
@@ -218,9 +224,9 @@ class _Bench:
             timings=timings,
         )
 
-    def _open(self, engine: Engine | None) -> Any:
+    def _open(self, engine: Engine | None, domain: Domain) -> Any:
         if engine is None:
-            return runners.open(self.bundle, self.device, threads=self.threads)
+            return runners.open(self.bundle, self.device, domain=domain, threads=self.threads)
         from metah_runtime.model.runners.tensorrt_runner import open_trt
 
         return open_trt(self.bundle, only=engine)
@@ -238,7 +244,7 @@ class _Bench:
         return tuple(found)
 
     def _compare_codes(
-        self, found: Sequence[tuple[str, Runner]]
+        self, found: Sequence[tuple[str, Runner]], domain: Domain
     ) -> tuple[Parity | None, str | None]:
         """Return the report with the most flips, and the first broken rule in words."""
         if self.reference is None:
@@ -248,7 +254,7 @@ class _Bench:
             try:
                 report = parity.measure(
                     runner,
-                    self.reference,
+                    self.reference.of(domain),
                     precision=self.bundle.manifest.precision,
                     limits=limits_of(self.bundle),
                     label=label,
@@ -305,7 +311,10 @@ def _cells(row: Artefact) -> tuple[Any, ...]:
         score = "-" if report.map_h2 is None else f"{report.map_h2:.4f}"
         delta = "-" if report.map_delta is None else f"{report.map_delta:+.4f}"
         kept = "-" if report.top10_overlap is None else f"{report.top10_overlap:.2%}"
-        bits = (f"{report.flip_rate:.4%}", f"{report.worst_flip:.2g}", score, delta, kept)
+        flips = f"{report.flip_rate:.4%}"
+        if report.detail is not None:
+            flips += f" + {report.detail.flip_rate:.4%}"
+        bits = (flips, f"{report.worst_flip:.2g}", score, delta, kept)
     speed: tuple[str, ...] = ("-",) * 3
     if row.timings:
         first = min(row.timings, key=lambda timing: timing.batch)

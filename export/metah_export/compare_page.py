@@ -88,6 +88,7 @@ def _details(row: Artefact) -> str:
             "Flips of each bit",
             svg.columns(report.flips_per_bit, bits, x="bit of the code", y="flips"),
         )
+        + _detail_card(report)
         + svg.card(
             "How far from zero the logits are, and those that flipped (red)",
             svg.columns(
@@ -104,6 +105,15 @@ def _details(row: Artefact) -> str:
     return "".join(parts)
 
 
+def _detail_card(report: Parity) -> str:
+    part = report.detail
+    if part is None:
+        return ""
+    bits = [str(bit) for bit in range(part.bits)]
+    chart = svg.columns(part.flips_per_bit, bits, x="bit of the detail code", y="flips")
+    return svg.card("Flips of each bit of the detail code", chart)
+
+
 def _summary(report: Parity) -> str:
     limits = report.limits
     stated = [
@@ -113,12 +123,28 @@ def _summary(report: Parity) -> str:
         f"flip rate {limits.flip_rate:.3%}" if limits.flip_rate is not None else "",
         f"MAP loss {limits.map_delta:g}" if limits.map_delta is not None else "",
     ]
+    detail = report.detail
+    stated.append(
+        f"flip rate of the detail code {limits.detail_flip_rate:.3%}"
+        if detail is not None and limits.detail_flip_rate is not None
+        else ""
+    )
     return (
         f"On {report.runner}, {report.source_images} source and {report.target_images} target "
         f"images: {report.flips} of {report.images * report.bits} bits flipped "
         f"({report.flip_rate:.4%}), largest |logit| at a flip {report.worst_flip:.3g}, largest "
-        f"logit error {report.max_error:.3g}. Worst image {report.worst_image}: "
+        f"logit error {report.max_error:.3g}. {_detail(report)}Worst image {report.worst_image}: "
         f"{report.worst_image_flips} bits. Limits: {', '.join(filter(None, stated)) or 'none'}."
+    )
+
+
+def _detail(report: Parity) -> str:
+    if report.detail is None:
+        return ""
+    part = report.detail
+    return (
+        f"Of the detail code {part.flips} of {report.images * part.bits} bits flipped "
+        f"({part.flip_rate:.4%}), largest |logit| at a flip {part.worst_flip:.3g}. "
     )
 
 

@@ -8,8 +8,8 @@ from metah_export.parity import Limits, Parity
 from metah_export.reference_set import ReferenceSet
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.verify import check_rules, limits_of, load_reference_set
-from metah_runtime import schema
 from metah_runtime.cuda import driver
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BackendUnavailable
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.model.bundle import Bundle, add_engine
@@ -43,29 +43,31 @@ def make_engine(
         found = _run_here(entry, plan, preprocess, precision, reference, limits, progress)
     except BackendUnavailable as error:
         return entry, plan, str(error)
-    return dataclasses.replace(entry, parity=schema.to_json(found.check())), plan, None
+    return dataclasses.replace(entry, parity=found.check().to_dict()), plan, None
 
 
 def engine(
     path: str | Path,
     config: EngineConfig,
     *,
+    domain: Domain = TARGET,
     progress: Progress = no_progress,
     warn: Warn = python_warning,
 ) -> tuple[Bundle, Engine, str | None]:
-    """Add an engine to the bundle at ``path``; see ``make_engine``.
+    """Add an engine for images of a domain to the bundle at ``path``; see ``make_engine``.
 
     Raises BundleError for a damaged bundle, EngineError, ParityError or BackendUnavailable; the
     bundle is then unchanged.
     """
     bundle = Bundle.open(path)
     check_rules(bundle)
+    file, reference = bundle.model_file(domain), load_reference_set(bundle)
     entry, plan, reason = make_engine(
-        bundle.read(),
+        bundle.read(file),
         preprocess=bundle.preprocess,
         precision=bundle.manifest.precision,
         config=config,
-        reference=load_reference_set(bundle),
+        reference=None if reference is None else reference.of(domain),
         limits=limits_of(bundle),
         progress=progress,
         warn=warn,
@@ -92,7 +94,13 @@ def _run_here(
     from metah_runtime.model.runners.tensorrt_runner import TrtRunner
 
     runner = TrtRunner(
-        plan, entry, bits=reference.bits, image_shape=preprocess.shape, trt=trt, gpu=gpu
+        plan,
+        entry,
+        bits=reference.bits,
+        detail_bits=reference.code_format.detail_bits,
+        image_shape=preprocess.shape,
+        trt=trt,
+        gpu=gpu,
     )
     label = f"{entry.kind} {entry.builder}, {gpu.name}"
     return parity.measure(

@@ -1,7 +1,8 @@
 """Parity in bits: do an artefact's codes equal those of the trained model?
 
 Numbers of a network differ a little on every device; what matters to a search is which bits flip,
-how far from zero those logits were, and what the flips do to distances, rankings and MAP.
+how far from zero those logits were, and what the flips do to distances, rankings and MAP. Flips of
+the hash code and of the detail code are counted apart.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_export.detail_parity import DetailParity, check_counts, compare_details, ints
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
-from metah_runtime import codes, metrics
+from metah_runtime import codes, metrics, schema
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, ParityError
 from metah_runtime.model.runners.interface import Runner
@@ -28,17 +30,20 @@ MARGIN_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.logspace(-5, 2, 29
 class Limits:
     """What is allowed to differ; None: not limited.
 
-    margin: logits nearer to 0 than this may flip freely; far_flips: flips allowed beyond it;
-    flip_rate: flipped bits by all bits; map_delta: loss of MAP@H<=2.
+    margin: logits nearer to 0 than this may flip freely, those of the detail code nearer than this
+    times their root mean square; far_flips: flips allowed beyond it, in each part; flip_rate,
+    detail_flip_rate: flipped bits by all bits, of the hash code and of the detail code; map_delta:
+    loss of MAP@H<=2.
     """
 
     margin: float = 1e-3
     far_flips: int | None = None
     flip_rate: float | None = None
     map_delta: float | None = None
+    detail_flip_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("margin", "far_flips", "flip_rate", "map_delta"):
+        for name in ("margin", "far_flips", "flip_rate", "map_delta", "detail_flip_rate"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"limit {name} must be >= 0, got {value}")
@@ -46,10 +51,10 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(far_flips=0),
-    "fp16": Limits(flip_rate=0.0005, map_delta=0.005),
-    "bf16": Limits(flip_rate=0.01, map_delta=0.005),
-    "int8": Limits(flip_rate=0.01, map_delta=0.005),
-    "fp8": Limits(flip_rate=0.03, map_delta=0.02),
+    "fp16": Limits(flip_rate=0.0005, detail_flip_rate=0.0005, map_delta=0.005),
+    "bf16": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005),
+    "int8": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005),
+    "fp8": Limits(flip_rate=0.03, detail_flip_rate=0.03, map_delta=0.02),
 }
 """Default limits of each precision."""
 
@@ -60,8 +65,9 @@ class Parity:
 
     images, source_images, target_images: counts; runner: what produced the codes; flips: differing
     bits; worst_image, worst_image_flips: the image with most flips; flips_per_bit: (bits,);
-    hamming: images by flipped bits, 0, 1, ...; top10_overlap: mean part of the ten nearest that
-    stay, None without queries. |logit| is that of the trained model in far_flips (flips with
+    hamming: images by flipped bits, 0, 1, ...; all of the hash code, in detail those of the detail
+    code, None where there is none. top10_overlap: mean part of the ten nearest that stay, by whole
+    codes, None without queries. |logit| is that of the trained model in far_flips (flips with
     |logit| > limits.margin), worst_flip (the largest at a flip, 0 if none) and margin_edges,
     margin_counts, margin_flips (its histogram, and the flips in each bin); max_error: largest
     difference of a logit. map_h2_truth, map_h2: MAP@H<=2 of the trained model's codes and of these,
@@ -90,22 +96,12 @@ class Parity:
     map_h2: float | None
     top10_overlap: float | None
     limits: Limits
+    detail: DetailParity | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers of a damaged manifest, which no comparison gives."""
-        for name in (
-            "images",
-            "bits",
-            "flips",
-            "hamming",
-            "flips_per_bit",
-            "margin_counts",
-            "margin_flips",
-        ):
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(0 <= number < 2**53 for number in numbers):
-                raise ValueError(f"{name} must be in 0..2^53, got {value!r:.60}")
+        check_counts(self, ("images", "bits", "flips", "hamming", "flips_per_bit"))
+        check_counts(self, ("margin_counts", "margin_flips"))
         bins = {len(self.margin_edges), len(self.margin_counts), len(self.margin_flips)}
         if len(self.flips_per_bit) != self.bits or len(bins) != 1:
             raise ValueError("lengths of flips_per_bit or of the histogram do not fit")
@@ -128,6 +124,8 @@ class Parity:
             )
         if limits.flip_rate is not None and self.flip_rate > limits.flip_rate:
             broken.append(f"{self.flip_rate:.4%} of bits flip, limit {limits.flip_rate:.4%}")
+        if self.detail is not None:
+            broken += self.detail.violations(limits.far_flips, limits.detail_flip_rate)
         delta = self.map_delta
         if limits.map_delta is not None and delta is not None and -delta > limits.map_delta:
             broken.append(f"MAP@H2 falls by {-delta:.4f}, limit {limits.map_delta:.4f}")
@@ -143,12 +141,19 @@ class Parity:
             )
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values for a manifest; without a detail code they say nothing of one."""
+        value: dict[str, Any] = schema.to_json(self)
+        if self.detail is None:
+            del value["detail"], value["limits"]["detail_flip_rate"]
+        return value
+
 
 def run_all(
     runner: Runner, images: Any, *, batch: int = 256, progress: Progress = no_progress
 ) -> tuple[Codes, NDArray[np.float32]]:
-    """Run many images through a runner in batches: codes (n, bits/8), logits (n, bits)."""
-    packed = np.empty((len(images), runner.bits // 8), np.uint8)
+    """Run many images through a runner in batches: codes (n, width), logits (n, bits)."""
+    packed = np.empty((len(images), (runner.bits + runner.detail_bits) // 8), np.uint8)
     logits = np.empty((len(images), runner.bits), np.float32)
     with progress("parity", len(images), "images") as advance:
         for start in range(0, len(images), batch):
@@ -189,18 +194,19 @@ def compare(
     runner: str,
     limits: Limits,
 ) -> Parity:
-    """Compare codes (n, bits/8) and logits (n, bits) with the reference set.
+    """Compare codes (n, width) and logits (n, bits) with the reference set.
 
-    Raises ParityError, whatever the limits, if logits are not finite or codes are not their packed
-    signs.
+    Raises ParityError, whatever the limits, if logits are not finite or hash codes are not their
+    packed signs.
     """
+    code_format = reference.code_format
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if bad.size:
         raise ParityError(
             f"{precision} on {runner}: logits of {bad.size} images are not finite, first "
             f"{reference.names[bad[0]]}"
         )
-    wrong = np.flatnonzero((codes.pack(logits) != packed).any(axis=1))
+    wrong = np.flatnonzero((codes.pack(logits) != code_format.code_part(packed)).any(axis=1))
     if wrong.size:
         raise ParityError(
             f"{precision} on {runner}: codes of {wrong.size} images are not the packed signs of "
@@ -228,16 +234,25 @@ def compare(
         max_error=float(np.abs(logits.astype(np.float64) - reference.logits).max()),
         worst_image=str(reference.names[worst]),
         worst_image_flips=int(per_image[worst]),
-        flips_per_bit=_ints(flipped.sum(axis=0)),
-        hamming=_ints(np.bincount(per_image)),
+        flips_per_bit=ints(flipped.sum(axis=0)),
+        hamming=ints(np.bincount(per_image)),
         margin_edges=tuple(float(edge) for edge in edges),
-        margin_counts=_ints(np.bincount(bins.ravel(), minlength=len(edges))),
-        margin_flips=_ints(np.bincount(bins[flipped], minlength=len(edges))),
+        margin_counts=ints(np.bincount(bins.ravel(), minlength=len(edges))),
+        margin_flips=ints(np.bincount(bins[flipped], minlength=len(edges))),
         map_h2_truth=map_truth,
         map_h2=map_here,
         top10_overlap=overlap,
         limits=limits,
+        detail=compare_details(reference, packed, limits.margin),
     )
+
+
+def stored(value: Mapping[str, Any]) -> Parity:
+    """Return the report that ``Parity.to_dict`` gave; raise ValueError if it is none."""
+    found: Any = {"detail": None, **value}
+    if isinstance(found.get("limits"), Mapping):
+        found["limits"] = {"detail_flip_rate": None, **found["limits"]}
+    return schema.from_json(Parity, found)
 
 
 def _retrieval(
@@ -248,8 +263,10 @@ def _retrieval(
     if not query.any() or not database.any():
         return None, None, None
     old, new = reference.codes, packed
-    near_old = CodeIndex(old[database]).search(old[query], TOP).ids
-    near_new = CodeIndex(new[database]).search(new[query], TOP).ids
+    near_old, near_new = (
+        CodeIndex(c[database], code_format=reference.code_format).search(c[query], TOP).ids
+        for c in (old, new)
+    )
     shared = [len(set(a) & set(b)) / len(a) for a, b in zip(near_old, near_new, strict=True)]
     overlap = float(np.mean(shared))
     if reference.labels is None:
@@ -258,10 +275,6 @@ def _retrieval(
         metrics.evaluate(
             c[query], reference.labels[query], c[database], reference.labels[database]
         ).map_h2
-        for c in (old, new)
+        for c in map(reference.code_format.code_part, (old, new))
     ]
     return scores[0], scores[1], overlap
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)

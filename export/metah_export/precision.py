@@ -1,6 +1,6 @@
 """Lower a model's precision by rewriting its ONNX graph, and run every form of the result.
 
-The packing of bits stays exact in every precision; so does the hash head, in fp32.
+The packing of bits stays exact in every precision; so do the heads, in fp32.
 """
 
 import importlib.metadata
@@ -29,6 +29,7 @@ def lower(
     precision: str,
     *,
     bits: int,
+    detail_bits: int = 0,
     image_shape: tuple[int, int, int],
     images: NDArray[np.uint8] | None = None,
     calibration: Calibration | None = None,
@@ -57,7 +58,7 @@ def lower(
         entry = result.metadata_props.add()
         entry.key, entry.value = key, value
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
-    check_model(result, bits=bits, image_shape=image_shape)
+    check_model(result, bits=bits, detail_bits=detail_bits, image_shape=image_shape)
     return bytes(result.SerializeToString(deterministic=True))
 
 
@@ -76,6 +77,7 @@ def forms(
     precision: str,
     *,
     bits: int,
+    detail_bits: int = 0,
     image_shape: tuple[int, int, int],
     threads: int | None,
     name: str = "model.onnx",
@@ -89,7 +91,13 @@ def forms(
 
     def runner(data: bytes, kind: str) -> OrtRunner:
         return OrtRunner(
-            data, bits=bits, image_shape=image_shape, precision=kind, threads=threads, name=name
+            data,
+            bits=bits,
+            detail_bits=detail_bits,
+            image_shape=image_shape,
+            precision=kind,
+            threads=threads,
+            name=name,
         )
 
     if precision != "bf16":
@@ -118,6 +126,7 @@ def gate(
         model,
         precision,
         bits=reference.bits,
+        detail_bits=reference.code_format.detail_bits,
         image_shape=(shape[0], shape[1], shape[2]),
         threads=threads,
     )

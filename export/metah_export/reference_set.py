@@ -6,13 +6,14 @@ model, without PyTorch and without the data set.
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metah_runtime.codes import Codes, pack
+from metah_runtime.codes import CodeFormat, Codes, pack
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BundleError
 
 FILE = "truth.npz"
@@ -20,7 +21,9 @@ MAX_BYTES = 1 << 32
 """Bytes of the arrays in the file, at most."""
 
 SOURCE, QUERY, DATABASE = 0, 1, 2
-_KINDS = {"images": "u1", "logits": "f4", "roles": "u1", "names": "U", "labels": "iu"}
+_KINDS = {"images": "u1", "roles": "u1", "names": "U", "labels": "iu"}
+_LOGITS = "f4"
+_OPTIONAL = ("labels", "detail_logits", "source_logits", "source_detail_logits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,10 @@ class ReferenceSet:
 
     images: (n, H, W, C) uint8; logits: (n, bits) float32 of PyTorch; roles: (n,) uint8, SOURCE
     (source domain), QUERY or DATABASE (target domain); names: (n,) text; labels: (n,) whole numbers
-    or (n, C) multi-hot, or None where they are unknown.
+    or (n, C) multi-hot, or None where they are unknown; detail_logits: (n, detail_bits) float32,
+    None without a detail code; source_logits, source_detail_logits: those of the network for images
+    of the source, for the same images, None where one network is for both; code_weight: see
+    ``CodeFormat``.
     """
 
     images: NDArray[np.uint8]
@@ -37,35 +43,70 @@ class ReferenceSet:
     roles: NDArray[np.uint8]
     names: NDArray[np.str_]
     labels: NDArray[Any] | None
+    detail_logits: NDArray[np.float32] | None = None
+    source_logits: NDArray[np.float32] | None = None
+    source_detail_logits: NDArray[np.float32] | None = None
+    code_weight: int = 1
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
+        """Length of the hash code in bits."""
         return int(self.logits.shape[1])
 
     @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        detail_bits = 0 if self.detail_logits is None else self.detail_logits.shape[1]
+        return CodeFormat(bits=self.bits, detail_bits=detail_bits, code_weight=self.code_weight)
+
+    @property
     def codes(self) -> Codes:
-        """Packed codes of the logits, (n, bits/8)."""
-        return pack(self.logits)
+        """Packed codes of the logits, (n, width), hash code then detail code."""
+        codes = pack(self.logits)
+        if self.detail_logits is None:
+            return codes
+        return np.hstack([codes, pack(self.detail_logits)])
+
+    def of(self, domain: Domain) -> "ReferenceSet":
+        """Return the reference set of the network for images of a domain.
+
+        Raises BundleError for the source, where the set does not hold that network's logits.
+        """
+        if domain == TARGET:
+            return self
+        if self.source_logits is None:
+            raise BundleError(f"{FILE} holds no logits of the {domain}'s model; fix: export again")
+        return replace(self, logits=self.source_logits, detail_logits=self.source_detail_logits)
 
     def to_bytes(self) -> bytes:
         """Return a compressed .npz; the same arrays give the same bytes."""
         arrays: dict[str, Any] = {"images": self.images, "logits": self.logits, "roles": self.roles}
         arrays["names"] = self.names
-        if self.labels is not None:
-            arrays["labels"] = self.labels
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, *, bits: int, image_shape: tuple[int, int, int]
+        cls,
+        data: bytes,
+        *,
+        bits: int,
+        image_shape: tuple[int, int, int],
+        detail_bits: int = 0,
+        code_weight: int = 1,
+        source: bool = False,
     ) -> "ReferenceSet":
-        """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model."""
+        """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model.
+
+        source: whether it must hold the logits of the network for images of the source.
+        """
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
@@ -76,20 +117,27 @@ class ReferenceSet:
         except Exception as error:  # zip, deflate and header parsers have no common error class
             reason = str(error) or type(error).__name__
             raise BundleError(f"{FILE} is damaged: {reason}; fix: export again") from error
-        missing = sorted(set(_KINDS) - {"labels"} - set(arrays))
-        foreign = sorted(set(arrays) - set(_KINDS))
+        widths = {"logits": bits, "detail_logits": detail_bits}
+        widths = {name: width for name, width in widths.items() if width}
+        if source:
+            widths |= {f"source_{name}": width for name, width in widths.items()}
+        wanted = {"images", "roles", "names", *widths}
+        missing = sorted(wanted - set(arrays))
+        foreign = sorted(set(arrays) - wanted - {"labels"})
         if missing or foreign:
             raise BundleError(f"{FILE} is damaged: lacks {missing}, holds unknown {foreign}")
         n = arrays["images"].shape[:1]
-        shapes = {"images": (*n, *image_shape), "logits": (*n, bits), "roles": n, "names": n}
+        shapes = {"images": (*n, *image_shape), "roles": n, "names": n}
+        shapes |= {name: (*n, width) for name, width in widths.items()}
         for name, array in arrays.items():
-            good = array.dtype.kind in _KINDS[name] or array.dtype.str[1:] == _KINDS[name]
+            kind = _KINDS.get(name, _LOGITS)
+            good = array.dtype.kind in kind or array.dtype.str[1:] == kind
             if not good or array.shape != shapes.get(name, array.shape) or array.shape[:1] != n:
                 raise BundleError(
                     f"{FILE} does not belong to this model: {name} is {array.dtype} {array.shape}"
                 )
-        if n in ((), (0,)) or not np.isfinite(arrays["logits"]).all():
+        if n in ((), (0,)) or not all(np.isfinite(arrays[name]).all() for name in widths):
             raise BundleError(f"{FILE} is damaged: no images, or logits that are not finite")
         if "labels" in arrays and arrays["labels"].ndim > 2:
             raise BundleError(f"{FILE} is damaged: labels have {arrays['labels'].ndim} dimensions")
-        return cls(labels=arrays.pop("labels", None), **arrays)
+        return cls(labels=arrays.pop("labels", None), code_weight=code_weight, **arrays)

@@ -10,17 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metah_export.onnx_rules import CODES, INPUT, LOGITS
+import numpy as np
+
+from metah_export.onnx_rules import INPUT
 from metah_export.verify import check_rules
 from metah_runtime import files
+from metah_runtime.domain import TARGET, Domain, check_domain
 from metah_runtime.errors import BundleError, ConfigError, EngineError
 from metah_runtime.model.bundle import Bundle
 from metah_runtime.model.manifest import MODEL, Engine
+from metah_runtime.model.runners.interface import outputs as outputs_of
 
 BACKENDS = ("onnxruntime", "tensorrt")
 INSTANCES = ("cpu", "gpu")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _WARM_UP = "one image"
+_TYPES: Mapping[type[np.generic], str] = {np.uint8: "TYPE_UINT8", np.float32: "TYPE_FP32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +33,14 @@ class TritonConfig:
     """How the server runs the model.
 
     name: of the model; backend: 'onnxruntime' or 'tensorrt' (engines of kind tensorrt);
-    instances: 'cpu' or 'gpu'; count: of instances; max_batch: largest batch of a launch;
-    preferred: batch sizes that the server tries to gather; delay_us: how long it waits for them.
+    domain: whose images are encoded; instances: 'cpu' or 'gpu'; count: of instances; max_batch:
+    largest batch of a launch; preferred: batch sizes that the server tries to gather; delay_us: how
+    long it waits for them.
     """
 
     name: str = "metah"
     backend: str = "onnxruntime"
+    domain: Domain = TARGET
     instances: str = "gpu"
     count: int = 1
     max_batch: int = 64
@@ -43,6 +50,7 @@ class TritonConfig:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"name must be letters, digits, '.', '_' and '-', got {self.name!r}")
+        check_domain(self.domain)
         for field, choices in (("backend", BACKENDS), ("instances", INSTANCES)):
             if getattr(self, field) not in choices:
                 raise ConfigError(
@@ -86,7 +94,11 @@ def triton(bundle: Bundle | str | Path, repo: str | Path, config: TritonConfig) 
 
 def config_text(bundle: Bundle, config: TritonConfig, plans: Mapping[str, str]) -> str:
     """Return config.pbtxt; plans: compute capability -> file name, for tensorrt."""
-    shape = bundle.preprocess.shape
+    shape, code_format = bundle.preprocess.shape, bundle.code_format
+    outputs = [
+        _tensor(name, _TYPES[element], (width,))
+        for name, (element, width) in outputs_of(code_format.bits, code_format.detail_bits).items()
+    ]
     platform = "onnxruntime_onnx" if config.backend == "onnxruntime" else "tensorrt_plan"
     kind = "KIND_GPU" if config.instances == "gpu" else "KIND_CPU"
     parts = [
@@ -95,8 +107,7 @@ def config_text(bundle: Bundle, config: TritonConfig, plans: Mapping[str, str]) 
         f"max_batch_size: {config.max_batch}",
         f"input [ {_tensor(INPUT, 'TYPE_UINT8', shape)} ]",
         "output [",
-        f"  {_tensor(CODES, 'TYPE_UINT8', (bundle.bits // 8,))},",
-        f"  {_tensor(LOGITS, 'TYPE_FP32', (bundle.bits,))}",
+        ",\n".join(f"  {text}" for text in outputs),
         "]",
         f"instance_group [ {{ count: {config.count} kind: {kind} }} ]",
         "dynamic_batching {",
@@ -118,6 +129,11 @@ def config_text(bundle: Bundle, config: TritonConfig, plans: Mapping[str, str]) 
         "metah.bit_order": bundle.manifest.bit_order,
         "metah.precision": bundle.manifest.precision,
     }
+    if code_format.detail_bits:
+        facts["metah.detail_bits"] = str(code_format.detail_bits)
+        facts["metah.code_weight"] = str(code_format.code_weight)
+    if len(bundle.domains) > 1:
+        facts["metah.domain"] = config.domain
     parts += [
         f"parameters {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}"
         for key, value in facts.items()
@@ -133,17 +149,20 @@ def _onnx(bundle: Bundle, config: TritonConfig) -> dict[str, bytes]:
             "exact; fix: --instances gpu, or an fp32 or fp16 bundle"
         )
     check_rules(bundle)
-    return {MODEL: bundle.read()}
+    return {MODEL: bundle.read(bundle.model_file(config.domain))}
 
 
 def _plans(bundle: Bundle, config: TritonConfig) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the plans by file name, and which file serves which compute capability."""
-    served = [engine for engine in bundle.manifest.engines if engine.kind == "tensorrt"]
+    engines = bundle.engines(config.domain)
+    served = [engine for engine in engines if engine.kind == "tensorrt"]
     if not served:
-        kinds = sorted({engine.kind for engine in bundle.manifest.engines})
+        kinds = sorted({engine.kind for engine in engines})
+        option = "" if config.domain == TARGET else f" --domain {config.domain}"
         raise EngineError(
             f"{bundle.path} has no engine of kind tensorrt (it has: {', '.join(kinds) or 'none'}); "
-            "Triton loads no others; fix: metah-export engine --engine tensorrt on the server"
+            f"Triton loads no others; fix: metah-export engine --engine tensorrt{option} on the "
+            "server"
         )
     _check_batches(served, config)
     contents: dict[str, bytes] = {}

@@ -12,7 +12,7 @@ from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import forms
 from metah_export.reference_set import ReferenceSet
-from metah_runtime import schema
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import BundleError, ParityError
 from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
@@ -22,12 +22,17 @@ from metah_runtime.reporting import Progress, no_progress
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was checked. parity: on this machine, None for a bundle without truth.npz."""
+    """What was checked.
+
+    parity, source_parity: of the models for images of the target and of the source, on this
+    machine; None for a bundle without truth.npz, or without a model for the source.
+    """
 
     bundle: Bundle
     opset: int
     device: str
     parity: Parity | None
+    source_parity: Parity | None
 
 
 def verify(
@@ -44,52 +49,73 @@ def verify(
     with progress("checking digests and ONNX rules"):
         bundle = Bundle.open(path)
         opset = check_rules(bundle)
-    if opset != bundle.manifest.opset:
-        raise BundleError(
-            f"{bundle.model_path} has operator set {opset}, the manifest says "
-            f"{bundle.manifest.opset}"
-        )
     reference = load_reference_set(bundle)
-    found = onnx_runners(bundle, device, threads)
-    reports = []
-    for label, runner in found:
-        _check_batch(runner, str(bundle.model_path))
-        if reference is not None:
+    reports: dict[Domain, Parity] = {}
+    for domain in bundle.domains:
+        found = onnx_runners(bundle, device, threads, domain)
+        for label, runner in found:
+            _check_batch(runner, str(bundle.path / bundle.model_file(domain)))
+            if reference is None:
+                continue
             report = parity.measure(
                 runner,
-                reference,
+                reference.of(domain),
                 precision=bundle.manifest.precision,
                 limits=limits_of(bundle),
                 label=label,
                 progress=progress,
-            )
-            reports.append(report.check())
-    worst = max(reports, key=lambda report: report.flips) if reports else None
-    return Verified(bundle=bundle, opset=opset, device=found[0][1].device, parity=worst)
+            ).check()
+            if domain not in reports or report.flips > reports[domain].flips:
+                reports[domain] = report
+    return Verified(
+        bundle=bundle,
+        opset=opset,
+        device=found[0][1].device,
+        parity=reports.get("target"),
+        source_parity=reports.get("source"),
+    )
 
 
-def onnx_runners(bundle: Bundle, device: str, threads: int | None) -> list[tuple[str, Runner]]:
+def onnx_runners(
+    bundle: Bundle, device: str, threads: int | None, domain: Domain = TARGET
+) -> list[tuple[str, Runner]]:
     """Return (label, runner) of each way to run a bundle's ONNX file on a device; see ``forms``."""
     if device != "cpu":
-        runner = runners.open(bundle, device, threads=threads)
+        runner = runners.open(bundle, device, domain=domain, threads=threads)
         return [(runner.device, runner)]
+    file = bundle.model_file(domain)
     return list(
         forms(
-            bundle.read(),
+            bundle.read(file),
             bundle.manifest.precision,
             bits=bundle.bits,
+            detail_bits=bundle.code_format.detail_bits,
             image_shape=bundle.preprocess.shape,
             threads=threads,
-            name=str(bundle.model_path),
+            name=str(bundle.path / file),
         )
     )
 
 
 def check_rules(bundle: Bundle) -> int:
-    """Check a bundle's ONNX file (``onnx_rules``) before any runtime sees it; return its opset."""
-    name = str(bundle.model_path)
-    model = load_model(bundle.read(), name)
-    return check_model(model, bits=bundle.bits, image_shape=bundle.preprocess.shape, name=name)
+    """Check a bundle's ONNX files (``onnx_rules``) before any runtime sees them; return the opset.
+
+    Raises BundleError, also if it is not what the manifest says.
+    """
+    for file in bundle.manifest.models.values():
+        name = str(bundle.path / file)
+        opset = check_model(
+            load_model(bundle.read(file), name),
+            bits=bundle.bits,
+            detail_bits=bundle.code_format.detail_bits,
+            image_shape=bundle.preprocess.shape,
+            name=name,
+        )
+        if opset != bundle.manifest.opset:
+            raise BundleError(
+                f"{name} has operator set {opset}, the manifest says {bundle.manifest.opset}"
+            )
+    return bundle.manifest.opset
 
 
 def load_reference_set(bundle: Bundle) -> ReferenceSet | None:
@@ -97,7 +123,12 @@ def load_reference_set(bundle: Bundle) -> ReferenceSet | None:
     if reference_set.FILE not in bundle.manifest.files:
         return None
     return ReferenceSet.from_bytes(
-        bundle.read(reference_set.FILE), bits=bundle.bits, image_shape=bundle.preprocess.shape
+        bundle.read(reference_set.FILE),
+        bits=bundle.bits,
+        detail_bits=bundle.code_format.detail_bits,
+        code_weight=bundle.code_format.code_weight,
+        source="source" in bundle.domains,
+        image_shape=bundle.preprocess.shape,
     )
 
 
@@ -111,7 +142,7 @@ def limits_of(bundle: Bundle) -> parity.Limits:
 def stored_parity(bundle: Bundle, value: Mapping[str, Any]) -> Parity:
     """Return a parity report of a bundle's manifest; raise BundleError if it is none."""
     try:
-        return schema.from_json(Parity, value)
+        return parity.stored(value)
     except ValueError as error:
         raise BundleError(f"{bundle.path}: the manifest's parity: {error}") from error
 

@@ -7,6 +7,7 @@ import click
 from metah_export.cli import options
 from metah_runtime import schema
 from metah_runtime.cli import console
+from metah_runtime.domain import Domain
 from metah_runtime.model.manifest import ENGINE_KINDS
 from metah_runtime.text import escaped
 
@@ -21,12 +22,19 @@ from metah_runtime.text import escaped
     show_default=True,
     help="Builder; auto: tensorrt where it and a GPU are, else tensorrt-rtx.",
 )
+@options.domain
 @options.batch
 @options.targets
 @options.tf32
 @console.json_option
 def engine(
-    bundle: Path, kind: str, batch: str, targets: tuple[str, ...], tf32: bool, as_json: bool
+    bundle: Path,
+    kind: str,
+    domain: Domain,
+    batch: str,
+    targets: tuple[str, ...],
+    tf32: bool,
+    as_json: bool,
 ) -> None:
     """Build a TensorRT engine from BUNDLE and add it, on the machine that will run it.
 
@@ -42,6 +50,7 @@ def engine(
     opened, entry, reason = stage.engine(
         bundle,
         options.engine_config(kind, batch, targets, tf32),
+        domain=domain,
         progress=console.progress_bar,
         warn=console.warn,
     )

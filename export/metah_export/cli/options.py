@@ -4,11 +4,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from metah_runtime.domain import DOMAINS, TARGET
 from metah_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from metah_export.to_engine import EngineConfig
 
+domain = click.option(
+    "--domain",
+    type=click.Choice(DOMAINS),
+    default=TARGET,
+    show_default=True,
+    help="Whose images it encodes; source: for a bundle that encodes both apart.",
+)
 threads = click.option("--threads", type=int, help="CPU threads  [default: all cores]")
 batch = click.option(
     "--batch",

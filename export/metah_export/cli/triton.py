@@ -7,6 +7,7 @@ import click
 from metah_export.cli import options
 from metah_runtime import schema
 from metah_runtime.cli import console
+from metah_runtime.domain import Domain
 
 
 @click.command()
@@ -20,6 +21,7 @@ from metah_runtime.cli import console
     show_default=True,
     help="tensorrt serves the bundle's engines of kind tensorrt.",
 )
+@options.domain
 @click.option(
     "--instances",
     type=click.Choice(("cpu", "gpu")),
@@ -37,6 +39,7 @@ def triton(
     repo: Path,
     name: str,
     backend: str,
+    domain: Domain,
     instances: str,
     count: int,
     max_batch: int,
@@ -55,6 +58,7 @@ def triton(
     config = stage.TritonConfig(
         name=name,
         backend=backend,
+        domain=domain,
         instances=instances,
         count=count,
         max_batch=max_batch,

@@ -34,6 +34,7 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
                 "opset": found.opset,
                 "device": found.device,
                 "parity": schema.to_json(found.parity),
+                "source_parity": schema.to_json(found.source_parity),
             }
         )
         return
@@ -53,3 +54,5 @@ def verify(bundle: Path, device: str, threads: int | None, as_json: bool) -> Non
         console.warn("the bundle holds no truth.npz: codes were not compared")
     else:
         print_parity(found.parity)
+    if found.source_parity is not None:
+        print_parity(found.source_parity, "source")

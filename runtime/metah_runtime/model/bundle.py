@@ -90,7 +90,7 @@ class Bundle:
         return self.manifest.code_format
 
     @property
-    def domains(self) -> tuple[str, ...]:
+    def domains(self) -> tuple[Domain, ...]:
         """Whose images the bundle encodes: the target's, and perhaps the source's."""
         return self.manifest.domains
 

@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from metah_runtime.codes import CodeFormat
 from metah_runtime.images.formats import FORMATS, MAX_PIXELS
-from metah_runtime.model.manifest import MODEL, BundleManifest
+from metah_runtime.model.manifest import BundleManifest
 
 FILE = "MODEL_CARD.md"
 UNSTATED = "not stated"
@@ -43,7 +44,7 @@ def render(manifest: BundleManifest) -> str:
     """Return the card of a bundle as Markdown; the same manifest gives the same text."""
     training = manifest.training
     config = _mapping(training.get("config"))
-    title = f"{_text(config.get('method'))}, {manifest.bits} bits"
+    title = f"{_text(config.get('method'))}, {_bits(manifest.code_format)} bits"
     parts = [
         f"# Model card: {title}",
         "Made from the bundle's `manifest.json` when the bundle was written; the manifest holds "
@@ -75,11 +76,16 @@ def _model(manifest: BundleManifest, config: Mapping[str, Any]) -> Iterator[tupl
             if key == "weights" and value is None:
                 value = manifest.training.get("pretrained")
             yield label, "none" if value is None else _text(value)
-    yield "code", f"{manifest.bits} bits; bit rule {_text(manifest.bit_rule)}"
+    yield "code", f"{_code(manifest.code_format)}; bit rule {_text(manifest.bit_rule)}"
+    if manifest.detail_bits:
+        weight = "" if manifest.code_weight == 1 else f"{manifest.code_weight} x "
+        yield "distance", f"{weight}bits of hash code that differ + bits of detail code that differ"
     yield "bit order", _text(manifest.bit_order)
     yield "precision inside the model", _text(manifest.precision)
     yield "ONNX operator set", str(manifest.opset)
-    yield "model.onnx", f"{manifest.files[MODEL].size:,} bytes"
+    for domain, file in manifest.models.items():
+        also = "" if len(manifest.models) == 1 else f", for images of the {domain}"
+        yield file, f"{manifest.files[file].size:,} bytes{also}"
     yield "fingerprint", f"`{manifest.fingerprint}`"
     yield "training run", _text(manifest.training.get("run"))
 
@@ -153,7 +159,14 @@ def _scores(evaluation: Any) -> list[str]:
 
 
 def _export(manifest: BundleManifest) -> str:
-    parity = manifest.parity
+    found = _parity(manifest, manifest.parity)
+    if "source" in manifest.domains:
+        own = _parity(manifest, manifest.source_parity)
+        found += f"\n\nThe model for images of the source, on the same images: {own}"
+    return found
+
+
+def _parity(manifest: BundleManifest, parity: Mapping[str, Any]) -> str:
     if not {"flips", "images", "runner", "source_images", "target_images"} <= set(parity):
         return "The codes were not compared with those of the trained network."
     flips, total = parity["flips"], parity["images"] * manifest.bits
@@ -162,6 +175,12 @@ def _export(manifest: BundleManifest) -> str:
         f"source and {parity['target_images']} target images, by {_text(parity['runner'])}: "
         f"{flips} of {total} bits differ."
     )
+    detail = _mapping(parity.get("detail"))
+    if isinstance(detail.get("flips"), int):
+        total = parity["images"] * manifest.detail_bits
+        text = text.removesuffix(" bits differ.") + (
+            f" bits of the hash code and {detail['flips']} of {total} of the detail code differ."
+        )
     if parity.get("map_h2") is not None and parity.get("map_h2_truth") is not None:
         text += (
             f" MAP within radius 2 on these images: {_number(parity['map_h2'])}, of the trained "
@@ -176,13 +195,27 @@ def _limits(manifest: BundleManifest) -> str:
         "The scores hold for the data named above. On images of another kind nothing was measured.",
         "A code may be compared only with codes of the same fingerprint.",
         "A bit whose logit is near 0 is unsure: a small change of the image may flip it.",
-        f"Two images may share a code without being alike: there are {manifest.bits} bits.",
+        "Two images may share a code without being alike: there are "
+        f"{_bits(manifest.code_format)} bits.",
     ]
     if manifest.precision != "fp32":
         lines.append(
             f"Inside the model numbers are {manifest.precision}: see the bits that differ above."
         )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _bits(code: CodeFormat) -> str:
+    return f"{code.bits} + {code.detail_bits}" if code.detail_bits else str(code.bits)
+
+
+def _code(code: CodeFormat) -> str:
+    if not code.detail_bits:
+        return f"{code.bits} bits"
+    return (
+        f"{code.bits} bits of hash code + {code.detail_bits} bits of detail code, {code.width} "
+        "bytes an image"
+    )
 
 
 def _licence(licence: Any) -> str:

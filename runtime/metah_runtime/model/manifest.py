@@ -80,7 +80,7 @@ class BundleManifest:
     bits: int
     detail_bits: int = 0
     code_weight: int = 1
-    domains: tuple[str, ...] = (TARGET,)
+    domains: tuple[Domain, ...] = (TARGET,)
     bit_rule: str
     bit_order: str
     preprocess: Preprocess
@@ -102,7 +102,7 @@ class BundleManifest:
         )
 
     @property
-    def models(self) -> dict[str, str]:
+    def models(self) -> dict[Domain, str]:
         """The file that encodes the images of each of ``domains``."""
         return {domain: MODELS[domain] for domain in DOMAINS if domain in self.domains}
 
