@@ -131,6 +131,7 @@ def test_the_command_says_in_json_what_it_wrote(make_bundle: Make, tmp_path: Pat
         "bundle": str(bundle.path),
         "name": "metah",
         "backend": "onnxruntime",
+        "domain": "target",
         "instances": "cpu",
         "count": 1,
         "max_batch": 64,
