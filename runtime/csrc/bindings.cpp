@@ -60,9 +60,7 @@ metah::Database database(const Codes& codes, const Ids& ids, size_t width, size_
 // Borrowed arrays that may lie in mapped files.
 struct BorrowedCodes {
     BorrowedCodes(Codes codes_, Ids ids_)
-        : codes(codes_),
-          ids(ids_),
-          codes_guard(codes.data(), codes.nbytes()) {
+        : codes(codes_), ids(ids_), codes_guard(codes.data(), codes.nbytes()) {
         if (ids.is_valid()) ids_guard.emplace(ids.data(), ids.nbytes());
     }
     bool lost() const { return codes_guard.lost() || (ids_guard && ids_guard->lost()); }
@@ -76,12 +74,12 @@ struct BorrowedCodes {
 class BorrowingScan {
     using CodeDistances = std::optional<Array<int32_t>>;
     using Matches = std::tuple<Array<int64_t>, Array<int32_t>, CodeDistances>;
-    using RangeMatches =
-        std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>, CodeDistances>;
+    using RangeMatches = std::tuple<Array<int64_t>, Array<int64_t>, Array<int32_t>, CodeDistances>;
 
   public:
     BorrowingScan(Codes codes, Ids ids, size_t width, size_t weight)
-        : scan_(database(codes, ids, width, weight)), memory_(std::make_shared<BorrowedCodes>(codes, ids)) {}
+        : scan_(database(codes, ids, width, weight)),
+          memory_(std::make_shared<BorrowedCodes>(codes, ids)) {}
     BorrowingScan(const BorrowingScan& other, Removed removed)
         : scan_(other.scan_, reinterpret_cast<const uint8_t*>(removed.data())),
           memory_(other.memory_),

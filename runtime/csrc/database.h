@@ -1,5 +1,5 @@
-// The codes that are searched: borrowed memory, one row a code. A row is a hash code, then perhaps a
-// detail code.
+// The codes that are searched: borrowed memory, one row a code. A row is a hash code, then perhaps
+// a detail code.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Database {
     const int64_t* ids = nullptr;      // (rows,) strictly ascending; null: the row number
     const uint8_t* removed = nullptr;  // (rows,) not 0 = not to be found; null: none
     size_t rows = 0;
-    size_t alive = 0;  // rows that are not removed
+    size_t alive = 0;   // rows that are not removed
     size_t width = 0;   // bytes of a hash code
     size_t detail = 0;  // bytes of a detail code
     size_t weight = 1;  // of the hash code's distance in the sum with the detail's

@@ -22,7 +22,8 @@ Ranked ranked(size_t distance, size_t code_distance, size_t row) {
 class FirstRanked {
   public:
     // Rows with a larger distance than `bound` are not wanted.
-    FirstRanked(uint64_t k, int bound) : k_(k), end_(ranked(static_cast<size_t>(bound) + 1, 0, 0)) {}
+    FirstRanked(uint64_t k, int bound)
+        : k_(k), end_(ranked(static_cast<size_t>(bound) + 1, 0, 0)) {}
 
     static constexpr uint64_t most_held(uint64_t k) { return 2 * k + 64; }
 
@@ -65,8 +66,9 @@ class NearestRows : public FirstRanked {
         for (uint32_t i = 0; i < n; ++i) {
             const Hit hit = hits[i];
             if (static_cast<int>(hit.distance) > bound() || db_->gone(hit.row)) continue;
-            FirstRanked::add(ranked(
-                hit.distance, db_->kernels->distance(db_->code(hit.row), query_, db_->width), hit.row));
+            FirstRanked::add(ranked(hit.distance,
+                                    db_->kernels->distance(db_->code(hit.row), query_, db_->width),
+                                    hit.row));
         }
     }
 
@@ -120,8 +122,7 @@ class GroupSearch {
             scan.context = this;
             scan.consume = [](void* self, uint32_t q, const Hit* hits, uint32_t n) {
                 auto& near = static_cast<GroupSearch*>(self)->near_;
-                for (uint32_t i = 0; i < n; ++i)
-                    near.push_back({q, hits[i].row, hits[i].distance});
+                for (uint32_t i = 0; i < n; ++i) near.push_back({q, hits[i].row, hits[i].distance});
             };
             RowView(from_.db, Part::hash_code).scan(scan);
             read_near(first, scan.last);
@@ -159,9 +160,9 @@ class GroupSearch {
             }
             rows_read_[q] = 0;
             const std::vector<Ranked> rows = best_[q].sorted();
-            best_[q] = FirstRanked(k_, rows.size() < k_
-                                           ? farthest()
-                                           : static_cast<int>(rows.back() >> kDistanceShift));
+            best_[q] =
+                FirstRanked(k_, rows.size() < k_ ? farthest()
+                                                 : static_cast<int>(rows.back() >> kDistanceShift));
         }
     }
 
@@ -182,8 +183,8 @@ class GroupSearch {
         const Near* end = near.data() + near.size();
         for (const Near *at = near.data(), *next; at < end; at = next) {
             if (at + kAhead < end)
-                __builtin_prefetch(&groups_.details[groups_.offsets[at[kAhead].group] *
-                                                    db_.detail]);
+                __builtin_prefetch(
+                    &groups_.details[groups_.offsets[at[kAhead].group] * db_.detail]);
             for (next = at; next < end && next->group == at->group;) ++next;
             read(at, next, SIZE_MAX);
         }
@@ -329,9 +330,8 @@ void search_details(const Database& db, const SearchedCodes& from, Queries queri
     std::vector<uint8_t> packed(rest.size() * view.width());
     for (size_t i = 0; i < rest.size(); ++i)
         view.pack(queries.codes + rest[i] * db.stride(), &packed[i * view.width()]);
-    top_k<NearestRows>(
-        whole, {packed.data(), rest.size()}, k, threads,
-        [&](size_t i, const std::vector<Ranked>& rows) { output(rest[i], rows); });
+    top_k<NearestRows>(whole, {packed.data(), rest.size()}, k, threads,
+                       [&](size_t i, const std::vector<Ranked>& rows) { output(rest[i], rows); });
 }
 
 void write_details(const Database& db, Queries queries, const RangeFound& found, int threads,

@@ -1,5 +1,5 @@
-// Search over rows with a detail code: in the order (distance, distance of the hash code, id), where
-// the distance is the weighted sum over both parts.
+// Search over rows with a detail code: in the order (distance, distance of the hash code, id),
+// where the distance is the weighted sum over both parts.
 #pragma once
 #include "code_scan.h"
 

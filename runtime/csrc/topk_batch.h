@@ -20,7 +20,8 @@ namespace metah {
 //   enough()       whether k rows were found within the bound that it was made with
 //   sorted()       vector of Nearest::Item, ascending
 //   most_held(k)   items that it holds at once
-// Source: view() of the rows, nearest(), may_guess() whether a sample tells where the k nearest lie.
+// Source: view() of the rows, nearest(), may_guess() whether a sample tells where the k nearest
+// lie.
 template <class Source, class Nearest>
 class TopKBatch {
   public:

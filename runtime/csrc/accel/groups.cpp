@@ -62,8 +62,7 @@ Groups make_groups(const Database& db) {
     const Buffer<uint32_t> group(db.rows);
     {
         Numbering numbering(out.codes, db.width);
-        for (size_t row = 0; row < db.rows; ++row)
-            group[row] = numbering.number(db.code(row));
+        for (size_t row = 0; row < db.rows; ++row) group[row] = numbering.number(db.code(row));
     }
     out.codes.shrink_to_fit();
     out.offsets.assign(out.codes.size() / db.width + 1, 0);
@@ -83,7 +82,8 @@ Groups make_groups(const Database& db) {
 
 double groups_bytes(const Database& db, double unique) {
     // Rows and their groups; codes while their vector grows, slots of the numbering, offsets.
-    return static_cast<double>((8 + db.detail) * db.rows) + unique * (3 * static_cast<double>(db.width) + 16 + 8);
+    return static_cast<double>((8 + db.detail) * db.rows) +
+           unique * (3 * static_cast<double>(db.width) + 16 + 8);
 }
 
 double estimate_unique(const Database& db) {
@@ -91,8 +91,7 @@ double estimate_unique(const Database& db) {
     if (db.rows == 0) return 0;
     const size_t n = std::min(db.rows, kSample);
     std::vector<uint64_t> sample(n);
-    for (size_t i = 0; i < n; ++i)
-        sample[i] = hash(db.code(i * db.rows / n), db.width);
+    for (size_t i = 0; i < n; ++i) sample[i] = hash(db.code(i * db.rows / n), db.width);
     std::sort(sample.begin(), sample.end());
     double pairs = 0, run = 1;
     for (size_t i = 1; i <= n; ++i, ++run)

@@ -1,4 +1,5 @@
-// Equal hash codes as one: trained codes repeat, so that a search over the unique ones is far shorter.
+// Equal hash codes as one: trained codes repeat, so that a search over the unique ones is far
+// shorter.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +17,9 @@ struct Groups {
     Buffer<uint8_t> details;        // (rows, detail) detail codes in the order of `rows`
     size_t size() const { return offsets.size() - 1; }
     uint32_t count(size_t group) const { return offsets[group + 1] - offsets[group]; }
-    size_t bytes() const { return codes.size() + 4 * (offsets.size() + rows.size()) + details.size(); }
+    size_t bytes() const {
+        return codes.size() + 4 * (offsets.size() + rows.size()) + details.size();
+    }
 };
 
 // Throws std::bad_alloc.

@@ -92,7 +92,8 @@ const Mih* Tables::build_mih(const Groups* groups, MihShape shape, int threads) 
         if (slot.load()) continue;
         try {
             if (!fits(bytes)) return nullptr;
-            auto made = std::make_unique<Mih>(make_mih(codes, rows, db_.width, stride, shape, threads));
+            auto made =
+                std::make_unique<Mih>(make_mih(codes, rows, db_.width, stride, shape, threads));
             slot = made.get();
             return made.release();
         } catch (const std::bad_alloc&) {
