@@ -27,7 +27,11 @@ class RetrievalMetrics:
     in the ball (0 for an empty ball). map_h2_tieavg: its expectation over the orders of equal
     distances. empty_balls: fraction of queries whose ball is empty. ball_size: images in the ball.
     precision_h2, recall_h2: relevant images in the ball by all in the ball, by all relevant in the
-    database (0 where there is none). map_full: average precision of the whole ranking.
+    database (0 where there is none). map_full: average precision of the whole ranking. map_r: MAP@R
+    (Musgrave et al., "A Metric Learning Reality Check", ECCV 2020): of a query with R relevant
+    images in the database, sum of P(i) rel(i) over the first R places, by R. pr_area: not a mean
+    over queries but the area under one curve, see ``pooled_pr_area``; some papers on cross-domain
+    hashing call it mAP.
     """
 
     map_h2: float
@@ -37,6 +41,8 @@ class RetrievalMetrics:
     precision_h2: float
     recall_h2: float
     map_full: float
+    map_r: float
+    pr_area: float
     queries: int
     database: int
     bits: int
@@ -84,9 +90,11 @@ def evaluate(
         ball[2, part] = hits.counts
         ball[3, part] = hits.relevant_counts / np.maximum(hits.counts, 1)
         ball[4, part] = hits.relevant_counts / np.maximum(task.relevant_totals[part], 1)
-    full = np.zeros(task.queries)
+    full, at_r, pooled = np.zeros(task.queries), np.zeros(task.queries), _Pooled()
     for part, hits in task.balls(task.bits):
         full[part] = hits.average_precision()
+        at_r[part] = hits.average_precision_at_r(task.relevant_totals[part])
+        pooled.add(hits)
     return RetrievalMetrics(
         map_h2=float(ball[0].mean()),
         map_h2_tieavg=float(ball[1].mean()),
@@ -95,6 +103,8 @@ def evaluate(
         precision_h2=float(ball[3].mean()),
         recall_h2=float(ball[4].mean()),
         map_full=float(full.mean()),
+        map_r=float(at_r.mean()),
+        pr_area=pooled.area(),
         queries=task.queries,
         database=task.database,
         bits=task.bits,
@@ -175,6 +185,49 @@ def pr_curve(query_codes: Codes, query_labels: Any, db_codes: Codes, db_labels: 
     )
 
 
+def pooled_pr_area(distances: Any, relevant: Any) -> float:
+    """Return the area under precision and recall of pairs pooled over all queries.
+
+    distances: (n,) whole numbers >= 0 of all pairs of a query and an image; relevant: (n,) bool.
+    With the pairs at distance <= d found, P(d) of them relevant, R(d) of all that are relevant:
+    sum over the distances that occur of (R(d) - R(d')) (P(d) + P(d')) / 2, d' the one before d; at
+    the first, R(d') = 0 and P(d') = P(d). 0 where no pair is relevant. Raises DataError.
+    """
+    dist, flags = np.asarray(distances), np.asarray(relevant)
+    if dist.ndim != 1 or dist.shape != flags.shape or dist.dtype.kind not in "iu":
+        raise DataError(
+            "distances and relevant must be (n,), distances whole numbers, got shapes "
+            f"{dist.shape}, {flags.shape} and dtype {dist.dtype}"
+        )
+    pooled = _Pooled()
+    pooled.add(_Hits(np.array([0, len(flags)]), dist, flags.astype(bool)))
+    return pooled.area()
+
+
+class _Pooled:
+    """Pairs, and relevant pairs, at each distance, over all queries."""
+
+    def __init__(self) -> None:
+        self.found = np.zeros(0, np.int64)
+        self.good = np.zeros(0, np.int64)
+
+    def add(self, hits: "_Hits") -> None:
+        found = np.bincount(hits.distances, minlength=len(self.found))
+        good = np.bincount(hits.distances[hits.relevant], minlength=len(found))
+        found[: len(self.found)] += self.found
+        good[: len(self.good)] += self.good
+        self.found, self.good = found, good
+
+    def area(self) -> float:
+        there = self.found > 0
+        found, good = self.found[there].cumsum(), self.good[there].cumsum()
+        if not len(good) or not good[-1]:
+            return 0.0
+        precision, recall = good / found, good / good[-1]
+        height = (precision + np.append(precision[:1], precision[:-1])) / 2
+        return float((np.diff(recall, prepend=0.0) * height).sum())
+
+
 class _Hits:
     """Ranked answers to some queries, concatenated: query i owns lims[i]:lims[i + 1]."""
 
@@ -195,6 +248,16 @@ class _Hits:
         rank = np.arange(len(self.query)) - start + 1
         precision = (self.found[1:] - self.found[start]) / rank
         return self._sum(precision * self.relevant)
+
+    def average_precision_at_r(self, totals: NDArray[np.int64]) -> NDArray[np.float64]:
+        """MAP@R's term of each query, (q,); totals: (q,) relevant images in the database."""
+        start = self.lims[self.query]
+        rank = np.arange(len(self.query)) - start + 1
+        counts = self.relevant & (rank <= totals[self.query])
+        precision = (self.found[1:] - self.found[start]) / rank
+        total = np.bincount(self.query, weights=precision * counts, minlength=len(totals))
+        mean: NDArray[np.float64] = total / np.maximum(totals, 1)
+        return mean
 
     def average_precision_tieavg(self) -> NDArray[np.float64]:
         """Expected AP of each query over the orders inside each distance, (q,).

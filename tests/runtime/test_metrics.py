@@ -15,6 +15,7 @@ from metah_runtime.metrics import (
     average_precision,
     average_precision_tieavg,
     evaluate,
+    pooled_pr_area,
     pr_curve,
     precision_at_n,
 )
@@ -60,10 +61,34 @@ def slow_evaluate(q: Array, ql: Array, db: Array, dl: Array, radius: int) -> dic
                 sum(ball) / len(ball) if ball else 0.0,
                 sum(ball) / sum(relevant) if any(relevant) else 0.0,
                 slow_ap(relevant),
+                slow_map_r(relevant),
             )
         )
-    names = ("map_h2", "empty_balls", "ball_size", "precision_h2", "recall_h2", "map_full")
-    return dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
+    names = (
+        *("map_h2", "empty_balls", "ball_size", "precision_h2", "recall_h2", "map_full"),
+        "map_r",
+    )
+    found = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
+    pairs = [(dist[i, j], share(ql[i], dl[j])) for i in range(len(q)) for j in range(len(db))]
+    return {**found, "pr_area": slow_pr_area(pairs)}
+
+
+def slow_map_r(relevant: list[bool]) -> float:
+    r = sum(relevant)
+    return sum(sum(relevant[: i + 1]) / (i + 1) for i in range(r) if relevant[i]) / max(r, 1)
+
+
+def slow_pr_area(pairs: list[tuple[int, bool]]) -> float:
+    """Trapezoids between one threshold of the distance and the next, counted anew at each."""
+    total, area = sum(flag for _, flag in pairs), 0.0
+    before: tuple[float, float] | None = None
+    for threshold in sorted({d for d, _ in pairs}):
+        inside = [flag for d, flag in pairs if d <= threshold]
+        precision, recall = sum(inside) / len(inside), sum(inside) / total if total else 0.0
+        p, r = before or (precision, 0.0)
+        area += (recall - r) * (precision + p) / 2
+        before = precision, recall
+    return area
 
 
 def brute_tieavg(relevant: list[bool], distances: list[int]) -> float:
@@ -222,6 +247,39 @@ class TestAgainstSlowReference:
         expected = brute_tieavg(relevant, distances)
         assert average_precision_tieavg(relevant, distances) == pytest.approx(expected, rel=1e-12)
         assert average_precision(relevant) == pytest.approx(slow_ap(relevant), rel=1e-12)
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), st.integers(0, 2**32)
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_area_of_pooled_pairs(self, pairs: list[tuple[int, bool]], seed: int) -> None:
+        distances, relevant = (
+            np.array([p[k] for p in pairs], kind) for k, kind in ((0, int), (1, bool))
+        )
+        area = pooled_pr_area(distances, relevant)
+        assert area == pytest.approx(slow_pr_area(pairs), rel=1e-12, abs=1e-15)
+        assert 0 <= area <= 1
+        order = np.random.default_rng(seed).permutation(len(pairs))
+        assert pooled_pr_area(distances[order], relevant[order]) == area
+        if relevant.any():  # all at one distance: the part that is relevant; relevant first: 1
+            assert pooled_pr_area(0 * distances, relevant) == pytest.approx(relevant.mean())
+            assert pooled_pr_area(1 - relevant.astype(int), relevant) == 1
+
+    def test_pooling_lets_a_query_with_many_relevant_images_outweigh_others(self) -> None:
+        queries = at_distances([0, 16])
+        codes, labels = at_distances([0, 1, 2, 16]), np.array([1, 1, 1, 2])
+        found = evaluate(queries, np.array([1, 1]), codes, labels, seed=None)
+        assert found.map_full == pytest.approx((1 + (1 / 2 + 2 / 3 + 3 / 4) / 3) / 2)
+        assert found.map_r == pytest.approx((1 + (1 / 2 + 2 / 3) / 3) / 2)
+        dist = [0, 1, 2, 16, 16, 15, 14, 0]
+        pairs = [(d, label == 1) for d, label in zip(dist, [*labels, *labels], strict=True)]
+        assert found.pr_area == pytest.approx(slow_pr_area(pairs))
+        assert found.pr_area < found.map_full
+
+    def test_bad_pairs(self) -> None:
+        for distances, relevant in (([0.5], [True]), ([1, 2], [True]), ([[1]], [[True]])):
+            with pytest.raises(DataError, match="distances and relevant must be"):
+                pooled_pr_area(distances, relevant)
 
     def test_average_precision_against_scikit_learn(self) -> None:
         from sklearn.metrics import average_precision_score

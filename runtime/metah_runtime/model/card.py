@@ -24,6 +24,8 @@ _SCORES = {
     "empty_balls": "queries with an empty ball",
     "ball_size": "images in a ball",
     "map_full": "MAP of the whole ranking",
+    "map_r": "MAP@R",
+    "pr_area": "area of pooled precision and recall",
 }
 _RUN = (
     ("method", "method"),

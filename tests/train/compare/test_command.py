@@ -65,7 +65,8 @@ def test_a_killed_comparison_goes_on_where_it_was(
     assert "1 of 2 trials are finished" in stderr
     assert "source_train: 66 images, 22..22 a class, pixels" in stderr
     assert "[2/2] metah, 16 bits, seed 0: MAP@H2" in stderr
-    assert f"MAP@H≤2, {bars} src2tgt: 2 methods" in stdout
+    for title in ("MAP@H≤2", "recall@H≤2", "MAP, full ranking"):
+        assert f"{title}, {bars} src2tgt: 2 methods" in stdout
     assert record.stat().st_mtime_ns == before
     found = comparison.result(metah)
     assert found is not None
@@ -81,6 +82,7 @@ def test_a_killed_comparison_goes_on_where_it_was(
     assert [(line["method"], line["seed"]) for line in lines] == [("lsh", 0), ("metah", 0)]
     assert {path.name for path in out.iterdir()} == {
         *("cache", "cells", "lock", "results.jsonl", "table.md", "table.html", "gallery-16"),
+        *("table.csv", "table.tex"),
         *("map_recall.png", "pr_curve.png", "precision_at_n.png", "codes-16.png"),
     }
     assert "| METAH | " in (out / "table.md").read_text()

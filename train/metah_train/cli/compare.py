@@ -194,9 +194,9 @@ def _facts(
     found: "Document", out: Path, trials: int, errors: dict[str, str | None], paths: list[Path]
 ) -> dict[str, Any]:
     """Return what --json prints; mean and deviation are those of the tables."""
-    from metah_train.compare.table import MEASURES, aggregate
+    from metah_train.compare.table import aggregate
 
-    stats = [(measure, aggregate(found.records, measure)) for measure in MEASURES]
+    stats = [(measure, aggregate(found.records, measure)) for measure in found.measures()]
     rows: list[dict[str, Any]] = []
     for name, title in found.methods:
         for bits in found.bits:
@@ -218,19 +218,23 @@ def _facts(
 
 
 def _print(found: Any, paths: list[Path]) -> None:
-    """Print the first table, and what was written."""
-    from metah_train.compare.table import MEASURES, aggregate, cell_text
+    """Print MAP within the ball beside recall and the full MAP, and what was written."""
+    from metah_train.compare.table import MEASURES, PRINTED, aggregate, cell_text
 
-    stats = aggregate(found.records, MEASURES[0])
-    rows = [
-        (
-            title,
-            *(cell_text(stats.get((name, width)), MEASURES[0].digits) for width in found.bits),
-            found.seeds(name),
-        )
-        for name, title in found.methods
+    measures = [
+        measure for measure in MEASURES if measure.name in PRINTED and measure.section == "metrics"
     ]
-    columns = ("method", *(f"{width} bits" for width in found.bits), "seeds")
-    console.print_table(columns, rows, f"{MEASURES[0].title}, {found.title}")
+    for measure in measures:
+        stats = aggregate(found.records, measure)
+        rows = [
+            (
+                title,
+                *(cell_text(stats.get((name, width)), measure.digits) for width in found.bits),
+                found.seeds(name),
+            )
+            for name, title in found.methods
+        ]
+        columns = ("method", *(f"{width} bits" for width in found.bits), "seeds")
+        console.print_table(columns, rows, f"{measure.title}, {found.title}")
     tables = [path for path in paths if path.name.startswith("table.")]
     console.say(f"wrote {', '.join(console.printable(path) for path in tables)} and pictures")

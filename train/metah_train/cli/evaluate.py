@@ -16,6 +16,8 @@ ROWS = {
     "empty_balls": "empty balls",
     "ball_size": "images in a ball",
     "map_full": "MAP, full ranking",
+    "map_r": "MAP@R",
+    "pr_area": "area of pooled precision and recall",
 }
 """Key of a score -> its name in the table."""
 

@@ -11,6 +11,7 @@ from metah_runtime import files
 from metah_runtime.codes import Codes
 from metah_train.compare import curves
 from metah_train.compare.comparison import TrialStore
+from metah_train.compare.formats import csv_text, latex
 from metah_train.compare.grid import Trial
 from metah_train.compare.table import Document, markdown, page
 from metah_train.data import Split
@@ -37,7 +38,10 @@ def document(trials: Sequence[Trial], comparison: TrialStore, split: Split) -> D
         ("source training", f"{len(split.source_train):,} labelled images"),
         ("target training", f"{len(split.target_train):,} images without labels"),
         ("queries", f"{len(split.query):,} of the target"),
-        ("database", f"{len(split.database):,} images of the target"),
+        *(
+            ("database", f"{len(images):,} images of the {name}")
+            for name, images in split.scored.items()
+        ),
         ("backbone", f"{first.backbone}, {first.features} features"),
         ("batch norm", batch_norm(trials)),
         ("trials", f"{len(records)} of {len(trials)} finished"),
@@ -89,8 +93,10 @@ def publish(
     done = [trial for trial in trials if comparison.result(trial) is not None]
     pictures: list[tuple[str, str, bytes]] = []
     links: list[tuple[str, str]] = []
-    paths = [out / "table.md"]  # first: the pictures take a while
-    files.write_bytes(paths[0], markdown(found).encode())
+    paths = []  # tables first: the pictures take a while
+    for ending, text in (("md", markdown), ("csv", csv_text), ("tex", latex)):
+        paths.append(out / f"table.{ending}")
+        files.write_bytes(paths[-1], text(found).encode())
     if done:
         lines = mean_curves(done, comparison)
         titles, bits = found.methods, found.bits
@@ -115,9 +121,12 @@ def publish(
         folder = out / f"gallery-{width}"
         paths += report_page.write(
             report.compare(
-                {name: (part["query"], part["database"]) for name, part in codes.items()},
+                {
+                    name: (part["query"], part.get("searched", part["database"]))
+                    for name, part in codes.items()
+                },
                 split.query,
-                split.database,
+                next(iter(split.scored.values())),
                 title=title,
                 class_names=split.class_names,
             ),
@@ -165,8 +174,9 @@ def gallery_trials(done: Sequence[Trial], bits: int) -> list[Trial]:
 
 
 def draw_maps(codes: Mapping[str, Mapping[str, Codes]], split: Split) -> bytes:
-    """Draw a t-SNE map of held-out source and database codes for each method."""
-    sets = (split.source_valid, split.database)
+    """Draw a t-SNE map of held-out source and labelled target codes for each method."""
+    target = "query" if split.database.labels is None else "database"
+    sets = (split.source_valid, getattr(split, target))
     rows = [spread(len(images), MAP_POINTS) for images in sets]
     labels = np.concatenate(
         [_one_label(images.labels, part) for images, part in zip(sets, rows, strict=True)]
@@ -175,9 +185,7 @@ def draw_maps(codes: Mapping[str, Mapping[str, Codes]], split: Split) -> bytes:
     maps = [
         (
             title,
-            curves.embed(
-                np.concatenate([part["source_valid"][rows[0]], part["database"][rows[1]]])
-            ),
+            curves.embed(np.concatenate([part["source_valid"][rows[0]], part[target][rows[1]]])),
         )
         for title, part in codes.items()
     ]

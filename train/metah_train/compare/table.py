@@ -38,6 +38,22 @@ MEASURES = (
     ),
     Measure(title="precision@H≤2", section="metrics", name="precision_h2"),
     Measure(title="MAP, full ranking", section="metrics", name="map_full"),
+    Measure(title="MAP@R", section="metrics", name="map_r"),
+    Measure(
+        title="area of pooled precision and recall",
+        section="metrics",
+        name="pr_area",
+        note="over all pairs of a query and an image; some papers call it mAP",
+    ),
+    *(
+        Measure(
+            title=f"queries in the source: {title}",
+            section="cross",
+            name=name,
+            note="target queries search all of the source",
+        )
+        for title, name in (("MAP@H≤2", "map_h2"), ("MAP, full ranking", "map_full"))
+    ),
     Measure(
         title="training time in seconds",
         section="training",
@@ -57,6 +73,10 @@ MEASURES = (
 )
 
 
+PRINTED = ("map_h2", "recall_h2", "map_full")
+"""The measures that the command prints: MAP within the ball alone favours small balls."""
+
+
 @dataclass(frozen=True)
 class Stat:
     """Mean and sample standard deviation (nan for one value) over n seeds."""
@@ -71,9 +91,11 @@ Grid = Mapping[tuple[str, int], Stat]
 
 
 def aggregate(records: Sequence[Mapping[str, Any]], measure: Measure) -> dict[Any, Stat]:
-    """Return mean and deviation of a measure for each (method, bits) that has a record."""
+    """Return mean and deviation of a measure for each (method, bits) that has a record of it."""
     values: dict[tuple[str, int], list[float]] = {}
     for record in records:
+        if measure.name not in record.get(measure.section, {}):
+            continue
         key = record["method"], record["bits"]
         values.setdefault(key, []).append(float(record[measure.section][measure.name]))
     return {
@@ -118,6 +140,10 @@ class Document:
     facts: Sequence[tuple[str, str]] = ()
     missing: Sequence[tuple[str, str]] = ()
 
+    def measures(self) -> list[Measure]:
+        """Return the measures that a record has; the first always."""
+        return [m for m in MEASURES if m is MEASURES[0] or aggregate(self.records, m)]
+
     def seeds(self, name: str) -> str:
         """Return how many seeds each length of a method has: ``5``, or ``5/5/3``."""
         counts = [
@@ -132,7 +158,7 @@ def markdown(document: Document) -> str:
     lines = [f"# {document.title}", ""]
     lines += [f"- {name}: {value}" for name, value in document.facts]
     names = [name for name, _ in document.methods]
-    for measure in MEASURES:
+    for measure in document.measures():
         stats = aggregate(document.records, measure)
         lines += ["", f"## {measure.title}", ""]
         lines += [measure.note[:1].upper() + measure.note[1:] + ".", ""] if measure.note else []
@@ -166,7 +192,7 @@ def page(
     if document.missing:
         items = "".join(f"<li>{text(c)}: {text(r)}</li>" for c, r in document.missing)
         body.append(f"<section><h2>Trials without a result</h2><ul>{items}</ul></section>")
-    body += [_section(document, measure) for measure in MEASURES]
+    body += [_section(document, measure) for measure in document.measures()]
     if links:
         named = "".join(f'<li><a href="{text(path)}">{text(name)}</a></li>' for name, path in links)
         body.append(f"<section><h2>What they find</h2><ul>{named}</ul></section>")

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metah_runtime import metrics
 from metah_runtime.errors import DataError, MetahError
 from metah_train import data
@@ -58,6 +60,7 @@ def run_trial(trial: Trial, comparison: TrialStore, report: loop.StepReport | No
         clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)
         clock.values["cached_seconds"] = round(cache.seconds, 3)
         codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
+        codes["source"] = np.concatenate([codes["source_train"], codes["source_valid"]])
         scored, curves = score(split, codes)
         scored["criteria"] = unsupervised(run, split)
         result = {
@@ -73,25 +76,33 @@ def run_trial(trial: Trial, comparison: TrialStore, report: loop.StepReport | No
             "versions": {name: version(name) for name in ("metah", "torch", "numpy")},
         }
         kept = {name: codes[name] for name in ("query", "database", "source_valid")}
+        if "target" not in split.scored:
+            kept["searched"] = codes["source"]
         comparison.save(trial, result, kept, curves)
 
 
 def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Return (scores of target and source queries, curves of the target queries).
 
-    Source queries are the held-out source images, searched in the source training set: a sanity
-    check of what the codes have learnt before any domain gap.
+    codes: of SETS, and ``source``: those of source_train and source_valid. The first of the split's
+    databases gives the curves, a second one the scores ``cross``. Source queries are the held-out
+    source images, searched in the source training set: a sanity check of what the codes have
+    learnt before any domain gap.
     """
-    if split.query.labels is None or split.database.labels is None:
+    databases = split.scored
+    if not databases:
         raise DataError(f"{split.name}: a comparison needs labels of queries and database")
-    target = (codes["query"], split.query.labels, codes["database"], split.database.labels)
+    query, (first, *others) = (codes["query"], split.query.labels), databases
+    places = {"target": "database", "source": "source"}
+    target = (*query, codes[places[first]], databases[first].labels)
     source = (
         codes["source_valid"],
         split.source_valid.labels,
         codes["source_train"],
         split.source_train.labels,
     )
-    ns = [n for n in NS if n <= len(split.database)] or [len(split.database)]
+    size = len(databases[first])
+    ns = [n for n in NS if n <= size] or [size]
     curve = metrics.pr_curve(*target)
     curves = {
         "radius": curve.radius.tolist(),
@@ -104,6 +115,9 @@ def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         "metrics": metrics.evaluate(*target).to_dict(),
         "source_metrics": metrics.evaluate(*source).to_dict(),
     }
+    for name in others:
+        searched = (*query, codes[places[name]], databases[name].labels)
+        scores["cross"] = metrics.evaluate(*searched).to_dict()
     return scores, curves
 
 

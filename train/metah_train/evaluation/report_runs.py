@@ -46,17 +46,18 @@ def compare_runs(
     split.check_labelled()
     for run in runs:
         warn_if_changed(run, split, warn)
+    searched = next(iter(split.scored.values()))
     names = method_names(runs)
     codes: dict[str, tuple[Codes, Codes]] = {}
     with progress("encode", len(runs), "runs") as advance:
         for name, run in zip(names, runs, strict=True):
-            query, database = (encode(run.model, part)[0] for part in (split.query, split.database))
+            query, database = (encode(run.model, part)[0] for part in (split.query, searched))
             codes[name] = query, database
             advance()
     return compare(
         codes,
         split.query,
-        split.database,
+        searched,
         title=f"{split.name} {split.direction}, {first.config.bits} bits",
         class_names=split.class_names,
         queries=queries,
