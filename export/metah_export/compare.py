@@ -105,19 +105,20 @@ def compare(
         check_rules(bundle)
     rows: list[Artefact] = []
     for bundle, name in zip(bundles, _names(bundles), strict=True):
-        bench = _Bench(
-            bundle=bundle,
-            name=name,
-            reference=load_reference_set(bundle),
-            device=device,
-            threads=threads,
-            batches=batches,
-            seconds=seconds,
-            clock=clock,
-            progress=progress,
-        )
         for domain in bundle.domains:
-            rows += [bench.artefact(engine, domain) for engine in (None, *bundle.engines(domain))]
+            bench = _Bench(
+                bundle=bundle,
+                domain=domain,
+                name=name,
+                reference=load_reference_set(bundle, domain),
+                device=device,
+                threads=threads,
+                batches=batches,
+                seconds=seconds,
+                clock=clock,
+                progress=progress,
+            )
+            rows += [bench.artefact(engine) for engine in (None, *bundle.engines(domain))]
     runs = {str(bundle.manifest.training.get("run")) for bundle in bundles}
     return Comparison(
         rows=tuple(rows),
@@ -170,9 +171,10 @@ def machine() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
-    """What is needed to measure the artefacts of one bundle; see ``compare``."""
+    """What is needed to measure the artefacts of a domain of one bundle; see ``compare``."""
 
     bundle: Bundle
+    domain: Domain
     name: str
     reference: ReferenceSet | None
     device: str
@@ -182,15 +184,15 @@ class _Bench:
     clock: Callable[[], float]
     progress: Progress
 
-    def artefact(self, engine: Engine | None, domain: Domain) -> Artefact:
-        """Measure an engine, or for None the ONNX file, of a domain.
+    def artefact(self, engine: Engine | None) -> Artefact:
+        """Measure an engine, or the ONNX file for None.
 
         Where the CPU has no kernels for the ONNX file its rounding is emulated, and not timed.
         """
         bundle, note = self.bundle, None
         runner: Any = None
         try:
-            runner = self._open(engine, domain)
+            runner = self._open(engine)
         except (BackendUnavailable, EngineError) as error:
             if engine is None and self.device != "cpu":
                 raise
@@ -201,20 +203,20 @@ class _Bench:
             cpu = self.device == "cpu"
             found = [(self.device, runner)]
             if cpu:
-                found = onnx_runners(bundle, "cpu", self.threads, domain)
-            report, problem = self._compare_codes(found, domain)
-            label, file = "onnx", bundle.model_file(domain)
+                found = onnx_runners(bundle, "cpu", self.threads, self.domain)
+            report, problem = self._compare_codes(found)
+            label, file = "onnx", bundle.model_file(self.domain)
         else:
             label, file = f"{engine.kind} {', '.join(engine.targets)}", engine.file
             if runner is not None:
                 found = [(f"{engine.kind} {engine.builder}", runner)]
-                report, problem = self._compare_codes(found, domain)
+                report, problem = self._compare_codes(found)
                 runner.close()
             elif engine.parity is not None:
                 report = stored_parity(bundle, engine.parity)
         return Artefact(
             bundle=self.name,
-            artefact=label if domain == TARGET else f"{label}, {domain}",
+            artefact=label if self.domain == TARGET else f"{label}, {self.domain}",
             precision=bundle.manifest.precision,
             megabytes=bundle.manifest.files[file].size / 1e6,
             runs_on=None if runner is None else str(runner.device),
@@ -224,9 +226,9 @@ class _Bench:
             timings=timings,
         )
 
-    def _open(self, engine: Engine | None, domain: Domain) -> Any:
+    def _open(self, engine: Engine | None) -> Any:
         if engine is None:
-            return runners.open(self.bundle, self.device, domain=domain, threads=self.threads)
+            return runners.open(self.bundle, self.device, domain=self.domain, threads=self.threads)
         from metah_runtime.model.runners.tensorrt_runner import open_trt
 
         return open_trt(self.bundle, only=engine)
@@ -244,7 +246,7 @@ class _Bench:
         return tuple(found)
 
     def _compare_codes(
-        self, found: Sequence[tuple[str, Runner]], domain: Domain
+        self, found: Sequence[tuple[str, Runner]]
     ) -> tuple[Parity | None, str | None]:
         """Return the report with the most flips, and the first broken rule in words."""
         if self.reference is None:
@@ -254,7 +256,7 @@ class _Bench:
             try:
                 report = parity.measure(
                     runner,
-                    self.reference.of(domain),
+                    self.reference,
                     precision=self.bundle.manifest.precision,
                     limits=limits_of(self.bundle),
                     label=label,

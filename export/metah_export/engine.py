@@ -61,13 +61,13 @@ def engine(
     """
     bundle = Bundle.open(path)
     check_rules(bundle)
-    file, reference = bundle.model_file(domain), load_reference_set(bundle)
+    file = bundle.model_file(domain)
     entry, plan, reason = make_engine(
         bundle.read(file),
         preprocess=bundle.preprocess,
         precision=bundle.manifest.precision,
         config=config,
-        reference=None if reference is None else reference.of(domain),
+        reference=load_reference_set(bundle, domain),
         limits=limits_of(bundle),
         progress=progress,
         warn=warn,

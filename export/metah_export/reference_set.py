@@ -22,20 +22,18 @@ MAX_BYTES = 1 << 32
 
 SOURCE, QUERY, DATABASE = 0, 1, 2
 _KINDS = {"images": "u1", "roles": "u1", "names": "U", "labels": "iu"}
-_LOGITS = "f4"
-_OPTIONAL = ("labels", "detail_logits", "source_logits", "source_detail_logits")
+_LOGITS = ("logits", "detail_logits")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSet:
     """Images of both domains and the trained model's logits for them.
 
-    images: (n, H, W, C) uint8; logits: (n, bits) float32 of PyTorch; roles: (n,) uint8, SOURCE
-    (source domain), QUERY or DATABASE (target domain); names: (n,) text; labels: (n,) whole numbers
-    or (n, C) multi-hot, or None where they are unknown; detail_logits: (n, detail_bits) float32,
-    None without a detail code; source_logits, source_detail_logits: those of the network for images
-    of the source, for the same images, None where one network is for both; code_weight: see
-    ``CodeFormat``.
+    images: (n, H, W, C) uint8; logits: (n, bits) float32 of PyTorch, of the network for the image's
+    domain where there are two; roles: (n,) uint8, SOURCE (source domain), QUERY or DATABASE (target
+    domain); names: (n,) text; labels: (n,) whole numbers or (n, C) multi-hot, or None where they
+    are unknown; detail_logits: (n, detail_bits) float32, None without a detail code; code_weight:
+    see ``CodeFormat``.
     """
 
     images: NDArray[np.uint8]
@@ -44,8 +42,6 @@ class ReferenceSet:
     names: NDArray[np.str_]
     labels: NDArray[Any] | None
     detail_logits: NDArray[np.float32] | None = None
-    source_logits: NDArray[np.float32] | None = None
-    source_detail_logits: NDArray[np.float32] | None = None
     code_weight: int = 1
 
     def __len__(self) -> int:
@@ -71,21 +67,19 @@ class ReferenceSet:
         return np.hstack([codes, pack(self.detail_logits)])
 
     def of(self, domain: Domain) -> "ReferenceSet":
-        """Return the reference set of the network for images of a domain.
-
-        Raises BundleError for the source, where the set does not hold that network's logits.
-        """
-        if domain == TARGET:
-            return self
-        if self.source_logits is None:
-            raise BundleError(f"{FILE} holds no logits of the {domain}'s model; fix: export again")
-        return replace(self, logits=self.source_logits, detail_logits=self.source_detail_logits)
+        """Return the images of a domain; raise BundleError if there are none."""
+        rows = np.flatnonzero((self.roles == SOURCE) == (domain != TARGET))
+        if not len(rows):
+            raise BundleError(f"{FILE} holds no images of the {domain}; fix: export again")
+        arrays = {name: getattr(self, name) for name in (*_KINDS, *_LOGITS)}
+        kept = {name: array[rows] for name, array in arrays.items() if array is not None}
+        return replace(self, **kept)
 
     def to_bytes(self) -> bytes:
         """Return a compressed .npz; the same arrays give the same bytes."""
         arrays: dict[str, Any] = {"images": self.images, "logits": self.logits, "roles": self.roles}
         arrays["names"] = self.names
-        for name in _OPTIONAL:
+        for name in ("labels", "detail_logits"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
         buffer = io.BytesIO()
@@ -101,12 +95,8 @@ class ReferenceSet:
         image_shape: tuple[int, int, int],
         detail_bits: int = 0,
         code_weight: int = 1,
-        source: bool = False,
     ) -> "ReferenceSet":
-        """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model.
-
-        source: whether it must hold the logits of the network for images of the source.
-        """
+        """Read ``to_bytes``'s output; raise BundleError if it is damaged or of another model."""
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
@@ -117,10 +107,7 @@ class ReferenceSet:
         except Exception as error:  # zip, deflate and header parsers have no common error class
             reason = str(error) or type(error).__name__
             raise BundleError(f"{FILE} is damaged: {reason}; fix: export again") from error
-        widths = {"logits": bits, "detail_logits": detail_bits}
-        widths = {name: width for name, width in widths.items() if width}
-        if source:
-            widths |= {f"source_{name}": width for name, width in widths.items()}
+        widths = dict(zip(_LOGITS, (bits, detail_bits)[: 1 + (detail_bits > 0)], strict=False))
         wanted = {"images", "roles", "names", *widths}
         missing = sorted(wanted - set(arrays))
         foreign = sorted(set(arrays) - wanted - {"labels"})
@@ -130,7 +117,7 @@ class ReferenceSet:
         shapes = {"images": (*n, *image_shape), "roles": n, "names": n}
         shapes |= {name: (*n, width) for name, width in widths.items()}
         for name, array in arrays.items():
-            kind = _KINDS.get(name, _LOGITS)
+            kind = _KINDS.get(name, "f4")
             good = array.dtype.kind in kind or array.dtype.str[1:] == kind
             if not good or array.shape != shapes.get(name, array.shape) or array.shape[:1] != n:
                 raise BundleError(

@@ -49,17 +49,17 @@ def verify(
     with progress("checking digests and ONNX rules"):
         bundle = Bundle.open(path)
         opset = check_rules(bundle)
-    reference = load_reference_set(bundle)
     reports: dict[Domain, Parity] = {}
     for domain in bundle.domains:
         found = onnx_runners(bundle, device, threads, domain)
+        reference = load_reference_set(bundle, domain)
         for label, runner in found:
             _check_batch(runner, str(bundle.path / bundle.model_file(domain)))
             if reference is None:
                 continue
             report = parity.measure(
                 runner,
-                reference.of(domain),
+                reference,
                 precision=bundle.manifest.precision,
                 limits=limits_of(bundle),
                 label=label,
@@ -118,18 +118,21 @@ def check_rules(bundle: Bundle) -> int:
     return bundle.manifest.opset
 
 
-def load_reference_set(bundle: Bundle) -> ReferenceSet | None:
-    """Return the reference set of a bundle, None if it has none."""
+def load_reference_set(bundle: Bundle, domain: Domain = TARGET) -> ReferenceSet | None:
+    """Return the reference set of a bundle's model for images of a domain, None if it has none.
+
+    It holds images of both domains where the bundle has one model for both.
+    """
     if reference_set.FILE not in bundle.manifest.files:
         return None
-    return ReferenceSet.from_bytes(
+    known = ReferenceSet.from_bytes(
         bundle.read(reference_set.FILE),
         bits=bundle.bits,
         detail_bits=bundle.code_format.detail_bits,
         code_weight=bundle.code_format.code_weight,
-        source="source" in bundle.domains,
         image_shape=bundle.preprocess.shape,
     )
+    return known.of(domain) if len(bundle.domains) > 1 else known
 
 
 def limits_of(bundle: Bundle) -> parity.Limits:

@@ -164,7 +164,7 @@ def _export(manifest: BundleManifest) -> str:
     found = _parity(manifest, manifest.parity)
     if "source" in manifest.domains:
         own = _parity(manifest, manifest.source_parity)
-        found += f"\n\nThe model for images of the source, on the same images: {own}"
+        found += f"\n\nThe model for images of the source: {own}"
     return found
 
 
