@@ -87,7 +87,7 @@ def test_markdown() -> None:
         "| C | 0.100 | - | 1/0 |",
     ]
     assert "- c, 48 bits, seed 0: no memory" in text
-    for measure in MEASURES:
+    for measure in doc().measures():
         assert f"## {measure.title}\n" in text
     time = text.split("## training time in seconds\n")[1].split("##")[0]
     assert "| A | 12.3 ± 0.0 | 12.3 | 2/1 |" in time
