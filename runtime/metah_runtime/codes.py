@@ -108,6 +108,11 @@ class CodeFormat:
         """Bytes of a row."""
         return self.total_bits // 8
 
+    @property
+    def largest_distance(self) -> int:
+        """The largest distance that two rows can have."""
+        return self.code_weight * self.bits + self.detail_bits
+
     def code_part(self, codes: Codes) -> Codes:
         """Return the hash codes, (n, bits / 8), a view of ``codes`` (n, width)."""
         return codes[:, : self.bits // 8]

@@ -142,6 +142,24 @@ class Searcher(Protocol):
         """Return the number of codes that ``range_search`` finds, (q,) int64."""
 
 
+def nearest_within(index: Searcher, code: Codes, radius: int, count: int, within: int) -> Matches:
+    """Return the first ``count`` of the ``within`` codes in a radius of one query, (1, width).
+
+    Where the ball is far larger than what is asked for, they are found among the nearest of all:
+    the ball is not held in memory.
+    """
+    k = max(count, 1)
+    has_detail = index.code_format.detail_bits > 0
+    while not has_detail or 8 * k < within:
+        found = index.search(code, k)
+        near = found.distances if found.code_distances is None else found.code_distances
+        inside = np.flatnonzero(near[0] <= radius)[:count]
+        if len(inside) == count:
+            return Matches(*(column[:, inside] for column in _columns(found)))
+        k *= 8
+    return Matches(*(column[None, :count] for column in _columns(index.range_search(code, radius))))
+
+
 class IndexLike(Searcher, Protocol):
     """A Searcher that also knows its model and the paths of its codes: Index, ClusterIndex."""
 

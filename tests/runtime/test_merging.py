@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from metah_runtime import reference
-from metah_runtime.results import merge_matches, merge_ranges
+from metah_runtime.codes import CodeFormat
+from metah_runtime.results import merge_matches, merge_ranges, nearest_within
+from metah_runtime.search import CodeIndex
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -33,3 +35,23 @@ def test_nothing_to_merge():
         merge_matches([], 1)
     with pytest.raises(ValueError, match="at least one part"):
         merge_ranges([])
+
+
+@pytest.mark.parametrize("detail_bits", [0, 16])
+def test_the_first_within_a_radius(detail_bits):
+    rng = np.random.default_rng(3)
+    form = CodeFormat(bits=8, detail_bits=detail_bits)
+    codes = rng.integers(0, 256, (400, form.width), dtype=np.uint8)
+    codes[:, 0] = rng.choice([0, 1, 255], 400, p=[0.1, 0.8, 0.1])
+    index = CodeIndex(codes, code_format=form)
+    for query in codes[[0, 7]][:, None]:
+        for radius in (0, 1, 7, 8):
+            ball = reference.range_search(query, codes, radius, code_format=form)
+            for count in (0, 1, 5, 60, len(ball.ids)):
+                found = nearest_within(
+                    index, query, radius, min(count, len(ball.ids)), len(ball.ids)
+                )
+                assert found.ids.tolist() == [ball.ids[:count].tolist()]
+                assert found.distances.tolist() == [ball.distances[:count].tolist()]
+                if ball.code_distances is not None:
+                    assert found.code_distances.tolist() == [ball.code_distances[:count].tolist()]

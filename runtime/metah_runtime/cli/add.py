@@ -17,8 +17,9 @@ from metah_runtime.catalogue.known_files import KnownFiles
 from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.cli import console
 from metah_runtime.cli.encode_options import PROCESSES_FROM, encode_options
-from metah_runtime.cli.model_options import model_options, open_encoder, remember
+from metah_runtime.cli.model_options import domain_option, model_options, open_encoder, remember
 from metah_runtime.codes import Codes
+from metah_runtime.domain import Domain
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.files import write_bytes
 from metah_runtime.images.decode import DecodeBackend, check_decode_backend
@@ -46,6 +47,7 @@ SHOWN_ERRORS = 5
     help="take paths from FILE, one a line, relative to its folder; - for stdin",
 )
 @model_options
+@domain_option("new images")
 @encode_options
 @click.option(
     "--base",
@@ -61,6 +63,7 @@ def add(
     bundle: Path | None,
     device: str,
     threads: int | None,
+    domain: Domain,
     batch: int,
     workers: int | None,
     decode: str,
@@ -78,9 +81,9 @@ def add(
     path is passed over: give the same command again to go on after an interruption, none is added
     twice and none is lost. A known file whose size or time changed is encoded again if its content
     did, with --recheck every known file; if its code is another one, it takes the place of the old
-    one under the same id. A file that cannot be used is reported and does not stop the run; the
-    next run tries it again. Of folders, what is left out (other endings, links to folders, hidden
-    names) is counted.
+    one under the same id and in the same domain. A file that cannot be used is reported and does
+    not stop the run; the next run tries it again. Of folders, what is left out (other endings,
+    links to folders, hidden names) is counted.
 
     \b
     Examples:
@@ -104,7 +107,7 @@ def add(
         )
     if store is None and bundle is None:
         raise ConfigError(f"{index} does not exist yet; fix: --bundle BUNDLE to create it")
-    encoder = open_encoder(index, store, bundle, device, threads, spin=False)
+    encoder = open_encoder(index, store, bundle, device, threads, spin=False, domain=domain)
     wanted = [*paths, *([] if listed is None else read_list(listed))]
     for path in paths:
         if not os.path.lexists(on_disk(os.fspath(path))):
@@ -121,9 +124,14 @@ def add(
     if store is not None and known:
         now = stamps(path for path in found if path in known)
         again = list(now) if recheck else known.maybe_changed(now)
-        changed, unreadable = _replace_changed(
-            store, encoder, known, again, now, batch, workers, decode, decoder, recheck
-        )
+        for of, some in by_domain(store, known, again).items():
+            model = encoder
+            if of != encoder.domain:
+                model = open_encoder(index, store, bundle, device, threads, spin=False, domain=of)
+            count, failed = _replace_changed(
+                store, model, known, some, now, batch, workers, decode, decoder, recheck
+            )
+            changed, unreadable = changed + count, [*unreadable, *failed]
     total, bad = _add_files(index, store, encoder, files, batch, workers, way, decoder, base)
     added = len(files) - len(bad)
     bad = [*missing, *unreadable, *bad]
@@ -148,6 +156,7 @@ def add(
                 "errors": [{"path": item.path, "reason": item.reason} for item in [*bad, *unread]],
                 "images": total,
                 "bits": encoder.bits,
+                "detail_bits": encoder.code_format.detail_bits,
                 "decoder": version,
                 "decode": way,
                 "seconds": round(seconds, 3),
@@ -161,7 +170,7 @@ def add(
         rate = f"; {len(files) / seconds:,.0f} images/s" if way == "processes" else ""
         console.say(
             f"added {added:,} images to {console.printable(index)}{skipped}: "
-            f"{total:,} codes of {encoder.bits} bits{rate}"
+            f"{total:,} codes of {encoder.code_format}{rate}"
         )
     if strict and (bad or unread):
         count = len(bad) + len(unread)
@@ -260,11 +269,20 @@ def _replace_changed(
                 ids=ids[other],
                 paths=some,
                 attributes=file_facts(some, before),
+                domain=encoder.domain,
                 on_duplicate="upsert",
             )
         _note_facts(store, known, sorted({*paths} - {*some}), before)
         changed += len(other)
     return changed, bad
+
+
+def by_domain(store: Index, known: KnownFiles, files: list[str]) -> dict[Domain, list[str]]:
+    """Return known files by the domain that each is of."""
+    out: dict[Domain, list[str]] = {}
+    for path, domain in zip(files, store.domains(known.ids_of(files)), strict=True):
+        out.setdefault(domain, []).append(path)
+    return out
 
 
 def _note_facts(
@@ -300,13 +318,14 @@ def _add_files(
         if store is None:
             store = Index.create(
                 index,
-                bits=encoder.bits,
+                code_format=encoder.code_format,
                 fingerprint=encoder.fingerprint,
                 model=encoder.bundle.path.resolve().name,
                 base=base,
             )
             remember(store, encoder)
-        store.add(codes, paths=paths, attributes=file_facts(paths, before))
+        facts = file_facts(paths, before)
+        store.add(codes, paths=paths, domain=encoder.domain, attributes=facts)
     if store is not None:
         remember(store, encoder)
     return 0 if store is None else len(store), bad

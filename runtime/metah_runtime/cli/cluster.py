@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from metah_runtime.cli import console
-from metah_runtime.cli.model_options import model_options
+from metah_runtime.cli.model_options import domain_option, model_options
+from metah_runtime.domain import Domain
 from metah_runtime.errors import ConfigError, DataError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,13 +80,14 @@ def start(
                 "index": index,
                 "codes": len(served),
                 "bits": served.bits,
+                "detail_bits": served.code_format.detail_bits,
                 "shards": shards,
                 "replicas": replicas,
             }
         )
         return
     console.say(
-        f"cluster {name!r} serves {len(served):,} codes of {served.bits} bits of "
+        f"cluster {name!r} serves {len(served):,} codes of {served.code_format} of "
         f"{console.printable(index)}: {shards} shards x {replicas} replicas"
     )
 
@@ -112,6 +114,7 @@ def status(name: str, address: str | None, as_json: bool) -> None:
             "name": name,
             "codes": len(plan),
             "bits": plan.manifest.bits,
+            "detail_bits": plan.manifest.detail_bits,
             "fingerprint": plan.manifest.fingerprint,
             "generation": plan.manifest.generation,
             "plan": plan.digest,
@@ -133,7 +136,7 @@ def status(name: str, address: str | None, as_json: bool) -> None:
                 )
                 for row in rows
             ],
-            f"{name}: {len(plan):,} codes of {plan.manifest.bits} bits, plan {plan.digest[:12]}",
+            f"{name}: {len(plan):,} codes of {plan.manifest.code_format}, plan {plan.digest[:12]}",
         )
     if not well:
         from metah_runtime.errors import ClusterError
@@ -169,7 +172,7 @@ def stop(name: str, address: str | None, as_json: bool) -> None:
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--code", "codes", multiple=True, metavar="HEX", help="search by a code instead")
 @click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
-@click.option("--radius", type=int, help="give all within this many bits")
+@click.option("--radius", type=int, help="give all within this many bits of the hash code")
 @click.option("--partial", is_flag=True, help="answer over the shards that can be reached")
 @click.option("--deadline", type=float, default=2.0, show_default=True, help="seconds to wait")
 @click.option(
@@ -180,6 +183,7 @@ def stop(name: str, address: str | None, as_json: bool) -> None:
     help="silence, in seconds, before the next replica is asked",
 )
 @model_options
+@domain_option("IMAGES")
 @_where
 @console.json_option
 @click.option(
@@ -196,6 +200,7 @@ def query(
     bundle: Path | None,
     device: str,
     threads: int | None,
+    domain: Domain,
     name: str,
     address: str | None,
     as_json: bool,
@@ -220,7 +225,9 @@ def query(
     _connect(address)
     served = actors.find(name, policy=policy)
     label = Path(f"cluster {name}")
-    packed, good, bad = local.query_codes(served, label, images, codes, bundle, device, threads)
+    packed, good, bad = local.query_codes(
+        served, label, images, codes, bundle, device, threads, domain=domain
+    )
     store = served.reachable() if partial else served
     found = local.find(store, good, packed, search)
     missing = sorted(getattr(store, "missing", ()))

@@ -24,7 +24,14 @@ def info(index: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(facts)
         return
-    segments = facts.pop("segments")
+    segments, domains = facts.pop("segments"), facts.pop("domains")
+    detail, weight = facts.pop("detail_bits"), facts.pop("code_weight")
+    if detail:
+        facts["bits"] = f"{facts['bits']} + {detail} (hash code + detail code)"
+        if weight > 1:
+            facts["code weight"] = weight
+    if domains["source"]:
+        facts["codes"] = ", ".join(f"{n:,} of the {domain}" for domain, n in domains.items() if n)
     rows = [(key.replace("_", " "), _shown(key, value)) for key, value in facts.items()]
     console.print_table(["", ""], [*rows, ("segments", f"{len(segments):,}")])
     if segments:

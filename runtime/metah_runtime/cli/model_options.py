@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from metah_runtime.cli import console
-from metah_runtime.domain import TARGET, Domain
+from metah_runtime.domain import DOMAINS, TARGET, Domain
 from metah_runtime.errors import BundleError, ConfigError, IndexMismatch
 from metah_runtime.results import IndexLike
 from metah_runtime.text import printable
@@ -42,6 +42,17 @@ def model_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def domain_option(what: str) -> Callable[[F], F]:
+    """Return what adds --domain to a command; what: whose domain it is."""
+    return click.option(
+        "--domain",
+        type=click.Choice(DOMAINS),
+        default=TARGET,
+        show_default=True,
+        help=f"of {what}; source: like the labelled images that the model was trained on",
+    )
 
 
 def remembered(store: IndexLike) -> Path | None:

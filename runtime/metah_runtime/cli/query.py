@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,12 +12,13 @@ import numpy as np
 
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cli import console
-from metah_runtime.cli.model_options import model_options, open_encoder
+from metah_runtime.cli.model_options import domain_option, model_options, open_encoder
 from metah_runtime.codes import Codes
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images.find import on_disk
 from metah_runtime.index import Index
-from metah_runtime.results import IndexLike
+from metah_runtime.results import IndexLike, Matches, RangeMatches
 from metah_runtime.text import printable
 
 if TYPE_CHECKING:
@@ -36,8 +38,9 @@ Search: TypeAlias = tuple[str, int]
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--code", "codes", multiple=True, metavar="HEX", help="search by a code instead")
 @click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
-@click.option("--radius", type=int, help="give all within this many bits")
+@click.option("--radius", type=int, help="give all within this many bits of the hash code")
 @model_options
+@domain_option("IMAGES")
 @console.json_option
 @click.option("--strict", is_flag=True, help="stop at the first image that cannot be used")
 @click.option(
@@ -52,11 +55,16 @@ def query(
     bundle: Path | None,
     device: str,
     threads: int | None,
+    domain: Domain,
     as_json: bool,
     strict: bool,
     html: Path | None,
 ) -> None:
     """Find the codes in INDEX nearest to those of IMAGES, in the order (distance, id).
+
+    Where codes have a detail part, the distance is the sum over both parts, the code distance that
+    of the hash code alone, and the order (distance, code distance, id). --radius is a code
+    distance. How many results tie, so that only their ids order them, is said.
 
     An image that cannot be used is reported, the others are answered, and the exit code is 1. The
     codes are searched on the --device of the model: on the GPU for cuda and tensorrt.
@@ -69,7 +77,9 @@ def query(
     search = check_search(k, radius, images, codes)
     check_html(html)
     store = open_index(index, device)
-    packed, good, bad = query_codes(store, index, images, codes, bundle, device, threads, strict)
+    packed, good, bad = query_codes(
+        store, index, images, codes, bundle, device, threads, strict, domain
+    )
     found = find(store, good, packed, search)
     answer(store, index, found, bad, search, html, {"index": index} if as_json else None)
 
@@ -131,7 +141,7 @@ def find(
     """Return image, code and matches of each query; those past ``images`` have no image."""
     names = [str(image) for image in images] + [None] * (len(packed) - len(images))
     return [
-        {"image": name, "code": bytes(code).hex(), "matches": matches}
+        {"image": name, "code": bytes(code).hex(), "matches": matches, "tied": _tied(matches)}
         for name, code, matches in zip(names, packed, _matches(store, packed, search), strict=True)
     ]
 
@@ -148,7 +158,9 @@ def show(
     if html is not None:
         _write_gallery(html, store, index, found, search)
     if head is not None:
-        facts = {"bits": store.bits, "images": len(store), search[0]: search[1]}
+        form = store.code_format
+        facts = {"bits": form.bits, "detail_bits": form.detail_bits}
+        facts |= {"images": len(store), search[0]: search[1]}
         console.print_json({**head, **facts, "queries": found})
     elif html is None:
         _print_tables(found, search)
@@ -165,24 +177,25 @@ def query_codes(
     device: str,
     threads: int | None,
     strict: bool = False,
+    domain: Domain = TARGET,
 ) -> "tuple[Codes, list[str], list[BadImage]]":
-    """Return the codes of the images, then those given in hex, (q, bits / 8) uint8.
+    """Return the codes of the images, then those given in hex, (q, width) uint8.
 
     Second: the images that have a code; third: those that cannot be used. Raises ImageError for
     the first of these if it is the only query, or if ``strict``.
     """
-    digits = store.bits // 4
+    form = store.code_format
+    digits = 2 * form.width
     for code in codes:
         if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", code):
             raise ConfigError(
-                f"--code must be {digits} hex digits, as {index} has {store.bits} bits, "
-                f"got {code!r}"
+                f"--code must be {digits} hex digits, as {index} has {form}, got {code!r}"
             )
-    rows = [np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, store.bits // 8)]
+    rows = [np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, form.width)]
     good: list[str] = []
     bad: list[BadImage] = []
     if images:
-        encoder = open_encoder(index, store, bundle, device, threads)
+        encoder = open_encoder(index, store, bundle, device, threads, domain=domain)
         parts = list(encoder.encode_files(map(on_disk, map(str, images))))
         good = [path for part in parts for path in part.paths]
         bad = [item for part in parts for item in part.errors]
@@ -195,26 +208,43 @@ def query_codes(
 def _matches(store: IndexLike, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
     """Yield, for each query, its matches as dictionaries, nearest first."""
     kind, value = search
+    found: Matches | RangeMatches
     if kind == "radius":
-        hits = iter(store.range_search(codes, value))
+        found = within = store.range_search(codes, value)
+        places: list[Any] = list(map(slice, within.lims[:-1].tolist(), within.lims[1:].tolist()))
     else:
-        nearest = store.search(codes, value)
-        hits = zip(nearest.ids, nearest.distances, strict=True)
-    for ids, distances in hits:
-        rows = zip(ids.tolist(), distances.tolist(), store.paths(ids), strict=True)
-        yield [{"id": i, "distance": d, "path": path} for i, d, path in rows]
+        found = store.search(codes, value)
+        places = list(range(len(codes)))
+    for place in places:
+        columns = {"id": found.ids[place].tolist(), "distance": found.distances[place].tolist()}
+        if found.code_distances is not None:
+            columns["code_distance"] = found.code_distances[place].tolist()
+        columns["path"] = store.paths(found.ids[place])
+        yield [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _tied(matches: Sequence[dict[str, Any]]) -> int:
+    """Return how many matches share their distances with another: their ids order them."""
+    shared = Counter((hit["distance"], hit.get("code_distance")) for hit in matches)
+    return sum(count for count in shared.values() if count > 1)
 
 
 def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
     kind, value = search
     for item in found:
         title = f"{console.printable(item['image'] or 'code')}  {item['code']}"
-        rows = [
-            (rank, hit["distance"], hit["id"], console.printable(hit["path"] or ""))
-            for rank, hit in enumerate(item["matches"], 1)
-        ]
-        if rows:
-            console.print_table(["rank", "distance", "id", "path"], rows, title)
+        matches = item["matches"]
+        if matches:
+            both = ["code_distance"] if "code_distance" in matches[0] else []
+            rows = [
+                (rank, hit["distance"], *(hit[key] for key in both), hit["id"],
+                 console.printable(hit["path"] or ""))
+                for rank, hit in enumerate(matches, 1)
+            ]  # fmt: skip
+            names = [key.replace("_", " ") for key in both]
+            console.print_table(["rank", "distance", *names, "id", "path"], rows, title)
+            if item["tied"]:
+                click.echo(f"{item['tied']} of {len(rows)} tie with another: in the order of ids")
         else:
             reach = "the index is empty" if kind == "k" else f"no code within {value} bits"
             click.echo(f"{title}: {reach}")
@@ -226,11 +256,13 @@ def _write_gallery(
     from metah_runtime.files import write_bytes
     from metah_runtime.html import gallery
 
-    kind, value = search
+    (kind, value), form = search, store.code_format
     page = gallery.Gallery(
-        title=f"Nearest images by {store.bits}-bit codes",
+        title=f"Nearest images by codes of {form}"
+        if form.detail_bits
+        else f"Nearest images by {form.bits}-bit codes",
         rows=[_row(item) for item in found],
-        bits=store.bits,
+        bits=form.largest_distance,
         facts=[
             ("Index", str(index.absolute())),
             ("Images", f"{len(store):,}"),
@@ -245,13 +277,19 @@ def _row(item: dict[str, Any]) -> "Row":
     from metah_runtime.html import gallery
 
     matches = item["matches"]
+    tied = f", {item['tied']:,} tie with another" if item["tied"] else ""
     cut = f", the first {SHOWN_TILES} shown" if len(matches) > SHOWN_TILES else ""
     return gallery.Row(
         query=gallery.file_tile(item["image"], missing=item["code"]),
         neighbours=[
-            gallery.file_tile(hit["path"], missing=f"id {hit['id']}", distance=hit["distance"])
+            gallery.file_tile(
+                hit["path"],
+                missing=f"id {hit['id']}",
+                distance=hit["distance"],
+                code_distance=hit.get("code_distance"),
+            )
             for hit in matches[:SHOWN_TILES]
         ],
         heading=Path(item["image"]).name if item["image"] else item["code"],
-        note=f"{len(matches):,} found{cut}",
+        note=f"{len(matches):,} found{cut}{tied}",
     )

@@ -126,7 +126,7 @@ def serve(
             if as_json:
                 console.print_json(where)
             else:
-                console.say(f"{len(snapshot):,} codes of {encoder.bits} bits at {url(sock)}")
+                console.say(f"{len(snapshot):,} codes of {encoder.code_format} at {url(sock)}")
 
         try:
             run(service, sock, ready)

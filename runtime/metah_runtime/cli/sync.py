@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +17,18 @@ from metah_runtime.catalogue.labelling import check_layout, from_folders
 from metah_runtime.catalogue.sync_plan import SyncPlan, plan_sync
 from metah_runtime.checks import check_batch, check_workers
 from metah_runtime.cli import console
-from metah_runtime.cli.add import decode_way, encoded_chunks, list_images, warn_of, write_errors
+from metah_runtime.cli.add import (
+    by_domain,
+    decode_way,
+    encoded_chunks,
+    list_images,
+    warn_of,
+    write_errors,
+)
 from metah_runtime.cli.encode_options import encode_options
-from metah_runtime.cli.model_options import model_options, open_encoder, remember
+from metah_runtime.cli.model_options import domain_option, model_options, open_encoder, remember
 from metah_runtime.codes import Codes
-from metah_runtime.domain import TARGET, Domain
+from metah_runtime.domain import Domain
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.images.formats import Decoder
 from metah_runtime.images.preprocess import decoder_version
@@ -43,6 +49,7 @@ SHOWN_FILES = 20
     "--layout", help="label new files by their folders below FOLDER, such as label or year/label"
 )
 @model_options
+@domain_option("new images")
 @encode_options
 @console.json_option
 def sync(
@@ -55,6 +62,7 @@ def sync(
     bundle: Path | None,
     device: str,
     threads: int | None,
+    domain: Domain,
     batch: int,
     workers: int | None,
     decode: str,
@@ -97,7 +105,7 @@ def sync(
             f"fix: mount the right folder, or metah-search remove {index} --path '{root}/*'"
         )
     plan = plan_sync(known, now, [item.path for item in missing], checksum=checksum)
-    job = _Job(index, plan, now, prune)
+    job = _Job(index, plan, now, prune, domain)
     if not dry_run and (not plan.is_empty or (prune and plan.vanished)):
         opened = partial(open_encoder, index, store, bundle, device, threads, spin=False)
         encode = _Encoding(opened, batch, workers, decode, decoder, job.bad)
@@ -127,7 +135,7 @@ class _Encoding:
         self._batch, self._workers, self._decode, self._decoder = batch, workers, decode, decoder
         self._bad = bad
 
-    def encoder(self, domain: Domain = TARGET) -> Encoder:
+    def encoder(self, domain: Domain) -> Encoder:
         """Return the encoder of a domain."""
         if domain not in self._encoders:
             self._encoders[domain] = self._opened(domain=domain)
@@ -155,6 +163,7 @@ class _Job:
     plan: SyncPlan
     now: Mapping[str, Stamp]
     prune: bool
+    domain: Domain
     bad: list[BadImage] = field(default_factory=list)
 
     def run(
@@ -168,11 +177,11 @@ class _Job:
         """Encode what is new or changed and commit everything at once; return the index."""
         plan, batches = self.plan, list[Any]()
         if plan.new:
-            paths, codes = encode(plan.new, TARGET)
+            paths, codes = encode(plan.new, self.domain)
             facts = file_facts(paths, self.now) | from_folders(paths, root, layout)
-            batches.append((codes, None, paths, TARGET, facts))
+            batches.append((codes, None, paths, self.domain, facts))
         if store is None:
-            model = encode.encoder()
+            model = encode.encoder(self.domain)
             if not batches or not len(batches[0][0]):
                 raise DataError(f"none of the {len(plan.new)} files could be used: no index made")
             store = Index.create(
@@ -184,11 +193,11 @@ class _Job:
             )
             remember(store, model)
         generation = store.generation
-        for domain, files in _by_domain(store, known, plan.changed).items():
+        for domain, files in by_domain(store, known, plan.changed).items():
             paths, codes = encode(files, domain)
             batches.append((codes, known.ids_of(paths), paths, domain, file_facts(paths, self.now)))
         kept = {path: path for path in plan.touched} | plan.moved
-        for domain, files in _by_domain(store, known, list(kept)).items():
+        for domain, files in by_domain(store, known, list(kept)).items():
             ids, paths = known.ids_of(files), [kept[path] for path in files]
             facts = file_facts(paths, self.now)
             batches.append((store.codes(ids), ids, paths, domain, facts))
@@ -238,10 +247,3 @@ class _Job:
             ],
             title,
         )
-
-
-def _by_domain(store: Index, known: KnownFiles, files: list[str]) -> dict[Domain, list[str]]:
-    out: dict[Domain, list[str]] = defaultdict(list)
-    for path, domain in zip(files, store.domains(known.ids_of(files)), strict=True):
-        out[domain].append(path)
-    return dict(out)

@@ -31,8 +31,9 @@ class Tile:
     """One image of the gallery.
 
     picture: from ``picture``, or None, which shows ``missing`` in its place; label: short text
-    under it; name: full text as a tooltip; distance: to the query, in bits; right: True draws a
-    green frame, False a red one, None no frame.
+    under it; name: full text as a tooltip; distance: to the query, in bits; code_distance: that of
+    the hash code, where there is a detail code too; right: True draws a green frame, False a red
+    one, None no frame.
     """
 
     picture: "str | None"
@@ -40,6 +41,7 @@ class Tile:
     name: str = ""
     missing: str = "no image"
     distance: int | None = None
+    code_distance: int | None = None
     right: bool | None = None
 
 
@@ -68,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """A page of rows; facts: (name, value) pairs under the title; bits: length of a code.
+    """A page of rows; facts: (name, value) pairs under the title; bits: the largest distance.
 
     table: rows of text under the facts, the first one the column names; numbers to the right.
     """
@@ -139,20 +141,33 @@ def encoded_thumbnail(
     return encoded(load_image(source, Preprocess(height=height, width=width)), size)
 
 
-def file_tile(path: str | None, *, missing: str = "no image", distance: int | None = None) -> Tile:
+def file_tile(
+    path: str | None,
+    *,
+    missing: str = "no image",
+    distance: int | None = None,
+    code_distance: int | None = None,
+) -> Tile:
     """Return the tile of an image file; one that cannot be read shows the reason.
 
     path: None for a code without a file, which shows ``missing``.
     """
     if path is None:
-        return Tile(picture=None, label="", name=missing, missing=missing, distance=distance)
-    name = Path(path).name
-    try:
-        shown = file_picture(path)
-    except ImageError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        return Tile(picture=None, label=name, name=path, missing=reason, distance=distance)
-    return Tile(picture=shown, label=name, name=path, distance=distance)
+        label, name, shown = "", missing, None
+    else:
+        label, name = Path(path).name, path
+        try:
+            shown = file_picture(path)
+        except ImageError as error:
+            shown, missing = None, str(error).removeprefix(f"{path}: ")
+    return Tile(
+        picture=shown,
+        label=label,
+        name=name,
+        missing=missing,
+        distance=distance,
+        code_distance=code_distance,
+    )
 
 
 def render(gallery: Gallery) -> str:
@@ -206,9 +221,13 @@ def _tile(tile: Tile, bits: int) -> str:
     if tile.distance is not None:
         title = f"Hamming distance {tile.distance} of {bits} bits"
         share = min(100, round(100 * tile.distance / bits))
+        code = ""
+        if tile.code_distance is not None:
+            title += f", {tile.code_distance} bits of the hash code"
+            code = f" <small>{tile.code_distance}</small>"
         badge = (
             f'<span class="distance" title="{title}"><i><i style="width:{share}%"></i></i>'
-            f"<b>{tile.distance}</b></span>"
+            f"<b>{tile.distance}{code}</b></span>"
         )
     name = text(tile.name or tile.label)
     return (
@@ -259,6 +278,7 @@ figcaption > span {
 }
 figcaption > .distance { display: flex; gap: .45rem; align-items: center; color: var(--ink); }
 .distance b { font-size: .85rem; font-variant-numeric: tabular-nums; }
+.distance small { font-weight: 400; color: var(--soft); }
 .distance > i { flex: 1; background: var(--frame); border-radius: 99px; overflow: hidden; }
 .distance i i { display: block; height: .35rem; background: var(--accent); }
 @media (max-width: 40rem) {

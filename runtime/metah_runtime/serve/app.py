@@ -50,14 +50,16 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
 
     page: folder of the files that are served at /; they are read once, here.
     """
-    settings, bits = service.settings, service.encoder.bits
+    settings, form = service.settings, service.encoder.code_format
 
     class SearchParams(BaseModel):
         """Parameters of a search: k, or radius and limit."""
 
         model_config = ConfigDict(extra="forbid")
         k: int | None = Field(None, ge=1, le=settings.max_k, description="the k nearest")
-        radius: int | None = Field(None, ge=0, le=bits, description="all within so many bits")
+        radius: int | None = Field(
+            None, ge=0, le=form.bits, description="all within so many bits of the hash code"
+        )
         limit: int | None = Field(
             None, ge=1, le=settings.max_k, description="with radius: at most so many, the nearest"
         )
@@ -75,7 +77,7 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
         "/v1/search",
         response_model=SearchAnswer,
         responses=problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
-        openapi_extra=search_body(bits),
+        openapi_extra=search_body(form.total_bits),
         operation_id="search",
     )
     async def search(request: Request, params: Annotated[SearchParams, Query()]) -> Response:
@@ -83,7 +85,7 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
         spec = _search_spec(params.k, params.radius, params.limit, settings.max_k)
         client = _client(request)
         with service.gate.enter(client), service.budget.hold() as hold:
-            query = await read_query(request, settings, bits, hold)
+            query = await read_query(request, settings, form.total_bits, hold)
             try:
                 async with asyncio.timeout(settings.timeout):
                     answer, times = await service.search(query, spec, client)
@@ -197,6 +199,8 @@ def _index_answer(service: Service) -> dict[str, Any]:
         "version": version.name,
         "count": len(version.snapshot),
         "bits": encoder.bits,
+        "detail_bits": encoder.code_format.detail_bits,
+        "code_weight": encoder.code_format.code_weight,
         "bundle": {
             "name": printable(bundle.path.resolve().name),
             "fingerprint": bundle.fingerprint,

@@ -23,7 +23,7 @@ class _Waiting:
 class Batcher:
     """One thread that runs a model on up to ``max_batch`` images at a time.
 
-    run: (n, H, W, C) uint8 -> codes (n, bits / 8) uint8, logits (n, bits) float32. max_wait:
+    run: (n, H, W, C) uint8 -> codes (n, width) uint8, logits (n, bits) float32. max_wait:
     seconds that an image waits for a second one while the model is idle. on_batch: told the size
     of each run. Images are run in the order in which they came.
     """
@@ -61,7 +61,7 @@ class Batcher:
     async def encode(
         self, image: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return (code (bits / 8,), logits (bits,)) of one image, (H, W, C) uint8."""
+        """Return (code (width,), logits (bits,)) of one image, (H, W, C) uint8."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(image, loop.create_future())
         self._queue.put_nowait(waiting)

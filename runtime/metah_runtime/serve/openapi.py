@@ -39,21 +39,28 @@ class Neighbour(BaseModel):
     """One indexed image."""
 
     id: int
-    distance: int = Field(description="Hamming distance to the query, in bits")
+    distance: int = Field(description="to the query, in bits, over hash code and detail code")
+    code_distance: int | None = Field(
+        description="Hamming distance of the hash codes; null where there is no detail code"
+    )
     name: str = Field(description="file name; below the folder of the images, its path there")
     label: str | None = Field(description="null where not known")
     domain: str | None = Field(description="null where not known")
 
 
 class SearchAnswer(BaseModel):
-    """The nearest images, in the order (distance, id), all of one version of the index."""
+    """The nearest images, all of one version of the index.
+
+    In the order (distance, id); (distance, code_distance, id) where there is a detail code.
+    """
 
     version: str = Field(description="of the index that answered")
-    code: str = Field(description="the query's code in hex, most significant bit first")
-    bits: int
+    code: str = Field(description="hash code and detail code of the query in hex, first bit first")
+    bits: int = Field(description="length of the hash code")
+    detail_bits: int = Field(description="length of the detail code, 0 for none")
     logits: list[float] | None = Field(
-        description="what the bits are the signs of, one a bit, a small one is unsure; null for a "
-        "query that was no image"
+        description="what the bits of the hash code are the signs of, one a bit, a small one is "
+        "unsure; null for a query that was no image"
     )
     neighbours: list[Neighbour]
     within: int | None = Field(description="all images within the radius; null for k")
@@ -83,9 +90,13 @@ class IndexAnswer(BaseModel):
 
     version: str
     count: int = Field(description="indexed images")
-    bits: int = Field(description="length of a code")
+    bits: int = Field(description="length of the hash code")
+    detail_bits: int = Field(description="length of the detail code, 0 for none")
+    code_weight: int = Field(
+        description="distance = code_weight x code_distance + that of the detail codes"
+    )
     bundle: BundleInfo
-    distances: Span = Field(description="radius, in bits")
+    distances: Span = Field(description="radius, in bits of the hash code")
     k: Span
     limit: Span = Field(description="neighbours in the answer to a radius")
     max_body: int = Field(description="bytes of an image")

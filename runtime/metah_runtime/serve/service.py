@@ -13,6 +13,7 @@ from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ImageError
 from metah_runtime.model.encoder import Encoder
+from metah_runtime.results import nearest_within
 from metah_runtime.serve import logs
 from metah_runtime.serve.batching import Batcher
 from metah_runtime.serve.body import CodeQuery, IdQuery, ImageQuery, Query
@@ -58,7 +59,7 @@ class Service:
         self.budget = Budget(settings.max_memory)
         self.versions = Versions(
             index,
-            bits=encoder.bits,
+            code_format=encoder.code_format,
             fingerprint=encoder.fingerprint,
             on_reload=lambda ok: self.metrics.reloads.labels("ok" if ok else "failed").inc(),
         )
@@ -152,7 +153,14 @@ class Service:
             found, name = await self._in_thread(
                 client, lambda version: self._find(version, code, given, spec)
             )
-        head = {"version": name, "code": "", "bits": self.encoder.bits, "logits": logits}
+        form = self.encoder.code_format
+        head = {
+            "version": name,
+            "code": "",
+            "bits": form.bits,
+            "detail_bits": form.detail_bits,
+            "logits": logits,
+        }
         return head | found, times
 
     async def thumbnail(
@@ -227,21 +235,25 @@ class Service:
     def _find(
         self, version: Version, code: Codes | None, given: int | None, spec: SearchSpec
     ) -> dict[str, Any]:
-        """Search for one code, (1, bits / 8) uint8, or the code of an indexed image."""
+        """Search for one code, (1, width) uint8, or the code of an indexed image."""
         index = version.index
         if code is None:
             code = index.codes([given])
         within = None if spec.radius is None else int(index.count(code, spec.radius)[0])
-        count = spec.count if within is None else min(spec.count, within)
-        nearest = index.search(code, max(count, 1))  # those within a radius are the nearest of all
-        ids, distances = nearest.ids[0, :count], nearest.distances[0, :count]
-        facts = map(self.labels.facts, index.paths(ids))
-        rows = zip(ids.tolist(), distances.tolist(), facts, strict=True)
+        if spec.radius is None or within is None:
+            nearest = index.search(code, spec.count)
+        else:
+            nearest = nearest_within(index, code, spec.radius, min(spec.count, within), within)
+        ids, distances = nearest.ids[0].tolist(), nearest.distances[0].tolist()
+        near = nearest.code_distances
+        codes = [None] * len(ids) if near is None else near[0].tolist()
+        facts = map(self.labels.facts, index.paths(nearest.ids[0]))
+        rows = zip(ids, distances, codes, facts, strict=True)
         return {
             "code": code.tobytes().hex(),
             "neighbours": [
-                {"id": image, "distance": distance, **asdict(known)}
-                for image, distance, known in rows
+                {"id": image, "distance": distance, "code_distance": hash_code, **asdict(known)}
+                for image, distance, hash_code, known in rows
             ],
             "within": within,
             "cut": within is not None and within > len(ids),

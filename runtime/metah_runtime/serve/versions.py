@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import IndexCorrupt, IndexMismatch
 from metah_runtime.index import Index
 from metah_runtime.index.manifest import NAME, Manifest
@@ -54,7 +55,7 @@ class Version:
 
 
 def open_version(
-    path: Path, known: Version | None = None, *, bits: int, fingerprint: str
+    path: Path, known: Version | None = None, *, code_format: CodeFormat, fingerprint: str
 ) -> Version:
     """Open the newest state of an index, all its checksums compared before its first answer.
 
@@ -62,15 +63,17 @@ def open_version(
     IndexMismatch for another model or width.
     """
     manifest = Manifest.read(path)
-    if (manifest.bits, manifest.fingerprint) != (bits, fingerprint):
+    if (manifest.code_format, manifest.fingerprint) != (code_format, fingerprint):
+        theirs, model = _short(manifest.fingerprint), _short(fingerprint)
         raise IndexMismatch(
-            f"{path} holds {manifest.bits}-bit codes of model {_short(manifest.fingerprint)}, the "
-            f"bundle is {bits}-bit model {_short(fingerprint)}: their codes cannot be compared; "
+            f"{path} holds codes of {manifest.code_format} of model {theirs}, those of the bundle "
+            f"have {code_format} and are of model {model}: they cannot be compared; "
             "fix: the bundle of the index, or build the index again"
         )
     same = known is not None and known.snapshot.manifest.index_id == manifest.index_id
     snapshot = newest(path, "first-use", known.snapshot if known and same else None)
-    if snapshot.manifest.bits != bits or snapshot.manifest.fingerprint != fingerprint:
+    found = snapshot.manifest
+    if (found.code_format, found.fingerprint) != (code_format, fingerprint):
         raise IndexMismatch(f"{path} was replaced by another index just now")
     for view in snapshot.views:
         _ = view.searcher  # compares the checksums and builds what searches need
@@ -87,16 +90,16 @@ class Versions:
         self,
         path: Path,
         *,
-        bits: int,
+        code_format: CodeFormat,
         fingerprint: str,
         on_reload: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.path = path
-        self._bits = bits
+        self._code_format = code_format
         self._fingerprint = fingerprint
         self._on_reload = on_reload
         self._stamp = self._look()
-        self.current = open_version(path, bits=bits, fingerprint=fingerprint)
+        self.current = open_version(path, code_format=code_format, fingerprint=fingerprint)
         self.failure: str | None = None
 
     @contextmanager
@@ -143,7 +146,8 @@ class Versions:
 
     def _open(self, known: Version) -> Version:
         try:
-            return open_version(self.path, known, bits=self._bits, fingerprint=self._fingerprint)
+            form, model = self._code_format, self._fingerprint
+            return open_version(self.path, known, code_format=form, fingerprint=model)
         except OSError as error:
             raise IndexCorrupt(f"{self.path}: {error.strerror or error}") from error
 

@@ -112,6 +112,7 @@ def test_add_then_query_gives_what_the_slow_reference_gives(
         "errors": [],
         "images": 23,
         "bits": 16,
+        "detail_bits": 0,
         "decoder": f"Pillow {PIL.__version__}",
         "decode": "threads",
     }

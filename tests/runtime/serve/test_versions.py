@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from metah_runtime import Index
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import IndexCorrupt, IndexMismatch, MetahError
 from metah_runtime.index.manifest import NAME
 from metah_runtime.serve.versions import Versions, open_version
@@ -27,7 +28,7 @@ def build(path: Path, codes: int = 50, seed: int = 0, fingerprint: str = MODEL) 
 
 def watch(path: Path, told: list[bool] | None = None) -> Versions:
     note: Callable[[bool], None] = (told if told is not None else []).append
-    return Versions(path, bits=16, fingerprint=MODEL, on_reload=note)
+    return Versions(path, code_format=CodeFormat(bits=16), fingerprint=MODEL, on_reload=note)
 
 
 def reload(versions: Versions) -> bool:
@@ -109,12 +110,14 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").rename(tmp_path / "index")
     assert not reload(versions)
     assert "model bbbbbbbbbbbb" in (versions.failure or "")
-    with pytest.raises(IndexMismatch, match="model bbbbbbbbbbbb, the bundle is 16-bit model aaaaa"):
-        open_version(tmp_path / "index", bits=16, fingerprint=MODEL)
-    with pytest.raises(IndexMismatch, match=r"16-bit codes of model .* the bundle is 24-bit"):
-        open_version(tmp_path / "index", bits=24, fingerprint="b" * 64)
+    with pytest.raises(
+        IndexMismatch, match="of 16 bits of model bbbbbbbbbbbb, those of the bundle"
+    ):
+        open_version(tmp_path / "index", code_format=CodeFormat(bits=16), fingerprint=MODEL)
+    with pytest.raises(IndexMismatch, match=r"codes of 16 bits of model .* bundle have 24 bits"):
+        open_version(tmp_path / "index", code_format=CodeFormat(bits=24), fingerprint="b" * 64)
     with pytest.raises(IndexCorrupt, match="no index at"):
-        open_version(tmp_path / "none", bits=16, fingerprint=MODEL)
+        open_version(tmp_path / "none", code_format=CodeFormat(bits=16), fingerprint=MODEL)
 
 
 def test_another_index_of_the_same_model_takes_over(tmp_path: Path) -> None:

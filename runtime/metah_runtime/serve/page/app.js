@@ -55,7 +55,7 @@ async function start() {
     $("unlock").hidden = true;
     show(null);
     const count = index.count.toLocaleString("en");
-    $("facts").textContent = `${count} images · ${index.bits} bits · model ${index.bundle.name} on ${index.bundle.device}`;
+    $("facts").textContent = `${count} images · ${index.bits}${index.detail_bits ? ` + ${index.detail_bits}` : ""} bits · model ${index.bundle.name} on ${index.bundle.device}`;
     $("k").max = index.k.most;
     $("radius").max = index.distances.most;
   } catch (error) {
@@ -116,7 +116,7 @@ function draw(query, answer, milliseconds) {
   drawQuery(query);
   $("code").hidden = false;
   $("hex").textContent = answer.code;
-  const { unsure } = drawBits($("bits"), answer.code, answer.logits);
+  const { unsure } = drawBits($("bits"), answer.code, answer.logits, answer.bits);
   $("sure").textContent = unsure === null
     ? "A stored code: how sure its bits were is not kept."
     : `Filled is 1. Dashed: |tanh(logit)| below ${UNSURE}, a bit that would flip first (${unsure} here).`;

@@ -18,8 +18,9 @@ function bitsOf(hex) {
   });
 }
 
-function drawBits(box, hex, logits) {
-  const bits = bitsOf(hex);
+/** hex: hash code and detail code; logits: of the hash code alone, whose bits come first. */
+function drawBits(box, hex, logits, length) {
+  const bits = bitsOf(hex).slice(0, length);
   let unsure = 0;
   box.replaceChildren(...bits.map((bit, place) => {
     const logit = logits ? logits[place] : null;
@@ -61,17 +62,22 @@ function drawHistogram(box, distances) {
   box.replaceChildren(svg);
 }
 
+function distanceOf(neighbour) {
+  const code = neighbour.code_distance;
+  return `distance ${neighbour.distance}` + (code === null ? "" : ` (hash code ${code})`);
+}
+
 /** One neighbour as a button; choose(id) searches from it, picture(id, image) fills the image. */
 function tile(neighbour, choose, picture) {
   const known = [neighbour.label, neighbour.domain].filter((text) => text !== null).join(" · ");
   const frame = element("span", { className: "frame", textContent: picture ? "" : "no picture" });
   const button = element("button", { type: "button", className: "tile", title: neighbour.name },
     frame,
-    element("span", { className: "distance", textContent: `distance ${neighbour.distance}` }));
+    element("span", { className: "distance", textContent: distanceOf(neighbour) }));
   if (known) button.append(element("span", { className: "known", textContent: known }));
   button.append(element("span", { className: "name", textContent: neighbour.name }));
   button.setAttribute("aria-label",
-    `Search from ${neighbour.name}, distance ${neighbour.distance}${known ? `, ${known}` : ""}`);
+    `Search from ${neighbour.name}, ${distanceOf(neighbour)}${known ? `, ${known}` : ""}`);
   button.dataset.id = neighbour.id;
   button.addEventListener("click", () => choose(neighbour));
   if (picture) picture(neighbour.id, frame);
