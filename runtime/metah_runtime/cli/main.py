@@ -17,7 +17,11 @@ COMMANDS = {
     "info": (f"{_HERE}.info:info", "Show what an index holds."),
     "verify": (f"{_HERE}.verify:verify", "Read every byte of an index and compare all checksums."),
     "compact": (f"{_HERE}.compact:compact", "Merge segments and free the space of removed codes."),
-    "remove": (f"{_HERE}.remove:remove", "Remove codes by id."),
+    "remove": (f"{_HERE}.remove:remove", "Remove images by id, path or attribute."),
+    "list": (f"{_HERE}.list_:list_", "List images with their paths and attributes."),
+    "find": (f"{_HERE}.list_:find", "Find an image by its path."),
+    "label": (f"{_HERE}.label:label", "Give images labels and other attributes."),
+    "rebase": (f"{_HERE}.rebase:rebase", "Say where the folder of images is now."),
     "export": (f"{_HERE}.export:export", "Write all codes to a file or a database."),
     "import": (f"{_HERE}.import_:import_", "Add the codes in a file or a database."),
     "cluster": (

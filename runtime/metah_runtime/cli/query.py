@@ -1,5 +1,6 @@
 """metah-search query: the codes of an index nearest to an image."""
 
+import dataclasses
 import re
 import warnings
 from collections import Counter
@@ -9,20 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cli import console
 from metah_runtime.cli.model_options import domain_option, model_options, open_encoder
+from metah_runtime.cli.where_options import checked_where, where_option
 from metah_runtime.codes import Codes
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images.find import on_disk
 from metah_runtime.index import Index
+from metah_runtime.index.conditions import Where
+from metah_runtime.index.reader import IndexReader
 from metah_runtime.results import IndexLike, Matches, RangeMatches
 from metah_runtime.text import printable
 
 if TYPE_CHECKING:
-    from metah_runtime.html.gallery import Row
+    from metah_runtime.html.gallery import Row, Tile
     from metah_runtime.model.encoder import BadImage
 
 SHOWN_TILES = 200
@@ -39,6 +44,7 @@ Search: TypeAlias = tuple[str, int]
 @click.option("--code", "codes", multiple=True, metavar="HEX", help="search by a code instead")
 @click.option("-k", "k", type=int, help="give the K nearest [default: 10]")
 @click.option("--radius", type=int, help="give all within this many bits of the hash code")
+@where_option
 @model_options
 @domain_option("IMAGES")
 @console.json_option
@@ -52,6 +58,7 @@ def query(
     codes: Sequence[str],
     k: int | None,
     radius: int | None,
+    where: Sequence[str],
     bundle: Path | None,
     device: str,
     threads: int | None,
@@ -72,15 +79,17 @@ def query(
     \b
     metah-search query photos.index cat.jpg -k 10 --html cat.html
     metah-search query photos.index cat.jpg --radius 2 --json
+    metah-search query photos.index cat.jpg --where 'label=cat|dog'
     metah-search query photos.index --code 0f3a99c01277
     """
     search = check_search(k, radius, images, codes)
     check_html(html)
+    chosen = checked_where(where)
     store = open_index(index, device)
     packed, good, bad = query_codes(
         store, index, images, codes, bundle, device, threads, strict, domain
     )
-    found = find(store, good, packed, search)
+    found = find(store, good, packed, search, chosen)
     answer(store, index, found, bad, search, html, {"index": index} if as_json else None)
 
 
@@ -136,13 +145,18 @@ def answer(
 
 
 def find(
-    store: IndexLike, images: Sequence[str | Path], packed: Codes, search: Search
+    store: IndexLike,
+    images: Sequence[str | Path],
+    packed: Codes,
+    search: Search,
+    where: Where | None = None,
 ) -> list[dict[str, Any]]:
     """Return image, code and matches of each query; those past ``images`` have no image."""
     names = [str(image) for image in images] + [None] * (len(packed) - len(images))
+    every = _matches(store, packed, search, where)
     return [
         {"image": name, "code": bytes(code).hex(), "matches": matches, "tied": _tied(matches)}
-        for name, code, matches in zip(names, packed, _matches(store, packed, search), strict=True)
+        for name, code, matches in zip(names, packed, every, strict=True)
     ]
 
 
@@ -205,28 +219,52 @@ def query_codes(
     return np.concatenate(rows), good, bad
 
 
-def _matches(store: IndexLike, codes: Codes, search: Search) -> Iterator[list[dict[str, Any]]]:
+def _matches(
+    store: IndexLike, codes: Codes, search: Search, where: Where | None
+) -> Iterator[list[dict[str, Any]]]:
     """Yield, for each query, its matches as dictionaries, nearest first."""
     kind, value = search
+    some: dict[str, Any] = {} if where is None else {"where": where}
     found: Matches | RangeMatches
     if kind == "radius":
-        found = within = store.range_search(codes, value)
+        found = within = store.range_search(codes, value, **some)
         places: list[Any] = list(map(slice, within.lims[:-1].tolist(), within.lims[1:].tolist()))
     else:
-        found = store.search(codes, value)
+        found = store.search(codes, value, **some)
         places = list(range(len(codes)))
     for place in places:
         columns = {"id": found.ids[place].tolist(), "distance": found.distances[place].tolist()}
         if found.code_distances is not None:
             columns["code_distance"] = found.code_distances[place].tolist()
         columns["path"] = store.paths(found.ids[place])
-        yield [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = zip(*columns.values(), strict=True)
+        hits = [dict(zip(columns, row, strict=True)) for row in rows]
+        yield with_attributes(store, found.ids[place], hits)
 
 
 def _tied(matches: Sequence[dict[str, Any]]) -> int:
     """Return how many matches share their distances with another: their ids order them."""
     shared = Counter((hit["distance"], hit.get("code_distance")) for hit in matches)
     return sum(count for count in shared.values() if count > 1)
+
+
+def with_attributes(
+    store: IndexLike, ids: NDArray[np.int64], matches: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return matches that also have the attributes of their images, if the index has any."""
+    if not isinstance(store, IndexReader) or not len(ids):
+        return matches
+    columns = store.attributes(ids)
+    if not columns:
+        return matches
+    rows = zip(*columns.values(), strict=True)
+    given = [{n: v for n, v in zip(columns, row, strict=True) if v is not None} for row in rows]
+    return [hit | {"attributes": some} for hit, some in zip(matches, given, strict=True)]
+
+
+def attribute_text(hit: dict[str, Any]) -> str:
+    """Return the attributes of a match as one line."""
+    return printable(", ".join(f"{n}={v}" for n, v in hit.get("attributes", {}).items()))
 
 
 def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
@@ -236,13 +274,18 @@ def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
         matches = item["matches"]
         if matches:
             both = ["code_distance"] if "code_distance" in matches[0] else []
-            rows = [
+            rows: list[tuple[Any, ...]] = [
                 (rank, hit["distance"], *(hit[key] for key in both), hit["id"],
                  console.printable(hit["path"] or ""))
                 for rank, hit in enumerate(matches, 1)
             ]  # fmt: skip
             names = [key.replace("_", " ") for key in both]
-            console.print_table(["rank", "distance", *names, "id", "path"], rows, title)
+            last = ["id", "path"]
+            if any(hit.get("attributes") for hit in matches):
+                last.append("attributes")
+                texts = [attribute_text(hit) for hit in matches]
+                rows = [(*row, text) for row, text in zip(rows, texts, strict=True)]
+            console.print_table(["rank", "distance", *names, *last], rows, title)
             if item["tied"]:
                 click.echo(f"{item['tied']} of {len(rows)} tie with another: in the order of ids")
         else:
@@ -273,6 +316,24 @@ def _write_gallery(
     write_bytes(file, gallery.render(page).encode())
 
 
+def _tile(hit: dict[str, Any]) -> "Tile":
+    """Return the tile of a match: its attribute label under it, all of them as a tooltip."""
+    from metah_runtime.html import gallery
+
+    tile = gallery.file_tile(
+        hit["path"],
+        missing=f"id {hit['id']}",
+        distance=hit["distance"],
+        code_distance=hit.get("code_distance"),
+    )
+    text = attribute_text(hit)
+    if not text:
+        return tile
+    label = hit["attributes"].get("label")
+    shown = f"{tile.label} ({printable(str(label))})" if label is not None else tile.label
+    return dataclasses.replace(tile, label=shown, name=f"{tile.name}, {text}")
+
+
 def _row(item: dict[str, Any]) -> "Row":
     from metah_runtime.html import gallery
 
@@ -281,15 +342,7 @@ def _row(item: dict[str, Any]) -> "Row":
     cut = f", the first {SHOWN_TILES} shown" if len(matches) > SHOWN_TILES else ""
     return gallery.Row(
         query=gallery.file_tile(item["image"], missing=item["code"]),
-        neighbours=[
-            gallery.file_tile(
-                hit["path"],
-                missing=f"id {hit['id']}",
-                distance=hit["distance"],
-                code_distance=hit.get("code_distance"),
-            )
-            for hit in matches[:SHOWN_TILES]
-        ],
+        neighbours=[_tile(hit) for hit in matches[:SHOWN_TILES]],
         heading=Path(item["image"]).name if item["image"] else item["code"],
         note=f"{len(matches):,} found{cut}{tied}",
     )

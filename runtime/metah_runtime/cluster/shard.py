@@ -13,7 +13,8 @@ from metah_runtime.codes import Codes
 from metah_runtime.errors import IndexCorrupt, IndexMismatch
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import Manifest
-from metah_runtime.index.snapshot import SegmentView, Snapshot
+from metah_runtime.index.segment_view import SegmentView
+from metah_runtime.index.snapshot import Snapshot
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 from metah_runtime.search import CodeIndex
 

@@ -10,7 +10,8 @@ from metah_runtime.errors import IndexLocked, IndexMismatch, MetahError, Storage
 from metah_runtime.index.leftovers import Leftover, find_leftovers
 from metah_runtime.index.lock import claim_generation, writer_lock
 from metah_runtime.index.manifest import Manifest
-from metah_runtime.index.snapshot import Check, Snapshot, newest
+from metah_runtime.index.segment_view import Check
+from metah_runtime.index.snapshot import Snapshot, newest
 from metah_runtime.index.transaction import Transaction
 from metah_runtime.locks import ForkSafeLock
 

@@ -21,7 +21,7 @@ from metah_runtime.index.format import Header
 from metah_runtime.index.ids import Ids, ascending
 from metah_runtime.index.manifest import FileEntry
 from metah_runtime.index.segment import SegmentWriter
-from metah_runtime.index.snapshot import SegmentView
+from metah_runtime.index.segment_view import SegmentView
 from metah_runtime.index.transaction import Transaction
 
 CHUNK: Final = 1 << 18

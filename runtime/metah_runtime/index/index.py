@@ -23,7 +23,8 @@ from metah_runtime.index.ids import Ids, distinct, lookup_ids, refuse_unknown
 from metah_runtime.index.manifest import Manifest, check_metadata
 from metah_runtime.index.reader import IndexReader
 from metah_runtime.index.segment import PathName
-from metah_runtime.index.snapshot import Check, SegmentView, Snapshot, newest
+from metah_runtime.index.segment_view import Check, SegmentView
+from metah_runtime.index.snapshot import Snapshot, newest
 from metah_runtime.index.transaction import Transaction
 
 BUFFER = 256 << 20

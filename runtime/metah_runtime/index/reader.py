@@ -12,10 +12,12 @@ from metah_runtime.checks import check_k, check_radius
 from metah_runtime.codes import CodeFormat, Codes, check_codes
 from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, MetahError
-from metah_runtime.index.attributes import OF_FILES, AttributeKind, Column, common_kind, replaced
-from metah_runtime.index.base import base_folder, joined
+from metah_runtime.index.attributes import OF_FILES, AttributeKind, Column, replaced
+from metah_runtime.index.base import joined
+from metah_runtime.index.conditions import Where
 from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
-from metah_runtime.index.snapshot import Check, SegmentView, Snapshot
+from metah_runtime.index.segment_view import Check, SegmentView
+from metah_runtime.index.snapshot import Snapshot
 from metah_runtime.results import Matches, RangeMatches
 
 
@@ -80,17 +82,30 @@ class IndexReader:
     def __len__(self) -> int:
         return len(self._snapshot)
 
-    def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
-        return self._snapshot.search(self._queries(queries), check_k(k))
+    def search(self, queries: Codes, k: int, *, where: Any = None) -> Matches:
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8.
 
-    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+        where: search those codes alone that meet conditions such as ``"label=cat"`` (several: all
+        of them), that have one of some ids, or that a mask (n,) bool over ``ids()`` names. The
+        time grows with the codes that are searched. Raises ConfigError for a condition on what the
+        index does not have.
+        """
+        return self._snapshot.search(self._queries(queries), check_k(k), self._where(where))
+
+    def range_search(self, queries: Codes, radius: int, *, where: Any = None) -> RangeMatches:
         """Return all codes whose hash code has a distance <= radius (in bits) of each query."""
-        return self._snapshot.range_search(self._queries(queries), check_radius(radius))
+        checked = self._queries(queries), check_radius(radius)
+        return self._snapshot.range_search(*checked, self._where(where))
 
-    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+    def count(self, queries: Codes, radius: int, *, where: Any = None) -> NDArray[np.int64]:
         """Return the number of codes that ``range_search`` finds for each query, (q,) int64."""
-        return self._snapshot.count(self._queries(queries), check_radius(radius))
+        checked = self._queries(queries), check_radius(radius)
+        return self._snapshot.count(*checked, self._where(where))
+
+    def select(self, where: Any) -> Ids:
+        """Return the ids of the codes that ``where`` (see ``search``) names, ascending."""
+        found = self._where(where)
+        return self.ids() if found is None else self._snapshot.select(found)
 
     def ids(self) -> Ids:
         """Return all ids, ascending."""
@@ -114,8 +129,7 @@ class IndexReader:
         """Return the path that was stored with each id, None where there is none.
 
         Paths come back as given (bytes that are no text as surrogate escapes), those below the
-        base absolute. Raises
-        IndexMismatch for an unknown id.
+        base absolute. Raises IndexMismatch for an unknown id.
         """
         ids = lookup_ids(ids)
         out: list[str | None] = [None] * len(ids)
@@ -143,15 +157,11 @@ class IndexReader:
     @property
     def base(self) -> str | None:
         """Absolute path of the folder that stored paths are relative to, None if there is none."""
-        return base_folder(self.path, self._snapshot.manifest.base)
+        return self._snapshot.base
 
     def attribute_kinds(self) -> dict[str, AttributeKind]:
         """Return the name and the kind of each attribute, those of files too."""
-        kinds: dict[str, list[AttributeKind]] = {}
-        for view in self._snapshot.views:
-            for name, (kind, _) in view.directory().items():
-                kinds.setdefault(name, []).append(kind)
-        return {name: common_kind(found) for name, found in sorted(kinds.items())}
+        return self._snapshot.attribute_kinds()
 
     def attributes(self, ids: Any, names: Iterable[str] | None = None) -> dict[str, list[Any]]:
         """Return the values of each attribute, None for no value, in the order of ids.
@@ -228,3 +238,6 @@ class IndexReader:
         if self.device == "cuda" and hasattr(queries, "__cuda_array_interface__"):
             return queries
         return check_codes(queries, bits=self.code_format.total_bits, name="queries")
+
+    def _where(self, where: Any) -> Where | None:
+        return None if where is None else Where.of(where, self.ids)

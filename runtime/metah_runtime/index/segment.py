@@ -121,6 +121,18 @@ class Segment(MappedFile):
         starts, ends = self._path_spans(rows)
         return ends - starts
 
+    def rows_below(self, begin: bytes) -> NDArray[np.int64]:
+        """Return the rows whose stored path begins with some bytes, ascending."""
+        rows = np.arange(len(self))
+        if self.header.path_bytes is None:
+            return rows[:0]
+        starts, ends = self._path_spans(rows)
+        blob = self.column(self._layout.paths, self.header.path_bytes)
+        rows = rows[ends - starts >= max(len(begin), 1)]
+        for at, byte in enumerate(begin):
+            rows = rows[blob[starts[rows] + at] == byte]
+        return rows
+
     def _path_spans(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where the path of each row begins and ends in its column, both int64."""
         header, layout = self.header, self._layout

@@ -1,11 +1,9 @@
 """One committed state of an index, open for reading: its segments mapped, its answers exact."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +11,15 @@ from numpy.typing import NDArray
 from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.domain import DOMAINS
 from metah_runtime.errors import IndexCorrupt
-from metah_runtime.index.attribute_file import AttributeFile, Directory
-from metah_runtime.index.attributes import Column
+from metah_runtime.index.attribute_file import AttributeFile
+from metah_runtime.index.attributes import AttributeKind, common_kind
+from metah_runtime.index.base import base_folder
+from metah_runtime.index.conditions import Where
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, number_of
 from metah_runtime.index.mapped_file import MappedFile
 from metah_runtime.index.segment import RemovedRows, Segment, fingerprint_digest
+from metah_runtime.index.segment_view import Check, SegmentView
 from metah_runtime.results import (
     Matches,
     RangeMatches,
@@ -29,144 +30,20 @@ from metah_runtime.results import (
 )
 from metah_runtime.search import CodeIndex
 
-Check: TypeAlias = Literal["first-use", "open", "never"]
-"""When the block checksums are compared: before the first search, at opening, or on verify()."""
-
 F = TypeVar("F", bound=MappedFile)
-
-NONE_REMOVED: NDArray[np.int64] = np.empty(0, np.int64)
-
-
-class SegmentView:
-    """A segment without its removed rows.
-
-    Rows ascend with ids, so the order (distance, row) is the order (distance, id).
-    """
-
-    def __init__(
-        self,
-        entry: SegmentEntry,
-        segment: Segment,
-        removed: RemovedRows | None,
-        check: Check,
-        code_format: CodeFormat,
-        *,
-        attributes: AttributeFile | None = None,
-        device: str = "cpu",
-        before: "SegmentView | None" = None,
-    ) -> None:
-        self.entry = entry
-        self.segment = segment
-        self.removed_file = removed
-        self.removed = NONE_REMOVED if removed is None else removed.rows
-        self.attribute_file = attributes
-        self._check = check
-        self.code_format = code_format
-        self._device = device
-        built = None if before is None else before.__dict__.get("searcher")
-        self._shared: CodeIndex | None = built  # over the same codes, with other rows removed
-
-    def __len__(self) -> int:
-        return len(self.segment) - len(self.removed)
-
-    @cached_property
-    def searcher(self) -> CodeIndex:
-        """The search over the mapped codes; the first use checks their checksums."""
-        self.ensure_checked()
-        shared, self._shared = self._shared, None
-        removed = None
-        if shared is not None or len(self.removed):
-            removed = np.zeros(len(self.segment), np.bool_)
-            removed[self.removed] = True
-        if shared is not None:
-            return shared.without(removed)
-        return CodeIndex(
-            self.segment.codes,
-            code_format=self.code_format,
-            removed=removed,
-            device=self._device,
-        )
-
-    def ensure_checked(self) -> None:
-        """Compare the checksums of codes and ids, unless the index was opened without checks."""
-        if self._check != "never":
-            self.segment.check_search()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Raise IndexCorrupt at the end, whatever happened, if a file was cut or written to."""
-        try:
-            yield
-        finally:
-            self.segment.ensure_unchanged()
-            for file in (self.removed_file, self.attribute_file):
-                if file is not None:
-                    file.ensure_unchanged()
-
-    def rows_of(self, ids: Ids) -> NDArray[np.int64]:
-        """Return the row of each id, -1 where it is not here or removed."""
-        if self._check != "never":
-            self.segment.check_ids()
-        rows = self.segment.rows_of(ids)
-        rows[self._is_removed(rows)] = -1
-        return rows
-
-    def alive_rows(self, step: int = 1 << 20) -> Iterator[NDArray[np.int64]]:
-        """Yield the rows that are not removed, ascending, at most ``step`` at a time."""
-        for start in range(0, len(self.segment), step):
-            stop = min(start + step, len(self.segment))
-            mask = np.ones(stop - start, np.bool_)
-            first, last = np.searchsorted(self.removed, (start, stop))
-            mask[self.removed[first:last] - start] = False
-            yield np.flatnonzero(mask) + start
-
-    def ids(self) -> Ids:
-        """Return the ids that are not removed, ascending."""
-        self.ensure_checked()
-        with self.reading():
-            return np.concatenate([self.segment.ids_of(rows) for rows in self.alive_rows()])
-
-    def directory(self) -> Directory:
-        """Return name, kind and texts of each attribute."""
-        return {} if self.attribute_file is None else self.attribute_file.directory
-
-    def columns(self) -> dict[str, Column]:
-        """Return the attributes of all rows of the segment."""
-        file = self.attribute_file
-        return {} if file is None else {name: file.attribute(name) for name in file.directory}
-
-    def describe(self) -> dict[str, Any]:
-        """Return the facts of this segment as plain JSON."""
-        return {
-            "file": self.entry.codes.file,
-            "codes": len(self),
-            "removed": len(self.removed),
-            "domain": self.entry.domain,
-            "bytes": self.segment.length,
-            "ids": [self.segment.first_id, self.segment.last_id],
-            "attributes": [*self.directory()],
-            "stored_ids": self.segment.stored_ids is not None,
-            "paths": self.segment.header.path_bytes is not None,
-        }
-
-    def _is_removed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        if not len(self.removed):
-            return np.zeros(rows.shape, np.bool_)
-        at = np.minimum(np.searchsorted(self.removed, rows), len(self.removed) - 1)
-        hit: NDArray[np.bool_] = self.removed[at] == rows
-        return hit
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A manifest and its open views; files that are unlinked later stay readable through it.
 
-    device: where the views are searched, "cpu" or "cuda".
+    device: where the views are searched, "cpu" or "cuda". base: see Index.base.
     """
 
     manifest: Manifest
     views: tuple[SegmentView, ...]
     device: str = "cpu"
+    base: str | None = None
 
     @classmethod
     def open(
@@ -212,40 +89,74 @@ class Snapshot:
                     before=last,
                 )
             )
-        return cls(manifest, tuple(views), device)
+        return cls(manifest, tuple(views), device, base_folder(folder, manifest.base))
 
     def __len__(self) -> int:
         return sum(len(view) for view in self.views)
 
-    def search(self, queries: Codes, k: int) -> Matches:
+    def search(self, queries: Codes, k: int, where: Where | None = None) -> Matches:
         """Return the min(k, n) nearest codes of each query, (q, width), over all segments."""
-        found = []
-        for view in self.views:
-            with view.reading():
-                near = view.searcher.search_checked(queries, k)
-                found.append(replace(near, ids=view.segment.ids_of(near.ids)))
-        if not found:
-            return no_matches(len(queries), self.manifest.code_format)
-        return merge_matches(found, k)
+        found = self._ask("search_checked", queries, k, where)
+        return merge_matches(found, k) if found else no_matches(len(queries), self._format)
 
-    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+    def range_search(self, queries: Codes, radius: int, where: Where | None = None) -> RangeMatches:
         """Return all codes whose hash code is within the radius, over all segments."""
-        found = []
-        for view in self.views:
-            with view.reading():
-                near = view.searcher.range_search_checked(queries, radius)
-                found.append(replace(near, ids=view.segment.ids_of(near.ids)))
-        if not found:
-            return no_ranges(len(queries), self.manifest.code_format)
-        return merge_ranges(found)
+        found = self._ask("range_search_checked", queries, radius, where)
+        return merge_ranges(found) if found else no_ranges(len(queries), self._format)
 
-    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+    def count(self, queries: Codes, radius: int, where: Where | None = None) -> NDArray[np.int64]:
         """Return the number of codes that ``range_search`` finds for each query."""
         total = np.zeros(len(queries), np.int64)
+        for _, searcher, _ in self._parts(where):
+            total += searcher.count_checked(queries, radius)
+        return total
+
+    def select(self, where: Where) -> Ids:
+        """Return the ids of the codes that meet conditions, ascending."""
+        kinds = self.attribute_kinds()
+        where.check(kinds)
+        found = [np.empty(0, np.int64)]
         for view in self.views:
             with view.reading():
-                total += view.searcher.count_checked(queries, radius)
-        return total
+                found.append(view.segment.ids_of(view.rows_where(where, kinds, self.base)))
+        return np.sort(np.concatenate(found))
+
+    def attribute_kinds(self) -> dict[str, AttributeKind]:
+        """Return the name and the kind of each attribute."""
+        kinds: dict[str, list[AttributeKind]] = {}
+        for view in self.views:
+            for name, (kind, _) in view.directory().items():
+                kinds.setdefault(name, []).append(kind)
+        return {name: common_kind(found) for name, found in sorted(kinds.items())}
+
+    @property
+    def _format(self) -> CodeFormat:
+        return self.manifest.code_format
+
+    def _ask(self, method: str, queries: Codes, value: int, where: Where | None) -> list[Any]:
+        """Return the answers of all segments, with ids."""
+        answers = []
+        for view, searcher, rows in self._parts(where):
+            near = getattr(searcher, method)(queries, value)
+            at = near.ids if rows is None else rows[near.ids]
+            answers.append(replace(near, ids=view.segment.ids_of(at)))
+        return answers
+
+    def _parts(
+        self, where: Where | None
+    ) -> Iterator[tuple[SegmentView, CodeIndex, NDArray[np.int64] | None]]:
+        """Yield each segment with its search, and the rows that this is over if not all."""
+        kinds = {} if where is None else self.attribute_kinds()
+        if where is not None:
+            where.check(kinds)
+        for view in self.views:
+            with view.reading():
+                if where is None:
+                    yield view, view.searcher, None
+                    continue
+                some = view.selected(where, kinds, self.base)
+                if len(some.searcher):
+                    yield view, some.searcher, some.rows
 
     def locate(self, ids: Ids, visit: Callable[[SegmentView, NDArray[np.int64], Ids], None]) -> Ids:
         """Call ``visit(view, positions in ids, rows)`` for each view; return the rest."""

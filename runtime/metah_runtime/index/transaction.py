@@ -19,7 +19,8 @@ from metah_runtime.index.format import MAX_ID, Header
 from metah_runtime.index.ids import Ids, ascending, distinct
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, new_name
 from metah_runtime.index.segment import Segment, SegmentWriter, fingerprint_digest, write_removed
-from metah_runtime.index.snapshot import SegmentView, Snapshot
+from metah_runtime.index.segment_view import SegmentView
+from metah_runtime.index.snapshot import Snapshot
 
 GATHER: Final = 1 << 18
 """Rows that are copied at a time where rows change place."""
