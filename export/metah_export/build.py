@@ -4,25 +4,25 @@ import importlib.metadata
 import platform
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from metah_export import reference_set
+from metah_export.calibrate import Calibration
 from metah_export.config import MIN_IMAGES, BuildConfig
 from metah_export.engine import make_engine
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Parity
 from metah_export.precision import CALIBRATED, gate, lower, ort_version
-from metah_export.quantize import Calibration
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
 from metah_runtime import schema
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
-from metah_runtime.errors import DataError, require
+from metah_runtime.errors import ConfigError, DataError, require
 from metah_runtime.model.bundle import Bundle, check_new, write_bundle
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import split_of
@@ -56,6 +56,11 @@ def build(
     config = BuildConfig() if config is None else config
     require("onnxruntime", "onnxscript")
     check_new(out)
+    target = config.target or ("cpu" if engine is None else "tensorrt")
+    if engine is not None and config.precision == "int8" and target == "cpu":
+        raise ConfigError(
+            "TensorRT does not take int8 for the CPU; fix: --target tensorrt, or no --engine"
+        )
     if not isinstance(run, Run):
         run = Run.open(run)
     evaluation = stored_evaluation(run)
@@ -85,6 +90,7 @@ def build(
             image_shape=shape,
             images=calibration_images(split, config.calibration),
             calibration=config.calibration,
+            target=target,
             progress=progress,
         )
         result = check(model, config.precision, limits=config.allowed)
@@ -111,7 +117,7 @@ def build(
         precision=config.precision,
         opset=opset_of(load_model(model)),
         versions=versions(),
-        training=_training(run, config, evaluation),
+        training=_training(run, config, evaluation, target),
         parity=result.to_dict(),
         extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
@@ -196,12 +202,15 @@ def calibration_images(split: "Split", calibration: Calibration) -> NDArray[np.u
 
 
 def _training(
-    run: Run, config: BuildConfig, evaluation: dict[str, object] | None
+    run: Run, config: BuildConfig, evaluation: dict[str, object] | None, target: str
 ) -> dict[str, object]:
     """Return the run's settings and scores, and the settings of the export, for the manifest."""
-    calibrated = config.precision in CALIBRATED
+    calibration: dict[str, Any] | None = None
+    if config.precision in CALIBRATED:
+        calibration = schema.to_json(config.calibration)
+        calibration |= {"target": target} if config.precision == "int8" else {}
     return {
-        "calibration": schema.to_json(config.calibration) if calibrated else None,
+        "calibration": calibration,
         "class_names": list(run.class_names),
         "config": run.config.to_dict(),
         "data": run.data,

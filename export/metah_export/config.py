@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metah_export.calibrate import Calibration
 from metah_export.parity import LIMITS, Limits
-from metah_export.quantize import Calibration
+from metah_export.quantize import TARGETS
 from metah_runtime import schema
 from metah_runtime.checks import check_threads
 from metah_runtime.errors import ConfigError
@@ -23,7 +24,8 @@ class BuildConfig:
 
     precision: of the weights and activations between pixels and hash head; images: how many the
     codes are compared on, of both domains; seed: of their choice; limits: what may differ, None for
-    the default of the precision; calibration: of int8 and fp8; threads: CPU threads, None = all;
+    the default of the precision; calibration: of int8 and fp8; target: what int8 is made for, 'cpu'
+    or 'tensorrt', None = by the engine that is built with it; threads: CPU threads, None = all;
     licence: of the model, one line that its card repeats, None = not stated.
     """
 
@@ -32,6 +34,7 @@ class BuildConfig:
     seed: int = 0
     limits: Limits | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    target: str | None = None
     threads: int | None = None
     licence: str | None = None
 
@@ -42,6 +45,13 @@ class BuildConfig:
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ConfigError(f"precision must be one of {known}, got {self.precision!r}")
+        if self.target is not None and self.target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target is not None and self.precision != "int8":
+            raise ConfigError(
+                f"target {self.target!r} is a form of int8, the precision is {self.precision}; "
+                "fix: --precision int8, or leave the target out"
+            )
         if self.images < MIN_IMAGES:
             raise ConfigError(f"images must be at least {MIN_IMAGES}, got {self.images}")
         if self.seed < 0:

@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from metah_export import parity
+from metah_export.onnx_rules import load_model
 from metah_export.parity import Limits, Parity
+from metah_export.quantize import target_of
 from metah_export.reference_set import ReferenceSet
 from metah_export.to_engine import EngineConfig, build_engine
 from metah_export.verify import check_rules, limits_of, load_reference_set
 from metah_runtime.cuda import driver
 from metah_runtime.domain import TARGET, Domain
-from metah_runtime.errors import BackendUnavailable
+from metah_runtime.errors import BackendUnavailable, EngineError
 from metah_runtime.images.preprocess import Preprocess
 from metah_runtime.model.bundle import Bundle, add_engine
 from metah_runtime.model.manifest import Engine
@@ -32,8 +34,13 @@ def make_engine(
     """Build an engine and, if this machine can run it, compare its codes with the reference set.
 
     Returns (manifest entry, plan, why parity was not measured or None). Raises ParityError if the
-    engine breaks a limit.
+    engine breaks a limit, EngineError for a model that TensorRT does not take.
     """
+    if target_of(load_model(model)) == "cpu":
+        raise EngineError(
+            f"{config.kind} does not take int8 made for the CPU (activations with zero points); "
+            "fix: metah-export build RUN --precision int8 --target tensorrt --out BUNDLE"
+        )
     entry, plan = build_engine(
         model, image_shape=preprocess.shape, config=config, progress=progress, warn=warn
     )

@@ -1,6 +1,7 @@
 """Reading an ONNX graph: element types, and the part between pixels and the heads."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -55,6 +56,27 @@ def find_body(model: onnx.ModelProto) -> Body:
             "there is nothing to lower; fix: --precision fp32"
         )
     return Body(names=names, types=element_types(model))
+
+
+def weighted_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the layers with weights in a model's body, in their order."""
+    body = find_body(model).names
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.name in body and node.op_type in WEIGHTED and stored & set(node.input)
+    )
+
+
+def check_layers(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Raise ConfigError for a name of no node of a model's body."""
+    known = find_body(model).names
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else "see the report of the build"
+            raise ConfigError(f"the model's backbone has no layer {name!r}; {hint}")
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:

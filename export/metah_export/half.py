@@ -3,6 +3,8 @@
 TensorRT 11 has no precision flags: what the graph says is what runs.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -18,11 +20,13 @@ _FLOAT_ONLY = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that stay float32 by the operator's own definition."""
 
 
-def to_half(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def to_half(
+    model: onnx.ModelProto, precision: str, exclude: Collection[str] = ()
+) -> onnx.ModelProto:
     """Return a copy that computes everything between pixels and hash head in fp16 or bf16.
 
-    Pixels, normalisation, hash head and packing stay fp32. Raises ConfigError if there is nothing
-    between them.
+    Pixels, normalisation, hash head, packing and the nodes named in ``exclude`` stay fp32. Raises
+    ConfigError if there is nothing between them.
     """
     half = HALF[precision]
     current = {entry.domain: entry.version for entry in model.opset_import}[""]
@@ -38,7 +42,7 @@ def to_half(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     made: set[str] = set()
     for node in graph.node:
-        if node.name not in body.names:
+        if node.name not in body.names or node.name in exclude:
             for place, name in enumerate(node.input):
                 if name in made:
                     node.input[place] = _raised(name, lowered, nodes)

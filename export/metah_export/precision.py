@@ -4,17 +4,20 @@ The packing of bits stays exact in every precision; so do the heads, in fp32.
 """
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from metah_export import parity
+from metah_export.calibrate import Calibration
+from metah_export.graph import check_layers, weighted_layers
 from metah_export.half import HALF, emulate, to_half
 from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
-from metah_export.quantize import Calibration, quantize
+from metah_export.quantize import Quantizer
 from metah_export.reference_set import ReferenceSet
 from metah_runtime.errors import ConfigError, MissingExtra
 from metah_runtime.model.runners.interface import Runner
@@ -24,42 +27,88 @@ from metah_runtime.reporting import Progress, no_progress
 CALIBRATED = ("int8", "fp8")
 
 
-def lower(
-    model: bytes,
-    precision: str,
-    *,
-    bits: int,
-    detail_bits: int = 0,
-    image_shape: tuple[int, int, int],
-    images: NDArray[np.uint8] | None = None,
-    calibration: Calibration | None = None,
-    progress: Progress = no_progress,
-) -> bytes:
+class Lowering:
+    """An fp32 ONNX model and all that its rewriting to another precision needs, found once."""
+
+    def __init__(
+        self,
+        model: bytes,
+        precision: str,
+        *,
+        bits: int,
+        detail_bits: int = 0,
+        image_shape: tuple[int, int, int],
+        images: NDArray[np.uint8] | None = None,
+        calibration: Calibration | None = None,
+        target: str = "cpu",
+        progress: Progress = no_progress,
+    ) -> None:
+        """Calibrate what needs it.
+
+        images: (n, H, W, C) uint8 of both domains to calibrate int8 and fp8 on; target: the form of
+        int8, 'cpu' or 'tensorrt'. Raises ConfigError without images, DataError if there are none.
+        """
+        self.precision = precision
+        self._bits, self._detail_bits, self._image_shape = bits, detail_bits, image_shape
+        self._proto = load_model(model)
+        self._target = target if precision == "int8" else None
+        self._quantizer: Quantizer | None = None
+        if precision in CALIBRATED:
+            if images is None:
+                raise ConfigError(f"{precision} needs images to calibrate on")
+            self._quantizer = Quantizer(
+                self._proto,
+                precision,
+                images,
+                calibration or Calibration(),
+                target=target,
+                progress=progress,
+            )
+        elif precision not in HALF:
+            raise ConfigError(f"no rewrite for precision {precision!r}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers with weights that are lowered, in their order."""
+        return weighted_layers(self._proto)
+
+    def model(self, exclude: Collection[str] = ()) -> bytes:
+        """Return the model in the precision; the layers named in ``exclude`` stay fp32.
+
+        Raises ConfigError for a name that is no layer, or none left to lower, BundleError if the
+        result breaks an ONNX rule.
+        """
+        check_layers(self._proto, exclude)
+        if not set(self.layers) - set(exclude):
+            raise ConfigError("every layer is excluded: nothing is left to lower; fix: fp32")
+        if self._quantizer is not None:
+            result = self._quantizer.quantize(exclude)
+        else:
+            result = to_half(self._proto, self.precision, exclude)
+        entries = {entry.key: entry.value for entry in self._proto.metadata_props}
+        entries["metah.precision"] = self.precision
+        if self._target is not None:
+            entries["metah.target"] = self._target
+        del result.metadata_props[:]
+        for key, value in sorted(entries.items()):
+            entry = result.metadata_props.add()
+            entry.key, entry.value = key, value
+        result.producer_name = self._proto.producer_name
+        result.producer_version = self._proto.producer_version
+        check_model(
+            result, bits=self._bits, detail_bits=self._detail_bits, image_shape=self._image_shape
+        )
+        return bytes(result.SerializeToString(deterministic=True))
+
+
+def lower(model: bytes, precision: str, *, exclude: Collection[str] = (), **settings: Any) -> bytes:
     """Return an fp32 ONNX model in another precision; fp32 returns it as it is.
 
-    images: (n, H, W, C) uint8 of both domains to calibrate int8 and fp8 on. Raises ConfigError
-    without them, DataError if there are none, BundleError if the result breaks an ONNX rule.
+    exclude: layers that stay fp32; settings and what is raised: see ``Lowering``.
     """
     if precision == "fp32":
         return model
-    proto = load_model(model)
-    if precision in HALF:
-        with progress(f"rewriting to {precision}"):
-            result = to_half(proto, precision)
-    elif precision in CALIBRATED:
-        if images is None:
-            raise ConfigError(f"{precision} needs images to calibrate on")
-        result = quantize(proto, precision, images, calibration or Calibration(), progress=progress)
-    else:
-        raise ConfigError(f"no rewrite for precision {precision!r}")
-    del result.metadata_props[:]
-    entries = {entry.key: entry.value for entry in proto.metadata_props}
-    for key, value in sorted({**entries, "metah.precision": precision}.items()):
-        entry = result.metadata_props.add()
-        entry.key, entry.value = key, value
-    result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
-    check_model(result, bits=bits, detail_bits=detail_bits, image_shape=image_shape)
-    return bytes(result.SerializeToString(deterministic=True))
+    return Lowering(model, precision, **settings).model(exclude)
 
 
 def ort_version() -> str:

@@ -1,133 +1,149 @@
-"""int8 and fp8 as QuantizeLinear/DequantizeLinear pairs, calibrated on images of both domains.
+"""int8 and fp8 as QuantizeLinear/DequantizeLinear pairs, in the form that the target runs fastest.
 
-Symmetric, without quantized biases and per output channel: the only form that TensorRT's parser
-takes. The hash head, pixels and packing stay fp32.
+Weights are symmetric and per output channel in both forms of int8. Hash head, pixels and packing
+stay fp32.
 """
 
 import contextlib
 import io
 import logging
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from metah_export.calibrate import Calibration, find_ranges
 from metah_export.graph import find_body, name_nodes
-from metah_export.onnx_rules import INPUT
-from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.reporting import Advance, Progress, no_progress
+from metah_runtime.errors import ConfigError
+from metah_runtime.reporting import Progress, no_progress
 
-METHODS = ("minmax", "entropy", "percentile")
-QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
+TARGETS = ("cpu", "tensorrt")
+"""What an int8 model is made for."""
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SYMMETRIC: Mapping[str, Any] = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How the ranges of activations are found.
+class _Form:
+    """A way to quantize. operators: their inputs are quantized; options: of ONNX Runtime."""
 
-    method: 'minmax', 'entropy' (Kullback-Leibler) or 'percentile' (99.999); images: how many, half
-    of them of the source domain; seed: of their choice; batch: images a step.
-    """
-
-    method: str = "minmax"
-    images: int = 512
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(
-                f"calibration method must be one of {', '.join(METHODS)}, got {self.method!r}"
-            )
-        for name, low in (("images", 2), ("seed", 0), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"calibration {name} must be at least {low}, got {getattr(self, name)}"
-                )
+    operators: tuple[str, ...]
+    unsigned: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Reader:
-    """Feeds calibration images to ONNX Runtime, a batch at a time; advance: counts them."""
+_FORMS = {
+    # ONNX Runtime fuses whole layers, their Relu and their bias, where activations are unsigned.
+    "cpu": _Form(
+        operators=(
+            *_LAYERS, "Add", "Relu", "Clip", "MaxPool", "ReduceMean", "GlobalAveragePool"
+        ),
+        unsigned=True,
+        options={"ActivationSymmetric": False, "WeightSymmetric": True},
+    ),
+    # TensorRT fuses what lies between a layer and the next pair; its parser takes no zero points.
+    "tensorrt": _Form(
+        operators=(*_LAYERS, "Add"),
+        options={
+            **_SYMMETRIC,
+            "OpTypesToExcludeOutputQuantization": [*_LAYERS, "Add"],
+        },
+    ),
+    "fp8": _Form(operators=(*_LAYERS, "Add"), options=_SYMMETRIC),
+}  # fmt: skip
 
-    def __init__(self, images: NDArray[np.uint8], batch: int, advance: Advance) -> None:
-        self.images, self.batch, self.place, self.advance = images, batch, 0, advance
 
-    def get_next(self) -> dict[str, Any] | None:
-        part = self.images[self.place : self.place + self.batch]
-        self.place += self.batch
-        self.advance(len(part))
-        return {INPUT: part} if len(part) else None
+class Quantizer:
+    """A calibrated model, which can be quantized with some of its layers left in fp32."""
 
-    def rewind(self) -> None:
-        self.place = 0
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precision: str,
+        images: NDArray[np.uint8],
+        calibration: Calibration,
+        *,
+        target: str = "cpu",
+        progress: Progress = no_progress,
+    ) -> None:
+        """Calibrate a copy of an fp32 model on images, (n, H, W, C) uint8 of both domains.
 
-
-def quantize(
-    model: onnx.ModelProto,
-    precision: str,
-    images: NDArray[np.uint8],
-    calibration: Calibration,
-    *,
-    progress: Progress = no_progress,
-) -> onnx.ModelProto:
-    """Return a copy of an fp32 model with Q/DQ pairs around the layers of its body.
-
-    images: (n, H, W, C) uint8, of both domains. Raises DataError for an empty set and ConfigError
-    if the model has no body.
-    """
-    if not len(images):
-        raise DataError("the calibration set is empty; fix: give images of both domains")
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
-    name_nodes(named.graph)
-    body = find_body(named)
-    kind, method, options = QuantType.QInt8, _method(calibration.method), {}
-    if precision == "fp8":
-        kind, method = QuantType.QFLOAT8E4M3FN, CalibrationMethod.Distribution
-        options["scenario"] = "same"
-    with (
-        progress(f"calibrating {precision}", len(images), "images") as advance,
-        tempfile.TemporaryDirectory(prefix="metah-") as folder,
-        contextlib.redirect_stdout(io.StringIO()),  # the quantizer prints what it does
-        _suppress_log(),
-    ):
-        target = Path(folder, "quantized.onnx")
-        quantize_static(
-            named,
-            target,
-            _Reader(images, calibration.batch, advance),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED),
-            per_channel=precision == "int8",
-            activation_type=kind,
-            weight_type=kind,
-            nodes_to_quantize=[n.name for n in named.graph.node if n.name in body.names],
-            calibrate_method=method,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                **options,
-            },
+        precision: 'int8' or 'fp8'; target: the form of int8, see TARGETS. Raises DataError for an
+        empty set, ConfigError if the model has no body or the target is unknown.
+        """
+        if target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+        self._fp8 = precision == "fp8"
+        self._form = _FORMS["fp8" if self._fp8 else target]
+        named = onnx.ModelProto()
+        named.CopyFrom(model)
+        name_nodes(named.graph)
+        self._model = onnx.shape_inference.infer_shapes(named)
+        self._body = find_body(named).names
+        self._constant = _with_constant(named)
+        self._ranges = find_ranges(
+            self._model,
+            self._form.operators,
+            images,
+            calibration,
+            fp8=self._fp8,
+            symmetric=not self._form.unsigned,
+            progress=progress,
         )
-        return onnx.load(target)
+
+    def quantize(self, exclude: Collection[str] = ()) -> onnx.ModelProto:
+        """Return a quantized copy; the layers named in ``exclude`` stay fp32."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        weights = QuantType.QFLOAT8E4M3FN if self._fp8 else QuantType.QInt8
+        with contextlib.redirect_stdout(io.StringIO()), _suppress_log():
+            quantizer = QDQQuantizer(
+                model,
+                not self._fp8,  # per_channel
+                False,  # reduce_range
+                weights,
+                QuantType.QUInt8 if self._form.unsigned else weights,
+                self._ranges,
+                [node.name for node in model.graph.node if node.name in self._body],
+                sorted(self._constant | set(exclude)),
+                list(self._form.operators),
+                dict(self._form.options),
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        result: onnx.ModelProto = quantizer.model.model
+        return result
 
 
-def _method(name: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
+def target_of(model: onnx.ModelProto) -> str:
+    """Return the target of an int8 model: 'cpu' if an activation has unsigned values."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        zero = node.input[2] if node.op_type == "QuantizeLinear" and len(node.input) > 2 else ""
+        if types.get(zero) == onnx.TensorProto.UINT8:
+            return "cpu"
+    return "tensorrt"
 
+
+def _with_constant(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the sums and products with a stored tensor: rounding it gains nothing."""
+    stored = {tensor.name for tensor in model.graph.initializer}
     return {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }[name]
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Add", "Mul") and stored & set(node.input)
+    }
 
 
 @contextlib.contextmanager

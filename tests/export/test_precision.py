@@ -11,13 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from metah_export import config as configs
+from metah_export.calibrate import METHODS, Calibration
 from metah_export.config import BuildConfig
 from metah_export.graph import find_body
 from metah_export.half import emulate, to_half
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Limits
-from metah_export.precision import forms, gate, lower, ort_version
-from metah_export.quantize import Calibration, quantize
+from metah_export.precision import Lowering, forms, gate, lower, ort_version
+from metah_export.quantize import target_of
 from metah_export.reference_set import ReferenceSet
 from metah_runtime import codes
 from metah_runtime.errors import ConfigError, DataError, MissingExtra, ParityError
@@ -106,6 +107,7 @@ def test_lowering_is_repeatable_and_keeps_what_the_file_says(
         assert {entry.key: entry.value for entry in model.metadata_props} == {
             "k": "v",
             "metah.precision": precision,
+            **({"metah.target": "cpu"} if precision == "int8" else {}),
         }
         assert opset_of(model) == (22 if precision == "bf16" else 20)
         assert model.producer_name == "pytorch"
@@ -114,20 +116,103 @@ def test_lowering_is_repeatable_and_keeps_what_the_file_says(
     assert sizes[1] < sizes[0] < len(fp32_model)
 
 
-def test_int8_is_symmetric_per_channel_and_leaves_biases_alone(lowered: dict[str, bytes]) -> None:
-    graph = load_model(lowered["int8"]).graph
-    made = {tensor.name: tensor for tensor in graph.initializer}
-    pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert pairs
-    for node in pairs:
-        zero = made[node.input[2]]
-        assert zero.data_type == TensorProto.INT8
-        assert not numpy_helper.to_array(zero).any()
-    for node in graph.node:
+@pytest.fixture(scope="module")
+def for_tensorrt(fp32_model: bytes, reference: ReferenceSet) -> bytes:
+    return lower(
+        fp32_model,
+        "int8",
+        bits=48,
+        image_shape=SHAPE,
+        images=reference.images[:64],
+        target="tensorrt",
+    )
+
+
+def pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, np.ndarray, np.ndarray]]:
+    """(node, scale, zero point) of each QuantizeLinear and DequantizeLinear."""
+    made = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    return [
+        (node, made[node.input[1]], made[node.input[2]])
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
+
+
+def test_int8_for_tensorrt_is_symmetric_and_leaves_biases_and_outputs_alone(
+    for_tensorrt: bytes,
+) -> None:
+    model = load_model(for_tensorrt)
+    made = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = pairs(model)
+    assert found
+    assert all(zero.dtype == np.int8 and not zero.any() for _, _, zero in found)
+    readers = {name: node for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
             assert made[node.input[2]].data_type == TensorProto.FLOAT
-    channels = [numpy_helper.to_array(made[n.input[1]]).size for n in pairs if n.input[0] in made]
-    assert sorted(channels)[0] > 1
+            assert readers[node.output[0]].op_type != "QuantizeLinear"
+    assert max(scale.size for node, scale, _ in found if node.input[0] in made) > 1
+    assert target_of(model) == "tensorrt"
+    assert {e.key: e.value for e in model.metadata_props}["metah.target"] == "tensorrt"
+
+
+def test_int8_for_the_cpu_has_unsigned_activations_and_whole_layers(
+    lowered: dict[str, bytes],
+) -> None:
+    model = load_model(lowered["int8"])
+    made = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = [zero for node, _, zero in pairs(model) if node.input[0] in made]
+    activations = [zero for node, _, zero in pairs(model) if node.input[0] not in made]
+    assert any(zero.dtype == np.int8 and zero.size > 1 for zero in weights)
+    assert all(not zero.any() for zero in weights)
+    assert any(zero.dtype == np.uint8 for zero in activations)
+    before = {node.output[0]: node for node in model.graph.node}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            assert made[before[node.input[2]].input[0]].data_type == TensorProto.INT32
+    assert target_of(model) == "cpu"
+
+
+def test_a_layer_that_is_excluded_keeps_fp32_weights(
+    fp32_model: bytes, reference: ReferenceSet
+) -> None:
+    settings = {"bits": 48, "image_shape": SHAPE, "images": reference.images[:64]}
+    for precision in LOWERED:
+        whole = Lowering(fp32_model, precision, **settings)
+        assert len(whole.layers) == 4
+        first = whole.layers[0]
+        data = whole.model(exclude=[first])
+        kinds = list(weights(load_model(data)).values())
+        assert kinds[0] == {TensorProto.FLOAT}
+        assert all(kind != {TensorProto.FLOAT} for kind in kinds[1:4])
+        gate(data, precision, reference, limits=LOOSE, threads=1)
+        with pytest.raises(ConfigError, match="no layer 'Conv'; did you mean 'backbone/"):
+            whole.model(exclude=["Conv"])
+        with pytest.raises(ConfigError, match="every layer is excluded"):
+            whole.model(exclude=whole.layers)
+
+
+def test_calibration_goes_by_slices_and_minmax_does_not_depend_on_them(
+    fp32_model: bytes, reference: ReferenceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {}
+    for precision, method in [("int8", m) for m in METHODS] + [("fp8", "minmax")]:
+        for images in (1, 64):
+            monkeypatch.setattr("metah_export.calibrate.SLICE_PIXELS", images * 32 * 32)
+            whole[images] = lower(
+                fp32_model,
+                precision,
+                bits=48,
+                image_shape=SHAPE,
+                images=reference.images[:12],
+                calibration=Calibration(method=method),
+            )
+        if (precision, method) == ("int8", "minmax"):
+            one, all_at_once = (pairs(load_model(whole[images])) for images in (1, 64))
+            for (_, scale, _), (_, other, _) in zip(one, all_at_once, strict=True):
+                np.testing.assert_allclose(scale, other, rtol=1e-5)
+        for data in whole.values():
+            gate(data, precision, reference, limits=LOOSE, threads=1)
 
 
 def mlp(seed: int = 0) -> tuple[onnx.ModelProto, list[np.ndarray]]:
@@ -257,7 +342,18 @@ def test_calibration_needs_images(fp32_model: bytes) -> None:
     with pytest.raises(ConfigError, match="int8 needs images to calibrate on"):
         lower(fp32_model, "int8", bits=48, image_shape=SHAPE)
     with pytest.raises(DataError, match="calibration set is empty"):
-        quantize(load_model(fp32_model), "int8", np.zeros((0, *SHAPE), np.uint8), Calibration())
+        lower(
+            fp32_model, "int8", bits=48, image_shape=SHAPE, images=np.zeros((0, *SHAPE), np.uint8)
+        )
+    with pytest.raises(ConfigError, match="target must be one of cpu, tensorrt, got 'tpu'"):
+        lower(
+            fp32_model,
+            "int8",
+            bits=48,
+            image_shape=SHAPE,
+            images=np.zeros((2, *SHAPE), np.uint8),
+            target="tpu",
+        )
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile"])

@@ -15,6 +15,8 @@ import pytest
 from metah_export import reference_set, to_engine
 from metah_export.cli import main as cli
 from metah_export.engine import engine as add
+from metah_export.engine import make_engine
+from metah_export.parity import LIMITS
 from metah_export.precision import lower
 from metah_export.reference_set import ReferenceSet
 from metah_export.to_engine import (
@@ -74,7 +76,8 @@ def bundle(fp32_model: bytes, reference: ReferenceSet, tmp_path: Path) -> Bundle
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_every_precision_builds(fp32_model: bytes, reference: ReferenceSet, precision: str) -> None:
-    model = lower(fp32_model, precision, bits=48, image_shape=SHAPE, images=reference.images[:64])
+    settings = {"bits": 48, "image_shape": SHAPE, "images": reference.images[:64]}
+    model = lower(fp32_model, precision, target="tensorrt", **settings)
     config = EngineConfig(targets=("8.9",), batch=(1, 4, 16))
     entry, plan = build_engine(model, image_shape=SHAPE, config=config, cache=False)
     assert len(plan) > 10_000
@@ -82,6 +85,19 @@ def test_every_precision_builds(fp32_model: bytes, reference: ReferenceSet, prec
     assert entry.platform == this_platform()
     assert entry.builder.count(".") >= 2
     assert entry.parity is None
+
+
+def test_int8_for_the_cpu_is_refused(fp32_model: bytes, reference: ReferenceSet) -> None:
+    model = lower(fp32_model, "int8", bits=48, image_shape=SHAPE, images=reference.images[:64])
+    with pytest.raises(EngineError, match=r"made for the CPU .* int8 --target tensorrt --out"):
+        make_engine(
+            model,
+            preprocess=Preprocess(height=32, width=32, channels=1),
+            precision="int8",
+            config=EngineConfig(),
+            reference=reference,
+            limits=LIMITS["int8"],
+        )
 
 
 @rtx

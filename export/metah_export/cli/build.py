@@ -42,7 +42,14 @@ from metah_runtime.model.manifest import ENGINE_KINDS, PRECISIONS
     help="TensorRT engine to build into the bundle.",
 )
 @options.batch
-@options.targets
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="cpu|tensorrt|8.9",
+    help="What the model is for: cpu or tensorrt choose the form of int8, a compute capability the "
+    "GPU of the engine; may be repeated  [default: by --engine]",
+)
 @options.tf32
 @options.threads
 @console.json_option
@@ -66,12 +73,14 @@ def build(
     Examples:
       metah-export build runs/metah --out digits.bundle
       metah-export build runs/metah --out small.bundle --precision int8
+      metah-export build runs/metah --out gpu.bundle --precision int8 --target tensorrt
     """
     from metah_export import build as stage
     from metah_export import config as configs
 
-    config = configs.load(file, settings)
-    engine = None if kind == "none" else options.engine_config(kind, batch, targets, tf32)
+    target, capabilities = options.split_targets(targets)
+    config = configs.load(file, {**settings, "target": target})
+    engine = None if kind == "none" else options.engine_config(kind, batch, capabilities, tf32)
     bundle, parity = stage.build(
         run, out, config, engine=engine, progress=console.progress_bar, warn=console.warn
     )

@@ -35,6 +35,15 @@ targets = click.option(
 tf32 = click.option("--tf32", is_flag=True, help="Allow TF32, which flips bits of fp32 models.")
 
 
+def split_targets(targets: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Return (target of int8 or None, compute capabilities) of --target; raise ConfigError."""
+    forms = [target for target in targets if target in ("cpu", "tensorrt")]
+    if len(forms) > 1:
+        raise ConfigError(f"--target takes one of cpu and tensorrt, got {', '.join(forms)}")
+    capabilities = tuple(target for target in targets if target not in forms)
+    return (forms[0] if forms else None), capabilities
+
+
 def engine_config(kind: str, batch: str, targets: tuple[str, ...], tf32: bool) -> "EngineConfig":
     """Return the settings of an engine; kind 'auto' is resolved on this machine."""
     from metah_export.to_engine import EngineConfig, choose_kind, parse_batch

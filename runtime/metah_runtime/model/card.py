@@ -83,7 +83,12 @@ def _model(manifest: BundleManifest, config: Mapping[str, Any]) -> Iterator[tupl
         weight = "" if manifest.code_weight == 1 else f"{manifest.code_weight} x "
         yield "distance", f"{weight}bits of hash code that differ + bits of detail code that differ"
     yield "bit order", _text(manifest.bit_order)
-    yield "precision inside the model", _text(manifest.precision)
+    made_for = _mapping(manifest.training.get("calibration")).get("target")
+    precision = _text(manifest.precision)
+    yield (
+        "precision inside the model",
+        f"{precision}, for {_text(made_for)}" if made_for else precision,
+    )
     yield "ONNX operator set", str(manifest.opset)
     for domain, file in manifest.models.items():
         also = "" if len(manifest.models) == 1 else f", for images of the {domain}"
