@@ -92,7 +92,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     from ablation import among_others
 
     from metah_runtime.metrics import evaluate
-    from metah_train.evaluation.evaluate import encode
+    from metah_train.evaluation.encode import encode
     from metah_train.training.loop import fit
 
     split = divided(job)

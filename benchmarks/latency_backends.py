@@ -25,7 +25,7 @@ from metah_runtime.model.runners.interface import CODES, INPUT, LOGITS
 from metah_runtime.model.runners.onnxruntime_runner import PROVIDERS, OrtRunner
 from metah_runtime.model.runners.tensorrt_library import import_trt
 from metah_train.backbones.small_cnn import SmallCNN
-from metah_train.methods.base import HashModel
+from metah_train.methods.model import HashModel
 
 
 class WrongDeviceError(Exception):

@@ -26,7 +26,8 @@ from metah_runtime.errors import ConfigError, DataError, require
 from metah_runtime.model.bundle import Bundle, check_new, write_bundle
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import split_of
-from metah_train.evaluation.evaluate import encode, stored_evaluation
+from metah_train.evaluation.encode import encode
+from metah_train.evaluation.evaluate import stored_evaluation
 from metah_train.training.checkpoint import Run, warn_if_changed
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
 """Retrieval metrics of binary codes: exact, with a stated tie order, scored by the shipped search.
 
-Ranking order: (distance, position in the database after one shuffle by ``seed``). Two images are
-relevant to each other if they share a label. Every query counts, also one that finds nothing.
+Ranking order: (distance, code distance, position in the database after one shuffle by ``seed``);
+see ``results``. Two images are relevant to each other if they share a label. Every query counts,
+also one that finds nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,16 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.checks import check_radius
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.errors import ConfigError, DataError
-from metah_runtime.search import CodeIndex
-
-_CHUNK_PAIRS = 4_000_000
+from metah_runtime.ranking import Hits, RetrievalTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalMetrics:
-    """Scores of a set of queries; all but the last four are means over the queries.
+    """Scores of a set of queries: means over the queries, then what they were measured on.
 
     map_h2: average precision inside the Hamming ball of ``radius``, divided by the relevant images
     in the ball (0 for an empty ball). map_h2_tieavg: its expectation over the orders of equal
@@ -32,6 +31,10 @@ class RetrievalMetrics:
     images in the database, sum of P(i) rel(i) over the first R places, by R. pr_area: not a mean
     over queries but the area under one curve, see ``pooled_pr_area``; some papers on cross-domain
     hashing call it mAP.
+    precision_at_10: of the ten first of the ranking, or of all where the database is smaller.
+    self_first: fraction of the database's images that find themselves before any other, when
+    they query it. The ball is one of hash codes; its content, and all rankings, have the order of
+    whole codes. bytes: of a whole code.
     """
 
     map_h2: float
@@ -43,9 +46,14 @@ class RetrievalMetrics:
     map_full: float
     map_r: float
     pr_area: float
+    precision_at_10: float
+    self_first: float
     queries: int
     database: int
     bits: int
+    detail_bits: int
+    code_weight: int
+    bytes: int
     radius: int
 
     def to_dict(self) -> dict[str, float | int]:
@@ -73,16 +81,18 @@ def evaluate(
     *,
     radius: int = 2,
     seed: int | None = 0,
+    code_format: CodeFormat | None = None,
 ) -> RetrievalMetrics:
     """Return the retrieval metrics of queries against a database.
 
-    codes: packed (q, bits/8), (n, bits/8) uint8; labels: (q,), (n,) whole numbers or (q, C),
+    codes: packed (q, width), (n, width) uint8; labels: (q,), (n,) whole numbers or (q, C),
     (n, C) of 0 and 1. seed: of the one shuffle of the database, None to leave its order.
+    code_format: what a row of codes holds, by default a hash code alone.
     MAP@H<=radius as in Cao et al., "Transfer Adversarial Hashing for Hamming Space Retrieval"
     (AAAI 2018). Raises DataError for arrays that do not fit, or that are empty.
     """
     radius = check_radius(radius)
-    task = _Task(query_codes, query_labels, db_codes, db_labels, seed)
+    task = RetrievalTask(query_codes, query_labels, db_codes, db_labels, seed, code_format)
     ball = np.zeros((5, task.queries))
     for part, hits in task.balls(radius):
         ball[0, part] = hits.average_precision()
@@ -90,10 +100,12 @@ def evaluate(
         ball[2, part] = hits.counts
         ball[3, part] = hits.relevant_counts / np.maximum(hits.counts, 1)
         ball[4, part] = hits.relevant_counts / np.maximum(task.relevant_totals[part], 1)
-    full, at_r, pooled = np.zeros(task.queries), np.zeros(task.queries), _Pooled()
+    full, at_r, first = (np.zeros(task.queries) for _ in range(3))
+    pooled = _Pooled()
     for part, hits in task.balls(task.bits):
         full[part] = hits.average_precision()
         at_r[part] = hits.average_precision_at_r(task.relevant_totals[part])
+        first[part] = hits.precision_at(min(10, task.database))
         pooled.add(hits)
     return RetrievalMetrics(
         map_h2=float(ball[0].mean()),
@@ -105,9 +117,14 @@ def evaluate(
         map_full=float(full.mean()),
         map_r=float(at_r.mean()),
         pr_area=pooled.area(),
+        precision_at_10=float(first.mean()),
+        self_first=len(np.unique(db_codes, axis=0)) / task.database,
         queries=task.queries,
         database=task.database,
         bits=task.bits,
+        detail_bits=task.code_format.detail_bits,
+        code_weight=task.code_format.code_weight,
+        bytes=task.code_format.width,
         radius=radius,
     )
 
@@ -134,7 +151,7 @@ def average_precision_tieavg(relevant: Any, distances: Any) -> float:
         )
     if (np.diff(dist) < 0).any():
         raise DataError("distances must ascend")
-    hits = _Hits(np.array([0, len(flags)]), dist, flags.astype(bool))
+    hits = Hits(np.array([0, len(flags)]), dist, flags.astype(bool))
     return float(hits.average_precision_tieavg()[0])
 
 
@@ -146,12 +163,13 @@ def precision_at_n(
     ns: Sequence[int],
     *,
     seed: int | None = 0,
+    code_format: CodeFormat | None = None,
 ) -> NDArray[np.float64]:
     """Return the mean precision among the first N of the ranking for each N of ``ns``, (len(ns),).
 
     Arguments as for ``evaluate``. Raises ConfigError for an N outside 1..database size.
     """
-    task = _Task(query_codes, query_labels, db_codes, db_labels, seed)
+    task = RetrievalTask(query_codes, query_labels, db_codes, db_labels, seed, code_format)
     wanted = np.asarray(ns)
     whole = wanted.ndim == 1 and wanted.size > 0 and wanted.dtype.kind in "iu"
     if not whole or wanted.min() < 1 or wanted.max() > task.database:
@@ -166,8 +184,8 @@ def precision_at_n(
 
 
 def pr_curve(query_codes: Codes, query_labels: Any, db_codes: Codes, db_labels: Any) -> PRCurve:
-    """Return precision and recall by Hamming radius; arguments as for ``evaluate``."""
-    task = _Task(query_codes, query_labels, db_codes, db_labels, None)
+    """Return precision and recall by Hamming radius; hash codes and labels as for ``evaluate``."""
+    task = RetrievalTask(query_codes, query_labels, db_codes, db_labels, None)
     width = task.bits + 1
     precision, recall = np.zeros(width), np.zeros(width)
     for part, hits in task.balls(task.bits):
@@ -200,7 +218,7 @@ def pooled_pr_area(distances: Any, relevant: Any) -> float:
             f"{dist.shape}, {flags.shape} and dtype {dist.dtype}"
         )
     pooled = _Pooled()
-    pooled.add(_Hits(np.array([0, len(flags)]), dist, flags.astype(bool)))
+    pooled.add(Hits(np.array([0, len(flags)]), dist, flags.astype(bool)))
     return pooled.area()
 
 
@@ -211,7 +229,7 @@ class _Pooled:
         self.found = np.zeros(0, np.int64)
         self.good = np.zeros(0, np.int64)
 
-    def add(self, hits: "_Hits") -> None:
+    def add(self, hits: "Hits") -> None:
         found = np.bincount(hits.distances, minlength=len(self.found))
         good = np.bincount(hits.distances[hits.relevant], minlength=len(found))
         found[: len(self.found)] += self.found
@@ -228,139 +246,53 @@ class _Pooled:
         return float((np.diff(recall, prepend=0.0) * height).sum())
 
 
-class _Hits:
-    """Ranked answers to some queries, concatenated: query i owns lims[i]:lims[i + 1]."""
+@dataclass(frozen=True, kw_only=True)
+class PairMetrics:
+    """Where each query's one right answer, its pair, comes in the ranking of a database.
 
-    def __init__(
-        self, lims: NDArray[np.int64], distances: NDArray[Any], relevant: NDArray[np.bool_]
-    ) -> None:
-        self.lims = lims
-        self.distances = distances
-        self.relevant = relevant
-        self.counts = np.diff(lims)
-        self.query = np.repeat(np.arange(len(self.counts)), self.counts)
-        self.found = np.concatenate([[0], np.cumsum(relevant)])
-        self.relevant_counts = np.diff(self.found[lims])
+    rank_1, within_10: fraction of queries whose pair is first, is one of the first ten. mrr: mean
+    of 1 / rank. bytes: of a whole code.
+    """
 
-    def average_precision(self) -> NDArray[np.float64]:
-        """AP of each query in the order given, (q,)."""
-        start = self.lims[self.query]
-        rank = np.arange(len(self.query)) - start + 1
-        precision = (self.found[1:] - self.found[start]) / rank
-        return self._sum(precision * self.relevant)
+    rank_1: float
+    within_10: float
+    mrr: float
+    queries: int
+    database: int
+    bytes: int
 
-    def average_precision_at_r(self, totals: NDArray[np.int64]) -> NDArray[np.float64]:
-        """MAP@R's term of each query, (q,); totals: (q,) relevant images in the database."""
-        start = self.lims[self.query]
-        rank = np.arange(len(self.query)) - start + 1
-        counts = self.relevant & (rank <= totals[self.query])
-        precision = (self.found[1:] - self.found[start]) / rank
-        total = np.bincount(self.query, weights=precision * counts, minlength=len(totals))
-        mean: NDArray[np.float64] = total / np.maximum(totals, 1)
-        return mean
-
-    def average_precision_tieavg(self) -> NDArray[np.float64]:
-        """Expected AP of each query over the orders inside each distance, (q,).
-
-        In a tie of g items, r of them relevant, after m items with R relevant, place j = 1..g adds
-        (r / g) (R + 1 + (j - 1)(r - 1) / (g - 1)) / (m + j).
-        """
-        n = len(self.query)
-        if n == 0:
-            return np.zeros(len(self.counts))
-        first = np.ones(n, bool)
-        first[1:] = (self.query[1:] != self.query[:-1]) | (
-            self.distances[1:] != self.distances[:-1]
-        )
-        starts = np.append(np.flatnonzero(first), n)
-        tie = np.cumsum(first) - 1
-        g = np.diff(starts)[tie]
-        r = np.diff(self.found[starts])[tie]
-        before = self.found[starts[:-1]][tie] - self.found[self.lims[self.query]]
-        j = np.arange(n) - starts[tie] + 1
-        rank = np.arange(n) - self.lims[self.query] + 1
-        inside = (j - 1) * (r - 1) / np.maximum(g - 1, 1)
-        return self._sum(r / g * (before + 1 + inside) / rank)
-
-    def _sum(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
-        total = np.bincount(self.query, weights=terms, minlength=len(self.counts))
-        mean: NDArray[np.float64] = total / np.maximum(self.relevant_counts, 1)
-        return mean
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the scores by name."""
+        return asdict(self)
 
 
-class _Task:
-    """Checked codes and labels, the index over the shuffled database, and what is relevant."""
+def pairs(
+    query_codes: Codes,
+    db_codes: Codes,
+    rows: Any,
+    *,
+    seed: int | None = 0,
+    code_format: CodeFormat | None = None,
+) -> PairMetrics:
+    """Return the ranks of the pairs: row ``rows[i]`` of the database is that of query i.
 
-    def __init__(
-        self,
-        query_codes: Codes,
-        query_labels: Any,
-        db_codes: Codes,
-        db_labels: Any,
-        seed: int | None,
-    ) -> None:
-        self.query_codes = check_codes(query_codes, name="query codes")
-        self.bits = self.query_codes.shape[1] * 8
-        db_codes = check_codes(db_codes, bits=self.bits, name="database codes")
-        self.queries, self.database = len(query_codes), len(db_codes)
-        if not self.queries or not self.database:
-            raise DataError(
-                f"metrics need queries and a database, got {self.queries} and {self.database} codes"
-            )
-        self.query_labels = _check_labels(query_labels, self.queries, "query labels")
-        self.db_labels = _check_labels(db_labels, self.database, "database labels")
-        if self.query_labels.shape[1:] != self.db_labels.shape[1:]:
-            raise DataError(
-                "query and database labels must be of one kind, got shapes "
-                f"{self.query_labels.shape} and {self.db_labels.shape}"
-            )
-        if seed is not None:
-            order = np.random.default_rng(seed).permutation(self.database)
-            db_codes, self.db_labels = db_codes[order], self.db_labels[order]
-        self.index = CodeIndex(db_codes)
-        self.relevant_totals = self._totals()
-
-    def relevant(self, query: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell for pairs (m,) of rows whether they share a label, (m,) bool."""
-        left, right = self.query_labels[query], self.db_labels[item]
-        same: NDArray[np.bool_] = left == right if left.ndim == 1 else (left & right).any(axis=1)
-        return same
-
-    def chunks(self, width: int) -> Iterator[slice]:
-        """Yield slices of the queries with about _CHUNK_PAIRS answers of ``width`` each."""
-        step = max(1, _CHUNK_PAIRS // max(width, 1))
-        for start in range(0, self.queries, step):
-            yield slice(start, min(start + step, self.queries))
-
-    def balls(self, radius: int) -> Iterator[tuple[slice, _Hits]]:
-        """Yield the answers within ``radius``, some queries at a time."""
-        for part in self.chunks(self.database):
-            found = self.index.range_search(self.query_codes[part], radius)
-            query = np.repeat(np.arange(part.start, part.stop), found.counts)
-            yield part, _Hits(found.lims, found.distances, self.relevant(query, found.ids))
-
-    def _totals(self) -> NDArray[np.int64]:
-        """Relevant images of each query in the whole database, (q,)."""
-        if self.query_labels.ndim == 1:
-            values, counts = np.unique(self.db_labels, return_counts=True)
-            place = np.searchsorted(values, self.query_labels).clip(max=len(values) - 1)
-            return np.where(values[place] == self.query_labels, counts[place], 0)
-        items = self.db_labels.T.astype(np.float32)
-        total = np.empty(self.queries, np.int64)
-        for part in self.chunks(self.database):
-            shared = self.query_labels[part].astype(np.float32) @ items
-            total[part] = (shared > 0).sum(axis=1)
-        return total
-
-
-def _check_labels(labels: Any, n: int, name: str) -> NDArray[Any]:
-    array = np.asarray(labels)
-    if array.ndim not in (1, 2) or len(array) != n:
-        raise DataError(f"{name} must have shape ({n},) or ({n}, C), got {array.shape}")
-    if array.dtype.kind not in "iub":
-        raise DataError(f"{name} must be whole numbers, got dtype {array.dtype}")
-    if array.ndim == 1:
-        return array.astype(np.int64)
-    if array.size and not np.isin(array, (0, 1)).all():
-        raise DataError(f"{name} of shape {array.shape} must hold 0 and 1 alone (multi-hot)")
-    return array.astype(np.uint8)
+    Codes, order and seed as for ``evaluate``; rows: (q,) whole numbers. Raises DataError.
+    """
+    pair = np.asarray(rows)
+    labels = np.arange(len(db_codes))
+    if pair.shape != (len(query_codes),) or (pair.size and pair.dtype.kind not in "iu"):
+        raise DataError(f"rows must be ({len(query_codes)},) whole numbers, got {pair.shape}")
+    if pair.size and (pair.min() < 0 or pair.max() >= len(db_codes)):
+        raise DataError(f"rows must be in 0..{len(db_codes) - 1}, got {pair.min()}..{pair.max()}")
+    task = RetrievalTask(query_codes, pair, db_codes, labels, seed, code_format)
+    rank = np.zeros(task.queries, np.int64)
+    for part, hits in task.balls(task.bits):
+        rank[part] = np.flatnonzero(hits.relevant) - hits.lims[:-1] + 1
+    return PairMetrics(
+        rank_1=float((rank == 1).mean()),
+        within_10=float((rank <= 10).mean()),
+        mrr=float((1 / rank).mean()),
+        queries=task.queries,
+        database=task.database,
+        bytes=task.code_format.width,
+    )

@@ -10,7 +10,8 @@ from metah_export.to_onnx import to_onnx
 from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 from metah_train.config import Config
 from metah_train.methods import METHODS, method_class
-from metah_train.methods.base import HashModel, ShallowMethod, Task
+from metah_train.methods.base import ShallowMethod, Task
+from metah_train.methods.model import HashModel
 
 SHAPE, CLASSES, BITS = (16, 16, 1), 4, 48
 EXPORTED = ("lsh", "sh", "ksh", "sdh", "dnnh", "metah")

@@ -26,7 +26,7 @@ from metah_runtime.model import runners
 from metah_runtime.model.bundle import Bundle
 from metah_train import config as configs
 from metah_train.data import Split, SplitSizes, load_split, split_of
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.training import loop
 from metah_train.training.checkpoint import Run
 

@@ -13,7 +13,7 @@ from torch import nn
 from metah_export.simplify import simplify
 from metah_export.to_onnx import to_onnx
 from metah_train.backbones import build_backbone
-from metah_train.methods.base import HashModel
+from metah_train.methods.model import HashModel
 
 rng = np.random.default_rng(0)
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from metah_runtime import metrics, reference
-from metah_runtime.codes import pack, unpack
+from metah_runtime import ranking, reference
+from metah_runtime.codes import CodeFormat, pack, unpack
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.metrics import (
     average_precision,
     average_precision_tieavg,
     evaluate,
+    pairs,
     pooled_pr_area,
     pr_curve,
     precision_at_n,
@@ -45,14 +46,33 @@ def share(left: Array, right: Array) -> bool:
     return bool((left & right).any()) if np.ndim(left) else bool(left == right)
 
 
-def slow_evaluate(q: Array, ql: Array, db: Array, dl: Array, radius: int) -> dict[str, float]:
+def slow_order(
+    q: Array, db: Array, form: CodeFormat
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Return the ranking of each query; by row, distances of hash codes and of whole codes."""
+    orders, codes, wholes = [], [], []
+    for one in unpack(q).tolist():
+        keys = []
+        for row, other in enumerate(unpack(db).tolist()):
+            differ = [a != b for a, b in zip(one, other, strict=True)]
+            code = sum(differ[: form.bits])
+            keys.append((form.code_weight * code + sum(differ[form.bits :]), code, row))
+        orders.append([row for _, _, row in sorted(keys)])
+        codes.append([code for _, code, _ in keys])
+        wholes.append([whole for whole, _, _ in keys])
+    return orders, codes, wholes
+
+
+def slow_evaluate(
+    q: Array, ql: Array, db: Array, dl: Array, radius: int, form: CodeFormat | None = None
+) -> dict[str, float]:
     """Score by plain loops over one query at a time, in the order of the database."""
-    dist = reference.distances(q, db)
+    form = form or CodeFormat(bits=q.shape[1] * 8)
+    orders, dist, near = slow_order(q, db, form)
     rows = []
-    for i in range(len(q)):
-        order = sorted(range(len(db)), key=lambda j: (dist[i, j], j))
+    for i, order in enumerate(orders):
         relevant = [share(ql[i], dl[j]) for j in order]
-        ball = [flag for j, flag in zip(order, relevant, strict=True) if dist[i, j] <= radius]
+        ball = [flag for j, flag in zip(order, relevant, strict=True) if dist[i][j] <= radius]
         rows.append(
             (
                 slow_ap(ball),
@@ -62,15 +82,18 @@ def slow_evaluate(q: Array, ql: Array, db: Array, dl: Array, radius: int) -> dic
                 sum(ball) / sum(relevant) if any(relevant) else 0.0,
                 slow_ap(relevant),
                 slow_map_r(relevant),
+                sum(relevant[:10]) / min(10, len(relevant)),
             )
         )
     names = (
         *("map_h2", "empty_balls", "ball_size", "precision_h2", "recall_h2", "map_full"),
-        "map_r",
+        *("map_r", "precision_at_10"),
     )
     found = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
-    pairs = [(dist[i, j], share(ql[i], dl[j])) for i in range(len(q)) for j in range(len(db))]
-    return {**found, "pr_area": slow_pr_area(pairs)}
+    own, _, _ = slow_order(db, db, form)
+    found["self_first"] = float(np.mean([order[0] == j for j, order in enumerate(own)]))
+    both = [(near[i][j], share(ql[i], dl[j])) for i in range(len(q)) for j in range(len(db))]
+    return {**found, "pr_area": slow_pr_area(both)}
 
 
 def slow_map_r(relevant: list[bool]) -> float:
@@ -116,6 +139,14 @@ def tasks(draw: st.DrawFn) -> tuple[Array, Array, Array, Array]:
         return q, rng.integers(0, 4, queries), db, rng.integers(0, 3, items)
     ql, dl = (rng.random((n, 4)) < 0.3 for n in (queries, items))
     return q, ql.astype(np.uint8), db, dl.astype(np.uint8)
+
+
+@st.composite
+def formats(draw: st.DrawFn, total: int) -> CodeFormat:
+    """A hash code of 8 bits or more, and detail of the rest of ``total`` bits."""
+    bits = draw(st.sampled_from(range(8, total + 1, 8)))
+    weight = draw(st.integers(1, 4)) if bits < total else 1
+    return CodeFormat(bits=bits, detail_bits=total - bits, code_weight=weight)
 
 
 class TestGolden:
@@ -188,6 +219,8 @@ class TestClosedForms:
         found = evaluate(codes[:8], labels[:8], codes, labels)
         for name in ("map_h2", "map_h2_tieavg", "precision_h2", "recall_h2", "map_full"):
             assert getattr(found, name) == 1
+        assert found.precision_at_10 == 1
+        assert found.self_first == 4 / 40
         assert found.ball_size == 10
 
     def test_codes_apart_from_each_other(self) -> None:
@@ -228,6 +261,36 @@ class TestAgainstSlowReference:
         found = asdict(evaluate(*task, radius=radius, seed=None))
         for name, value in slow_evaluate(*task, radius).items():
             assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
+
+    @settings(max_examples=150, deadline=None)
+    @given(task=tasks(), radius=st.integers(0, 9), data=st.data())
+    def test_evaluate_with_detail(
+        self, task: tuple[Array, Array, Array, Array], radius: int, data: st.DataObject
+    ) -> None:
+        form = data.draw(formats(task[0].shape[1] * 8))
+        scores = evaluate(*task, radius=radius, seed=None, code_format=form)
+        found = asdict(scores)
+        for name, value in slow_evaluate(*task, radius, form).items():
+            assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
+        assert (scores.bits, scores.detail_bits) == (form.bits, form.detail_bits)
+        assert (scores.bytes, scores.code_weight) == (form.width, form.code_weight)
+        n = min(10, len(task[2]))
+        first = precision_at_n(*task, [n], seed=None, code_format=form)
+        assert first[0] == pytest.approx(scores.precision_at_10, rel=1e-12)
+
+    @settings(max_examples=100, deadline=None)
+    @given(task=tasks(), data=st.data())
+    def test_pairs(self, task: tuple[Array, Array, Array, Array], data: st.DataObject) -> None:
+        q, _, db, _ = task
+        form = data.draw(formats(q.shape[1] * 8))
+        pair = data.draw(st.lists(st.integers(0, len(db) - 1), min_size=len(q), max_size=len(q)))
+        orders, _, _ = slow_order(q, db, form)
+        ranks = [order.index(row) + 1 for order, row in zip(orders, pair, strict=True)]
+        found = pairs(q, db, pair, seed=None, code_format=form)
+        assert found.rank_1 == pytest.approx(np.mean([rank == 1 for rank in ranks]))
+        assert found.within_10 == pytest.approx(np.mean([rank <= 10 for rank in ranks]))
+        assert found.mrr == pytest.approx(np.mean([1 / rank for rank in ranks]))
+        assert (found.queries, found.database, found.bytes) == (len(q), len(db), form.width)
 
     @settings(max_examples=50, deadline=None)
     @given(task=tasks(), seed=st.integers(0, 9))
@@ -318,7 +381,7 @@ class TestAgainstSlowReference:
             rng.integers(0, 3, 50),
         )
         whole = evaluate(*task), precision_at_n(*task, [5, 50]), pr_curve(*task).recall
-        monkeypatch.setattr(metrics, "_CHUNK_PAIRS", 170)
+        monkeypatch.setattr(ranking, "CHUNK_PAIRS", 170)
         parts = evaluate(*task), precision_at_n(*task, [5, 50]), pr_curve(*task).recall
         assert parts[0] == whole[0]
         np.testing.assert_allclose(parts[1], whole[1], rtol=1e-12)
@@ -398,6 +461,17 @@ class TestBadInput:
         for ns in ([0], [4], [], [1.5]):
             with pytest.raises(ConfigError, match=r"each N must be in 1\.\.3"):
                 precision_at_n(*task, ns)
+
+    def test_pairs(self) -> None:
+        with pytest.raises(DataError, match=r"rows must be \(3,\) whole numbers, got \(2,\)"):
+            pairs(self.codes, self.codes, [0, 1])
+        with pytest.raises(DataError, match=r"rows must be in 0\.\.2, got 0\.\.3"):
+            pairs(self.codes, self.codes, [0, 1, 3])
+
+    def test_codes_of_another_format(self) -> None:
+        form = CodeFormat(bits=16, detail_bits=8)
+        with pytest.raises(DataError, match="query codes have 16 bits, expected 24"):
+            evaluate(self.codes, self.labels, self.codes, self.labels, code_format=form)
 
     def test_rankings(self) -> None:
         assert average_precision([]) == 0

@@ -19,7 +19,7 @@ from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.splits import SplitSizes
 from metah_train.methods import METHODS, method_class
-from metah_train.settings import NESTED, Options, Settings, listed
+from metah_train.settings import ADDED, NESTED, Options, Settings, listed
 
 if TYPE_CHECKING:
     from metah_train.methods.base import Method
@@ -38,12 +38,16 @@ class Config(Settings):
             object.__setattr__(self, "options", chosen.options_type(**chosen.preset({})))
         if type(self.options) is not chosen.options_type:
             raise ConfigError(f"options of {self.method} must be {chosen.options_type.__name__}")
-        chosen.check(self)
+        chosen.check(self.in_training())
+        if self.head == "itq" and not chosen.trains_head:
+            raise ConfigError(
+                f"{chosen.title} fits its head on features: head must be trained, got itq"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from the dictionary of ``to_dict``; raises ConfigError for an unknown key."""
-        flat = dict(values)
+        flat = {**ADDED, **values}
         chosen = _method(flat.get("method", cls.method))
         options, split = flat.pop("options", {}), flat.pop("split", {})
         preprocess = flat.pop("preprocess", None)

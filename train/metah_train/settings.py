@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from metah_runtime import schema
 from metah_runtime.checks import check_threads
-from metah_runtime.codes import check_bits
+from metah_runtime.codes import MAX_BITS, CodeFormat, check_bits
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.splits import SplitSizes
@@ -53,6 +53,11 @@ class Settings:
     ``labels``: a CSV file of path,label that labels images of the target, to score it alone.
     ``skipped``: images that are left out, for they cannot be read: their names in their domain,
     after ``source/`` or ``target/``.
+    ``detail``: bits of the detail code beside the ``bits`` of the hash code, 0 for none; it is
+    fitted after training on the backbone's ``trained`` features, on the ``pooled`` ones below the
+    layers that it adds to a pre-trained network, or on ``both``. ``code_weight``: how many bits of
+    detail one bit of the hash code counts in the order of answers. ``head`` itq: the hash head is
+    fitted anew after training, of which the trained one has ``train_bits`` (default: ``bits``).
     """
 
     method: str = "metah"
@@ -90,6 +95,11 @@ class Settings:
     precision: str = "32-true"
     labels: str | None = None
     skipped: tuple[str, ...] = ()
+    detail: int = 64
+    detail_features: str = "trained"
+    code_weight: int = 1
+    head: str = "trained"
+    train_bits: int | None = None
     options: Options = dataclasses.field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -102,6 +112,9 @@ class Settings:
         one_of(self, "schedule", ("cosine", "halving", "constant"))
         one_of(self, "device", ("cpu", "cuda"))
         one_of(self, "precision", ("32-true", "bf16-mixed"))
+        one_of(self, "detail_features", ("trained", "pooled", "both"))
+        one_of(self, "head", ("trained", "itq"))
+        self._check_code()
         for name in ("features", "epochs", "halve_every"):
             within(self, name, 1)
         within(self, "batch", 2)
@@ -123,17 +136,55 @@ class Settings:
         if not self.lr > 0:
             raise ConfigError(f"lr must be > 0, got {self.lr}")
 
+    def _check_code(self) -> None:
+        """Raise ConfigError unless the settings of the code fit together."""
+        if self.detail % 8 or self.detail < 0:
+            raise ConfigError(f"detail must be a multiple of 8 >= 0, got {self.detail}")
+        left = MAX_BITS - self.code_weight * self.bits
+        if self.detail > left:
+            raise ConfigError(
+                f"code_weight * bits + detail must be at most {MAX_BITS}, got {self.code_weight} * "
+                f"{self.bits} + {self.detail}; fix: --set detail={max(0, left) // 8 * 8}"
+            )
+        _ = self.code_format  # checks the rest
+        if self.train_bits is not None:
+            check_bits(self.train_bits)
+            if self.head != "itq":
+                raise ConfigError(
+                    f"train_bits is of a head fitted anew, got {self.train_bits}; "
+                    "fix: --set head=itq"
+                )
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        return CodeFormat(bits=self.bits, detail_bits=self.detail, code_weight=self.code_weight)
+
+    def in_training(self) -> Self:
+        """Return the settings of the network that trains: its own head, no detail code."""
+        bits = self.bits if self.train_bits is None else self.train_bits
+        if (bits, self.detail, self.head) == (self.bits, 0, "trained"):
+            return self
+        return self.stage(
+            bits=bits,
+            detail=0,
+            detail_features="trained",
+            code_weight=1,
+            head="trained",
+            train_bits=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``Config.from_dict`` gives an equal Config back.
 
-        Settings in ADDED are left out at their default: what is known by a digest of these values
-        (a trial of a comparison, a cached backbone) keeps its name.
+        Settings in ADDED are left out where they say what an earlier version did: what is known by
+        a digest of these values (a trial of a comparison, a cached backbone) keeps its name.
         """
         values = dataclasses.asdict(self)
         for name in ADDED_TO_SPLIT:
             if values["split"][name] == getattr(SplitSizes, name):
                 del values["split"][name]
-        return {k: v for k, v in values.items() if k not in ADDED or v != getattr(Settings, k)}
+        return {k: v for k, v in values.items() if k not in ADDED or v != ADDED[k]}
 
     def stage(self, **changes: Any) -> Self:
         """Return a copy with some settings changed, checked again."""
@@ -143,9 +194,19 @@ class Settings:
 NESTED = ("split", "preprocess", "options")
 """Settings that are tables of their own."""
 
-ADDED = ("devices", "precision", "labels", "skipped")
 ADDED_TO_SPLIT = ("query_fraction", "database")
-"""Settings that a run of an earlier version does not have."""
+ADDED: dict[str, Any] = {
+    "devices": 1,
+    "precision": "32-true",
+    "labels": None,
+    "skipped": (),
+    "detail": 0,
+    "detail_features": "trained",
+    "code_weight": 1,
+    "head": "trained",
+    "train_bits": None,
+}
+"""Settings that a run of an earlier version does not have, and what they were in it."""
 
 
 def one_of(owner: Any, name: str, choices: Iterable[str]) -> None:

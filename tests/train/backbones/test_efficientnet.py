@@ -19,7 +19,8 @@ from metah_train.backbones.efficientnet import (
 )
 from metah_train.config import Config, load
 from metah_train.methods import method_class
-from metah_train.methods.base import HashModel, Task
+from metah_train.methods.base import Task
+from metah_train.methods.model import HashModel
 from metah_train.training.target import reestimate_statistics
 
 needs_weights = pytest.mark.skipif(

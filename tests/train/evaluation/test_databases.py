@@ -11,10 +11,12 @@ from metah_runtime import metrics
 from metah_train.compare.trial import SETS, score
 from metah_train.config import load
 from metah_train.data import Split
-from metah_train.evaluation.evaluate import encode, evaluate
+from metah_train.evaluation.encode import encode
+from metah_train.evaluation.evaluate import evaluate
 from metah_train.training.loop import fit
 
 QUICK = ["epochs=1", "batch=12", "features=16", "warmup=2", "threads=1", "bits=16", "noise=0"]
+QUICK += ["detail=0"]
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def scored(make_split: Any, tmp_path: Path) -> Any:
         changed = dataclasses.replace(split, score_in=score_in)
         codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
         codes["source"] = np.concatenate([codes["source_train"], codes["source_valid"]])
-        trial, _ = score(changed, codes)
+        trial, _ = score(changed, codes, run.config.code_format)
         return changed, evaluate(run, changed), {**codes, **trial}
 
     return scored

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from metah_runtime import metrics, reference
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import ConfigError, DataError
 from metah_train.data import ArrayImages
-from metah_train.evaluation.report import Report, choose_queries, compare
+from metah_train.evaluation.report import MethodCodes, Report, choose_queries, compare
 from metah_train.evaluation.report_page import page, write
 from metah_train.evaluation.report_picture import draw
 
@@ -28,8 +29,12 @@ def image_set(
 
 QUERY, DATABASE = image_set(QUERIES, "query"), image_set(ITEMS, "<b>&db")
 CODES = {
-    name: (RNG.integers(0, 4, (QUERIES, 2), np.uint8), RNG.integers(0, 4, (ITEMS, 2), np.uint8))
-    for name in ("LSH", "<i>METAH</i>")
+    name: MethodCodes(
+        query=RNG.integers(0, 4, (QUERIES, width), np.uint8),
+        database=RNG.integers(0, 4, (ITEMS, width), np.uint8),
+        code_format=CodeFormat(bits=16, detail_bits=8 * width - 16),
+    )
+    for name, width in (("LSH", 2), ("<i>METAH</i>", 5))
 }
 NAMES = ("ape", "<cat>", "dog")
 
@@ -44,21 +49,34 @@ class TestCompare:
         found = report()
         assert [answer.method for answer in found.answers] == list(CODES)
         assert (found.bits, found.k, len(found.shown)) == (16, 5, 4)
-        for answer, (query, items) in zip(found.answers, CODES.values(), strict=True):
-            expected = reference.search(query[found.shown], items, 5)
+        for answer, codes in zip(found.answers, CODES.values(), strict=True):
+            query, items, form = codes.query, codes.database, codes.code_format
+            expected = reference.search(query[found.shown], items, 5, code_format=form)
             np.testing.assert_array_equal(answer.ids, expected.ids)
             np.testing.assert_array_equal(answer.distances, expected.distances)
             right = found.shown[:, None] % 3 == expected.ids % 3
             np.testing.assert_array_equal(answer.right, right)
             task = (query, QUERY.labels, items, DATABASE.labels)
-            assert answer.scores == metrics.evaluate(*task)
-            assert answer.precision_at_k == metrics.precision_at_n(*task, [5])[0]
+            scores = metrics.evaluate(*task, code_format=form)
+            assert answer.scores.metrics == scores
+            first = metrics.precision_at_n(*task, [5], code_format=form)[0]
+            assert answer.scores.precision_at_k == first
+            if not form.detail_bits:
+                assert answer.code_scores is None
+                continue
+            assert answer.code_scores is not None
+            task = (query[:, :2], QUERY.labels, items[:, :2], DATABASE.labels)
+            assert answer.code_scores.metrics == metrics.evaluate(*task)
 
     def test_table(self) -> None:
         columns, rows = report().table()
-        assert columns == ("method", "MAP@H≤2", "recall@H≤2", "empty balls", "MAP", "P@5")
-        assert [row[0] for row in rows] == list(CODES)
-        scores = report().answers[1].scores
+        assert columns == (
+            *("method", "MAP@H≤2", "recall@H≤2", "empty balls", "MAP", "P@5"),
+            *("finds itself", "bytes"),
+        )
+        assert [row[0] for row in rows] == [*CODES, "<i>METAH</i>, hash code alone"]
+        assert [row[-1] for row in rows] == ["2", "5", "2"]
+        scores = report().answers[1].scores.metrics
         assert rows[1][1] == f"{scores.map_h2:.3f}"
         assert rows[1][3] == f"{100 * scores.empty_balls:.1f}%"
         assert report(radius=3).table()[0][1] == "MAP@H≤3"
@@ -86,7 +104,8 @@ class TestCompare:
             compare({}, QUERY, DATABASE, **options)
         with pytest.raises(DataError, match="needs labels of queries and database"):
             compare(CODES, QUERY, DATABASE.unlabelled(), **options)
-        wide = tuple(np.zeros((n, 3), np.uint8) for n in (QUERIES, ITEMS))
+        query, database = (np.zeros((n, 3), np.uint8) for n in (QUERIES, ITEMS))
+        wide = MethodCodes(query=query, database=database, code_format=CodeFormat(bits=24))
         with pytest.raises(DataError, match=r"must have one length, got \[16, 24\] bits"):
             compare({**CODES, "wide": wide}, QUERY, DATABASE, **options)
         with pytest.raises(ConfigError, match="k must be a whole number >= 1, got 0"):
@@ -195,7 +214,7 @@ def test_write(tmp_path: Path) -> None:
     assert Image.open(paths[1]).format == "PNG"
     value = json.loads(paths[2].read_text())
     assert value == json.loads(json.dumps(found.to_dict()))
-    assert value["methods"]["LSH"]["map_h2"] == found.answers[0].scores.map_h2
+    assert value["methods"]["LSH"]["map_h2"] == found.answers[0].scores.metrics.map_h2
     first = value["queries"][0]
     assert first["name"] == QUERY.names[found.shown[0]]
     assert first["label"] == NAMES[found.shown[0] % 3]

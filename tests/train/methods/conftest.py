@@ -108,6 +108,7 @@ def _config(method: str, **changes: Any) -> Config:
         "lr": 1e-2,
         "warmup": 2,
         "threads": 1,
+        "detail": 0,
         "options": chosen.options_type(**options),
     }
     return Config(**(settings | changes))

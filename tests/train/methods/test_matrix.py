@@ -14,7 +14,7 @@ from metah_runtime import metrics
 from metah_runtime.codes import pack, unpack
 from metah_runtime.errors import DataError
 from metah_train.data.base import ArrayImages, Split
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.losses import (
     adversarial,
     classification,

@@ -15,7 +15,7 @@ from metah_train.backbones.domain_norm import SourceNorm
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.config import load
 from metah_train.data.base import ArrayImages
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.methods import method_class
 from metah_train.methods.averaging import Average
 from metah_train.methods.base import Batch, Task, TrainingProgress
@@ -42,7 +42,7 @@ ALL = [setting for settings in OPTIONS.values() for setting in settings]
 
 def method(*settings: str) -> METAHPlus:
     torch.manual_seed(0)
-    config = load("digits", {"method": "metah-plus"}, [*QUICK, *OFF, *settings])
+    config = load("digits", {"method": "metah-plus"}, [*QUICK, *OFF, *settings]).in_training()
     built = method_class("metah-plus")(config, TASK)
     assert isinstance(built, METAHPlus)
     twelve = ArrayImages(np.zeros((12, 16, 16, 1), np.uint8), None, [str(i) for i in range(12)])

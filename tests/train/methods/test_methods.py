@@ -10,7 +10,7 @@ import torch
 
 from metah_runtime import metrics
 from metah_train.config import Config, load
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import Batch, Task, TrainingProgress, augment, elastic
 from metah_train.methods.lsh import LSH, LSHOptions

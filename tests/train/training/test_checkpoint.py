@@ -12,7 +12,7 @@ import torch
 
 from metah_runtime.errors import ConfigError, RunError
 from metah_train.config import Config, load
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.methods import METHODS, method_class
 from metah_train.training.checkpoint import Run, load_state, save_run, save_state
 from metah_train.training.loop import fit, task_of

@@ -16,7 +16,7 @@ from torch import nn
 from metah_runtime.errors import BackendUnavailable, ConfigError, MissingExtra, RunError
 from metah_train.config import Config, load
 from metah_train.data import ArrayImages, Split
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.base import DeepMethod
 from metah_train.methods.rank import Rank

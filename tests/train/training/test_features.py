@@ -15,7 +15,7 @@ from metah_runtime.images.preprocess import Preprocess
 from metah_train.backbones import build_backbone
 from metah_train.config import Config, load
 from metah_train.data import ArrayImages, FileImages, Split
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.tensor_cache import TensorCache
 from metah_train.training import loop, shallow
 from metah_train.training.features import features_key, images_digest

@@ -18,7 +18,7 @@ from torch import nn
 from metah_runtime.errors import BackendUnavailable, ConfigError, DataError, RunError
 from metah_train.config import Config, load
 from metah_train.data import ArrayImages, Split, split_of
-from metah_train.evaluation.evaluate import encode
+from metah_train.evaluation.encode import encode
 from metah_train.methods import METHODS, method_class
 from metah_train.methods.sampling import batch_rows
 from metah_train.training import schedule
@@ -289,7 +289,7 @@ def test_statistics_are_the_average_over_batches_of_the_set() -> None:
 def test_statistics_follow_the_setting(statistics: str, make_split: Any, tmp_path: Path) -> None:
     light, dark = make_split(), make_split(gap=2)
     mixed = Split(**{**vars(light), "target_train": dark.target_train})
-    settings = config("source", 0, f"statistics={statistics}")
+    settings = config("source", 0, f"statistics={statistics}", "detail=0")
     a = fit(settings, light, tmp_path / "a").model.state_dict()
     b = fit(settings, mixed, tmp_path / "b").model.state_dict()
     changed = {name for name in a if not torch.equal(a[name], b[name])}
@@ -317,7 +317,9 @@ def test_learning_rate(settings: dict[str, Any], expected: list[float]) -> None:
 
 
 def test_heads_and_biases_have_their_own_rates(make_split: Any) -> None:
-    settings = config("metah", 0, "lr=0.01", "head_lr=10", "bias_lr=2", "weight_decay=0.1")
+    settings = config(
+        "metah", 0, "lr=0.01", "head_lr=10", "bias_lr=2", "weight_decay=0.1"
+    ).in_training()
     method = method_class("metah")(settings, task_of(make_split()))
     optimizer = schedule.build_optimizer(method, settings)  # type: ignore[arg-type]
     schedule.set_learning_rate(optimizer, settings.stage(schedule="constant", warmup=0), 0, 1)

@@ -15,14 +15,15 @@ class Backbone(nn.Module):
 
     unused: beginnings of the names of a weights file's tensors that the backbone leaves out.
     added: layers that pre-trained weights lack; they train at the rate of the heads.
-    pools: whether ``drop_pooled`` is possible. pretrained: the weights that come with it, for the
-    model card.
+    pools: whether ``drop_pooled`` is possible. pooled_width: of the features below ``added``, 0
+    where there are none. pretrained: the weights that come with it, for the model card.
     """
 
     unused: tuple[str, ...] = ()
     added: tuple[nn.Module, ...] = ()
     pools: ClassVar[bool] = False
     pretrained: ClassVar[str] = ""
+    pooled_width: ClassVar[int] = 0
 
     def pretrained_part(self) -> nn.Module:
         """Return the module whose tensors a weights file names."""
@@ -37,6 +38,10 @@ class Backbone(nn.Module):
         scaled: turns images into the input of ``forward``, which accepts the stored features too.
         """
         return None
+
+    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return features (n, d) and the pooled features (n, pooled_width) below ``added``."""
+        return self(images), None
 
     def drop_pooled(self, rate: float) -> None:
         """Train with dropout of the pooled features, before the layer that makes ``d`` of them."""

@@ -35,12 +35,15 @@ class SourceNorm(nn.Module):
 
     def forward(self, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Return what ``module`` gives for source images, with the source's batch norm."""
-        own: dict[str, Any] = {
+        found: torch.Tensor = functional_call(module, self.tensors(), (images,))
+        return found
+
+    def tensors(self) -> dict[str, Any]:
+        """Return what takes the place of the module's own tensors, by their names in it."""
+        return {
             key.replace("/", "."): tensor
             for key, tensor in (*self.named_parameters(), *self.named_buffers())
         }
-        found: torch.Tensor = functional_call(module, own, (images,))
-        return found
 
 
 def _key(place: str, name: str) -> str:

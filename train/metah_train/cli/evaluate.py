@@ -8,6 +8,9 @@ import click
 
 from metah_runtime.cli import console
 
+WITH_DETAIL = "_with_detail"
+"""Ending of the scores of whole codes, as in ``metah_train.evaluation.encode``."""
+
 ROWS = {
     "map_h{radius}": "MAP@H{radius}",
     "map_h{radius}_tieavg": "MAP@H{radius}, ties averaged",
@@ -18,6 +21,9 @@ ROWS = {
     "map_full": "MAP, full ranking",
     "map_r": "MAP@R",
     "pr_area": "area of pooled precision and recall",
+    "precision_at_10": "precision at 10",
+    "self_first": "images that find themselves first",
+    "bytes": "bytes an image",
 }
 """Key of a score -> its name in the table."""
 
@@ -43,17 +49,25 @@ CRITERIA = {
     metavar="KIND",
     help="Score queries and database under noise, blur or inversion too; repeatable.",
 )
+@click.option(
+    "--pairs",
+    is_flag=True,
+    help="Images of both domains with equal file stems show the same thing: score that too.",
+)
 @console.json_option
-def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> None:
+def evaluate(run: Path, radius: int, shifts: tuple[str, ...], pairs: bool, as_json: bool) -> None:
     """Score the run in the folder RUN on its queries and database; write RUN/evaluation.json.
 
     Its parts: metrics on the target, source_validation and criteria (which read no target label),
     groups of the queries where the data set has such (seen and unseen classes), cross (queries
-    searched in the source, see split.database) and shifts.
+    searched in the source, see split.database), shifts, and pairs: whether a source image finds
+    the same thing in the target (emoji: the same code point). Scores of the hash code alone; those
+    of the whole code have names that end in _with_detail.
 
     \b
     Examples:
       metah-train evaluate runs/metah
+      metah-train evaluate runs/metah --pairs
       metah-train evaluate runs/metah --radius 3 --json
       metah-train evaluate runs/metah --shift noise --shift inversion
     """
@@ -65,7 +79,7 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], as_json: bool) -> 
     split = split_of(opened.config)
     warn_if_changed(opened, split, console.warn)
     with console.step("scoring"):
-        result = score(opened, split, radius=radius, shifts=shifts)
+        result = score(opened, split, radius=radius, shifts=shifts, pairs=pairs)
     if as_json:
         console.print_json(result)
         return
@@ -85,19 +99,36 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         f"{_title(result)}: {metrics['queries']} queries, {metrics['database']} images"
         f"{' of the source' if result.get('database') == 'source' else ''}"
     )
-    cross = {"in the source": result["cross"]} if "cross" in result else {}
-    parts = {**cross, **result.get("groups", {}), **result.get("shifts", {})}
+    whole = f"metrics{WITH_DETAIL}" in result
+    ending = WITH_DETAIL if whole else ""
+    cross = {"in the source": result[f"cross{ending}"]} if "cross" in result else {}
+    parts = {**cross, **result.get(f"groups{ending}", {}), **result.get(f"shifts{ending}", {})}
+    first = "value" if not parts else "in the target" if cross else "all"
+    columns = {"hash code" if whole else first: metrics}
+    if whole:
+        columns["with detail"] = result[f"metrics{WITH_DETAIL}"]
+    columns |= parts
     rows = [
         (
             label.format(radius=radius),
-            *(f"{found[name.format(radius=radius)]:.3f}" for found in (metrics, *parts.values())),
+            *(_number(found[name.format(radius=radius)]) for found in columns.values()),
         )
         for name, label in ROWS.items()
     ]
-    first = "value" if not parts else "in the target" if cross else "all"
-    console.print_table(("metric", first, *parts), rows, title)
-    valid = result["source_validation"][f"map_h{radius}"]
+    console.print_table(("metric", *columns), rows, title)
+    for part, what in (("", "hash code"), (WITH_DETAIL, "with detail")):
+        if pairs := result.get(f"pairs{part}"):
+            click.echo(
+                f"pairs, {what} ({pairs['bytes']} bytes): the same thing is first for "
+                f"{pairs['rank_1']:.3f}, within 10 for {pairs['within_10']:.3f} of "
+                f"{pairs['queries']} source images in {pairs['database']}, MRR {pairs['mrr']:.3f}"
+            )
+    valid = result[f"source_validation{ending}"][f"map_h{radius}"]
     click.echo(f"without target labels: source validation MAP@H{radius} {valid:.3f}")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _print_unlabelled(result: Mapping[str, Any]) -> None:

@@ -117,13 +117,17 @@ def publish(
             continue
         seed = shown[0].config.seed
         title = f"{split.name} {split.direction}, {width} bits, seed {seed}"
-        codes = {c.title: comparison.codes(c) for c in shown}
+        codes = {c.title: (comparison.codes(c), c.config.code_format) for c in shown}
         folder = out / f"gallery-{width}"
         paths += report_page.write(
             report.compare(
                 {
-                    name: (part["query"], part.get("searched", part["database"]))
-                    for name, part in codes.items()
+                    name: report.MethodCodes(
+                        query=part["query"],
+                        database=part.get("searched", part["database"]),
+                        code_format=form,
+                    )
+                    for name, (part, form) in codes.items()
                 },
                 split.query,
                 next(iter(split.scored.values())),
@@ -133,7 +137,11 @@ def publish(
             folder,
         )
         links.append((f"{width} bits, seed {seed}", f"{folder.name}/report.html"))
-        data = draw_maps(codes, split)
+        hashes = {
+            name: {key: form.code_part(rows) for key, rows in part.items()}
+            for name, (part, form) in codes.items()
+        }
+        data = draw_maps(hashes, split)
         pictures.append(
             (f"codes-{width}.png", f"Codes in the plane (t-SNE), {width} bits, seed {seed}", data)
         )

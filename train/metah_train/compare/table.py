@@ -26,6 +26,9 @@ class Measure:
     note: str = ""
 
 
+DETAIL = "the ball is one of hash codes, its content and all rankings have the order of whole codes"
+PAIRS = "fraction of source images that find the same thing in the target before all else"
+
 MEASURES = (
     Measure(title="MAP@H≤2", section="metrics", name="map_h2"),
     Measure(title="recall@H≤2", section="metrics", name="recall_h2"),
@@ -53,6 +56,24 @@ MEASURES = (
             note="target queries search all of the source",
         )
         for title, name in (("MAP@H≤2", "map_h2"), ("MAP, full ranking", "map_full"))
+    ),
+    Measure(title="precision at 10", section="metrics", name="precision_at_10"),
+    *(
+        Measure(
+            title=f"with detail: {title}", section="metrics_with_detail", name=name, note=DETAIL
+        )
+        for title, name in (
+            ("MAP@H≤2", "map_h2"),
+            ("MAP, full ranking", "map_full"),
+            ("precision at 10", "precision_at_10"),
+        )
+    ),
+    *(
+        Measure(title=f"{title}: the pair is first", section=section, name="rank_1", note=PAIRS)
+        for title, section in (
+            ("pairs", "pairs"),
+            ("pairs, with detail", "pairs_with_detail"),
+        )
     ),
     Measure(
         title="training time in seconds",

@@ -10,17 +10,27 @@ from typing import Any
 import numpy as np
 
 from metah_runtime import metrics
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import DataError, MetahError
 from metah_train import data
 from metah_train.compare.comparison import ELAPSED, RESULT, RUN, TrialStore, locked
 from metah_train.compare.grid import Trial
 from metah_train.config import Config
 from metah_train.data import Split
-from metah_train.evaluation.evaluate import encode, unsupervised
+from metah_train.evaluation.encode import encode, parts_of
+from metah_train.evaluation.evaluate import unsupervised
+from metah_train.evaluation.pairs import find_pairs, score_pairs
 from metah_train.tensor_cache import TensorCache
 from metah_train.training import loop
 
-SETS = ("query", "database", "source_valid", "source_train")
+SETS = {
+    "query": "target",
+    "database": "target",
+    "source_valid": "source",
+    "source_train": "source",
+}
+"""What is encoded of a split, and in which domain."""
+
 NS = tuple(range(100, 1001, 100))
 """The N of precision@N."""
 
@@ -59,9 +69,15 @@ def run_trial(trial: Trial, comparison: TrialStore, report: loop.StepReport | No
         clock.save()
         clock.values["seconds"] = round(clock.values["seconds"] + cache.seconds, 3)
         clock.values["cached_seconds"] = round(cache.seconds, 3)
-        codes = {name: encode(run.model, getattr(split, name))[0] for name in SETS}
+        codes = {
+            name: encode(run.model.in_domain(domain), getattr(split, name))[0]
+            for name, domain in SETS.items()
+        }
         codes["source"] = np.concatenate([codes["source_train"], codes["source_valid"]])
-        scored, curves = score(split, codes)
+        scored, curves = score(split, codes, trial.config.code_format)
+        if (twins := find_pairs(split)) is not None:
+            found = score_pairs(run, twins)
+            scored.update({f"pairs{ending}": value for ending, value in found.items()})
         scored["criteria"] = unsupervised(run, split)
         result = {
             "method": trial.row,
@@ -81,26 +97,37 @@ def run_trial(trial: Trial, comparison: TrialStore, report: loop.StepReport | No
         comparison.save(trial, result, kept, curves)
 
 
-def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def score(
+    split: Split, codes: Mapping[str, Any], code_format: CodeFormat
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Return (scores of target and source queries, curves of the target queries).
 
     codes: of SETS, and ``source``: those of source_train and source_valid. The first of the split's
-    databases gives the curves, a second one the scores ``cross``. Source queries are the held-out
-    source images, searched in the source training set: a sanity check of what the codes have
-    learnt before any domain gap.
+    databases gives the curves of hash codes, a second one the scores ``cross``. Source queries are
+    the held-out source images, searched in the source training set: a sanity check of what the
+    codes have learnt before any domain gap.
     """
     databases = split.scored
     if not databases:
         raise DataError(f"{split.name}: a comparison needs labels of queries and database")
-    query, (first, *others) = (codes["query"], split.query.labels), databases
+    first, *others = databases
     places = {"target": "database", "source": "source"}
-    target = (*query, codes[places[first]], databases[first].labels)
-    source = (
-        codes["source_valid"],
-        split.source_valid.labels,
-        codes["source_train"],
-        split.source_train.labels,
-    )
+    labels = {name: getattr(split, name).labels for name in SETS}
+    labels["source"] = databases["source"].labels if "source" in databases else None
+    sections = {
+        "metrics": ("query", places[first]),
+        "source_metrics": ("source_valid", "source_train"),
+    }
+    if others:
+        sections["cross"] = "query", places[others[0]]
+    scores: dict[str, Any] = {}
+    for ending, part, form in parts_of(code_format):
+        for section, (asked, searched) in sections.items():
+            task = (part(codes[asked]), labels[asked], part(codes[searched]), labels[searched])
+            found = metrics.evaluate(*task, code_format=form)
+            scores[section + ending] = found.to_dict()
+    query, database = (code_format.code_part(codes[name]) for name in ("query", places[first]))
+    target = query, labels["query"], database, labels[places[first]]
     size = len(databases[first])
     ns = [n for n in NS if n <= size] or [size]
     curve = metrics.pr_curve(*target)
@@ -111,13 +138,6 @@ def score(split: Split, codes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         "n": ns,
         "precision_at_n": metrics.precision_at_n(*target, ns).tolist(),
     }
-    scores = {
-        "metrics": metrics.evaluate(*target).to_dict(),
-        "source_metrics": metrics.evaluate(*source).to_dict(),
-    }
-    for name in others:
-        searched = (*query, codes[places[name]], databases[name].labels)
-        scores["cross"] = metrics.evaluate(*searched).to_dict()
     return scores, curves
 
 

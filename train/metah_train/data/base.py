@@ -60,8 +60,10 @@ class Split:
     none, ``query`` is empty and ``database`` is all of the target.
     class_names[c] is the name of label c, the last ``target_only`` of classes that the source does
     not have. groups: rows of ``query`` by name (such as seen and unseen classes) that are also
-    scored apart. score_in: what queries are searched in, see ``scored``. notes: how the data was
-    read, and what was left out of it. ``emoji`` differs, and says how.
+    scored apart. score_in: what queries are searched in, see ``scored``. pairs: further source
+    images, tested like query and database: one of these with the same file stem shows the same
+    thing. notes: how the data was read, and what was left out of it. ``emoji`` differs, and says
+    how.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Split:
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     target_only: int = 0
     score_in: tuple[str, ...] = ("target",)
+    pairs: ImageSet | None = None
     notes: tuple[str, ...] = ()
 
     @property

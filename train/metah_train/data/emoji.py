@@ -71,8 +71,9 @@ def load(
     """Return the split of ``emoji:ROOT[:OPTIONS]``; see ``metah_train.data.load_split``.
 
     Half of each subcategory is tested; a third of that (or ``queries_per_class``) queries the
-    rest. ``cross``: all that is tested queries all of it. ``unseen``: ``Split.groups`` names the
-    queries of seen and of unseen subcategories. Raises ConfigError for a spec of another form,
+    rest, and ``Split.pairs`` is all of it as the source draws it. ``cross``: all that is tested
+    queries all of it. ``unseen``: ``Split.groups`` names the queries of seen and of unseen
+    subcategories. Raises ConfigError for a spec of another form,
     DataError for a tree that is not complete.
     """
     direction = choose_direction(direction, DIRECTIONS)
@@ -113,6 +114,7 @@ def load(
         query=queries.subset(query),
         database=target.subset(database),
         groups=groups,
+        pairs=source.subset(tested),
     )
 
 

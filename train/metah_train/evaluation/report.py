@@ -14,25 +14,51 @@ from numpy.typing import NDArray
 
 from metah_runtime import metrics
 from metah_runtime.checks import check_k
-from metah_runtime.codes import Codes
+from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.search import CodeIndex
 from metah_train.data.base import ImageSet
+from metah_train.evaluation.encode import parts_of
 
-TABLE = ("method", "MAP@H≤{radius}", "recall@H≤{radius}", "empty balls", "MAP", "P@{k}")
+TABLE = (
+    *("method", "MAP@H≤{radius}", "recall@H≤{radius}", "empty balls", "MAP", "P@{k}"),
+    *("finds itself", "bytes"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCodes:
+    """Codes (q, width), (n, width) of one method's queries and database, packed uint8."""
+
+    query: Codes
+    database: Codes
+    code_format: CodeFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScores:
+    """Scores of one method's codes over all queries; precision_at_k: of the k first."""
+
+    name: str
+    metrics: metrics.RetrievalMetrics
+    precision_at_k: float
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the scores as JSON values."""
+        return {**self.metrics.to_dict(), "precision_at_k": self.precision_at_k}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
-    """One method: its scores over all queries, and its k nearest for the m queries shown.
+    """One method: its scores, and its k nearest for the m queries shown.
 
     ids, distances, right: (m, k) rows of the database, Hamming distances, whether a label is
-    shared. precision_at_k: mean over all queries.
+    shared. scores: of the whole code. code_scores: of the hash code alone, None where it is all.
     """
 
     method: str
-    scores: metrics.RetrievalMetrics
-    precision_at_k: float
+    scores: MethodScores
+    code_scores: MethodScores | None
     ids: NDArray[np.int64]
     distances: NDArray[np.int32]
     right: NDArray[np.bool_]
@@ -53,18 +79,22 @@ class Report:
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return (columns, one row per method) as text."""
-        radius = self.answers[0].scores.radius
+        radius = self.answers[0].scores.metrics.radius
         columns = tuple(name.format(radius=radius, k=self.k) for name in TABLE)
+        both = [part for answer in self.answers for part in (answer.scores, answer.code_scores)]
         return columns, [
             (
-                answer.method,
-                f"{answer.scores.map_h2:.3f}",
-                f"{answer.scores.recall_h2:.3f}",
-                f"{answer.scores.empty_balls:.1%}",
-                f"{answer.scores.map_full:.3f}",
-                f"{answer.precision_at_k:.3f}",
+                row.name,
+                f"{row.metrics.map_h2:.3f}",
+                f"{row.metrics.recall_h2:.3f}",
+                f"{row.metrics.empty_balls:.1%}",
+                f"{row.metrics.map_full:.3f}",
+                f"{row.precision_at_k:.3f}",
+                f"{row.metrics.self_first:.1%}",
+                f"{row.metrics.bytes}",
             )
-            for answer in self.answers
+            for row in both
+            if row is not None
         ]
 
     def label(self, images: ImageSet, row: int) -> str:
@@ -82,9 +112,11 @@ class Report:
             "title": self.title,
             "bits": self.bits,
             "k": self.k,
-            "methods": {
-                answer.method: {**answer.scores.to_dict(), "precision_at_k": answer.precision_at_k}
+            "methods": {answer.method: answer.scores.to_dict() for answer in self.answers},
+            "hash_codes_alone": {
+                answer.method: answer.code_scores.to_dict()
                 for answer in self.answers
+                if answer.code_scores is not None
             },
             "queries": [
                 {
@@ -105,7 +137,7 @@ class Report:
 
 
 def compare(
-    codes: Mapping[str, tuple[Codes, Codes]],
+    codes: Mapping[str, MethodCodes],
     query: ImageSet,
     database: ImageSet,
     *,
@@ -118,9 +150,9 @@ def compare(
 ) -> Report:
     """Score methods and collect their k nearest for some queries.
 
-    codes: method -> (codes of ``query``, codes of ``database``), packed uint8; both sets need
-    labels. queries: how many are shown, drawn by ``choose_queries``. seed: of the draw and of the
-    tie order of the metrics. Raises DataError for codes or labels that do not fit.
+    codes: by method, of ``query`` and ``database``; both sets need labels. queries: how many are
+    shown, drawn by ``choose_queries``. seed: of the draw and of the tie order of the metrics.
+    Raises DataError for codes or labels that do not fit.
     """
     k = min(check_k(k), len(database))
     if not codes:
@@ -130,24 +162,36 @@ def compare(
     shown = choose_queries(query.labels, queries, seed)
     answers = []
     widths = set()
-    for method, (query_codes, db_codes) in codes.items():
-        task = (query_codes, query.labels, db_codes, database.labels)
-        scores = metrics.evaluate(*task, radius=radius, seed=seed)
-        matches = CodeIndex(db_codes).search(query_codes[shown], k)
+    for method, found in codes.items():
+        form = found.code_format
+        matches = CodeIndex(found.database, code_format=form).search(found.query[shown], k)
         right = database.labels[matches.ids] == query.labels[shown][:, None]
         if right.ndim == 3:
             right = (database.labels[matches.ids] & query.labels[shown][:, None]).any(axis=2)
+        scored = []
+        for ending, part, own in parts_of(form):
+            task = part(found.query), query.labels, part(found.database), database.labels
+            name = method if ending or not form.detail_bits else f"{method}, hash code alone"
+            scored.append(
+                MethodScores(
+                    name=name,
+                    metrics=metrics.evaluate(*task, radius=radius, seed=seed, code_format=own),
+                    precision_at_k=float(
+                        metrics.precision_at_n(*task, [k], seed=seed, code_format=own)[0]
+                    ),
+                )
+            )
         answers.append(
             MethodResult(
                 method=method,
-                scores=scores,
-                precision_at_k=float(metrics.precision_at_n(*task, [k], seed=seed)[0]),
+                scores=scored[-1],
+                code_scores=scored[0] if len(scored) > 1 else None,
                 ids=matches.ids,
                 distances=matches.distances,
                 right=right,
             )
         )
-        widths.add(scores.bits)
+        widths.add(form.bits)
     if len(widths) > 1:
         raise DataError(f"codes of one report must have one length, got {sorted(widths)} bits")
     return Report(

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import SPLIT_FIELDS, split_of
-from metah_train.evaluation.evaluate import encode
-from metah_train.evaluation.report import Report, compare
+from metah_train.evaluation.encode import encode
+from metah_train.evaluation.report import MethodCodes, Report, compare
 from metah_train.training.checkpoint import Run, warn_if_changed
 
 TITLES = {"lsh": "LSH", "source": "source only", "tah": "TAH", "metah-e": "METAH-e"}
@@ -46,13 +45,16 @@ def compare_runs(
     split.check_labelled()
     for run in runs:
         warn_if_changed(run, split, warn)
-    searched = next(iter(split.scored.values()))
+    domain, searched = next(iter(split.scored.items()))
     names = method_names(runs)
-    codes: dict[str, tuple[Codes, Codes]] = {}
+    codes: dict[str, MethodCodes] = {}
     with progress("encode", len(runs), "runs") as advance:
         for name, run in zip(names, runs, strict=True):
-            query, database = (encode(run.model, part)[0] for part in (split.query, searched))
-            codes[name] = query, database
+            model = run.model.in_domain(domain)
+            query, database = encode(run.model, split.query)[0], encode(model, searched)[0]
+            codes[name] = MethodCodes(
+                query=query, database=database, code_format=run.config.code_format
+            )
             advance()
     return compare(
         codes,

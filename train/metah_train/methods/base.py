@@ -1,10 +1,8 @@
 """What every method is made of: a task, a hashing network, and one of two ways to fit it.
 
-``HashModel`` is the product of training: images -> logits, one module whatever the method, so that
-export, evaluation and checkpoints know a single shape. A ``Method`` owns a HashModel and knows how
-to fit it: a ``DeepMethod`` states loss terms of a batch and is trained by gradient descent
-(``metah_train.training.loop``); a ``ShallowMethod`` fits its head in closed form on backbone
-features.
+A ``Method`` owns a ``HashModel`` (see ``model``) and knows how to fit it: a ``DeepMethod`` states
+loss terms of a batch and is trained by gradient descent (``metah_train.training.loop``); a
+``ShallowMethod`` fits its head in closed form on backbone features.
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +14,9 @@ import torch
 from torch import nn
 
 from metah_train.backbones import build_backbone
-from metah_train.backbones.base import Backbone
 from metah_train.backbones.weights import load_weights
 from metah_train.data.base import ImageSet
+from metah_train.methods.model import HashModel
 from metah_train.methods.rank import Rank
 from metah_train.settings import Options, Settings
 
@@ -65,50 +63,6 @@ class TrainingProgress:
         return self.step / self.total
 
 
-class HashModel(nn.Module):
-    """Images -> logits: normalisation, backbone and hash head in one module.
-
-    ``forward``: (n, H, W, C) uint8 -> (n, bits) float32; bit k of the code is logit k > 0.
-    Pixels are divided by 255, then shifted and scaled by ``mean`` and ``std``.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, backbone: Backbone, head: nn.Module, *, channels: int, bits: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.bits = bits
-        self.register_buffer("mean", torch.full((channels, 1, 1), 0.5))
-        self.register_buffer("std", torch.full((channels, 1, 1), 0.5))
-
-    @staticmethod
-    def pixels(images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> (n, C, H, W) float32 in 0..1."""
-        return images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-
-    def scaled(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> what the backbone takes.
-
-        Pixels shifted and scaled; for whole images, the features that the backbone stores, if any.
-        """
-        if images.dtype != torch.uint8:
-            return (images - self.mean) / self.std
-        kept = self.backbone.kept(images, lambda image: self.scaled(self.pixels(image)))
-        return self.scaled(self.pixels(images)) if kept is None else kept
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, H, W, C) uint8, or pixels (n, C, H, W) in 0..1 -> (n, d) of the backbone."""
-        features: torch.Tensor = self.backbone(self.scaled(images))
-        return features
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> (n, bits) float32 logits."""
-        logits: torch.Tensor = self.head(self.features(images))
-        return logits
-
-
 class Method(nn.Module, ABC, Generic[OptionsT]):
     """A hashing method: its options, its HashModel, and what fitting needs beside it.
 
@@ -119,6 +73,7 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
     title: ClassVar[str]
     source: ClassVar[str]
     options_type: ClassVar[type[Options]]
+    trains_head: ClassVar[bool] = True
 
     def __init__(self, config: Settings, task: Task) -> None:
         super().__init__()
@@ -160,8 +115,21 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
             width=task.width,
             features=config.features,
         )
-        head = cls.build_head(config)
-        return HashModel(backbone, head, channels=task.channels, bits=config.bits)
+        refitted = config.head == "itq"
+        head = nn.Linear(config.features, config.bits) if refitted else cls.build_head(config)
+        detail = None
+        if config.detail:
+            width = {"trained": config.features, "pooled": backbone.pooled_width or config.features}
+            width["both"] = config.features + backbone.pooled_width
+            detail = nn.Linear(width[config.detail_features], config.detail)
+        return HashModel(
+            backbone,
+            head,
+            channels=task.channels,
+            bits=config.bits,
+            detail=detail,
+            detail_features=config.detail_features,
+        )
 
 
 class DeepMethod(Method[OptionsT]):
@@ -194,6 +162,10 @@ class DeepMethod(Method[OptionsT]):
 
     def prepare(self, source: ImageSet, target: ImageSet) -> None:
         """Do what comes before the first step, from the two training sets."""
+
+    def source_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of ``model``, by name, that are others for source images."""
+        return {}
 
     def statistics(self, h: torch.Tensor) -> dict[str, float]:  # noqa: ARG002
         """Return further unlabelled numbers for the log, from h (n, bits) of target images."""
@@ -231,6 +203,8 @@ class ShallowMethod(Method[OptionsT]):
 
     The backbone has pre-trained ``weights``, or is trained to classify the source images.
     """
+
+    trains_head = False
 
     @property
     def fit_on(self) -> str:

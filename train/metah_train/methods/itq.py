@@ -43,11 +43,37 @@ def signs(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def rotation_step(V: NDArray[np.float64], R: NDArray[np.float64]) -> NDArray[np.float64]:
     """One alternation: B = sign(V R), then the rotation R that minimises || B - V R ||_F.
 
-    V: (n, b); R: (b, b) orthogonal -> (b, b) orthogonal.
+    V: (n, r); R: (r, b) with orthonormal rows, r <= b -> the same.
     """
-    U, _, Th = np.linalg.svd(signs(V @ R).T @ V)
+    U, _, Th = np.linalg.svd(signs(V @ R).T @ V, full_matrices=False)
     rotation: NDArray[np.float64] = Th.T @ U.T
     return rotation
+
+
+def principal_components(
+    X: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return (V, W, mean), V = (X - mean) W, of the largest ``count`` components above noise.
+
+    X: (n, d) -> (n, r), (d, r), (d,); r < count where the rows span fewer dimensions.
+    """
+    from sklearn.decomposition import PCA
+
+    pca = PCA(n_components=min(count, *X.shape), svd_solver="covariance_eigh").fit(X)
+    noise = max(X.shape) * np.finfo(np.float32).eps * pca.singular_values_[0]
+    rank = int((pca.singular_values_ > noise).sum())
+    return pca.transform(X)[:, :rank], pca.components_[:rank].T, pca.mean_
+
+
+def rotation(V: NDArray[np.float64], bits: int, iterations: int) -> NDArray[np.float64]:
+    """Return R (r, bits) after some alternations from a random start by torch's generator.
+
+    V: (n, r). With more bits than components the rows of R are orthonormal: R R^T = I.
+    """
+    R = np.linalg.svd(torch.randn(bits, bits, dtype=torch.float64).numpy())[0][: V.shape[1]]
+    for _ in range(iterations):
+        R = rotation_step(V, R)
+    return R
 
 
 class ITQ(ShallowMethod[ITQOptions]):
@@ -78,25 +104,17 @@ class ITQ(ShallowMethod[ITQOptions]):
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor | None) -> None:  # noqa: ARG002
         """Fit mean, W and R in float64; raises DataError if the features' rank is below b."""
-        from sklearn.decomposition import PCA
-
         bits = self.config.bits
         X = features.double().cpu().numpy()
-        pca = PCA(n_components=min(bits, *X.shape), svd_solver="covariance_eigh").fit(X)
-        noise = max(X.shape) * np.finfo(np.float32).eps
-        rank = int((pca.singular_values_ > noise * pca.singular_values_[0]).sum())
-        if rank < bits:
+        V, W, mean = principal_components(X, bits)
+        if W.shape[1] < bits:
             raise DataError(
-                f"itq: the {len(X)} training features span {rank} dimensions, {bits} bits need "
-                f"{bits}; fix: fewer bits, or more images"
+                f"itq: the {len(X)} training features span {W.shape[1]} dimensions, {bits} bits "
+                f"need {bits}; fix: fewer bits, or more images"
             )
-        V = pca.transform(X)
-        R = np.linalg.svd(torch.randn(bits, bits, dtype=torch.float64).numpy())[0]
-        for _ in range(self.options.iterations):
-            R = rotation_step(V, R)
-        weight = (pca.components_.T @ R).T
+        weight = (W @ rotation(V, bits, self.options.iterations)).T
         head = self.model.head
         assert isinstance(head, nn.Linear)
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(weight))
-            head.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
+            head.bias.copy_(torch.from_numpy(-weight @ mean))

@@ -193,6 +193,12 @@ class METAHPlus(METAH):
             found += [self.source_norm.inside(backbone, part) for part in backbone.added]
         return found
 
+    def source_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the source's batch norm, where it has its own."""
+        if self.source_norm is None:
+            return {}
+        return {f"backbone.{name}": own for name, own in self.source_norm.tensors().items()}
+
     def prepare(self, source: ImageSet, target: ImageSet) -> None:
         """Make room for what is remembered of the target training set."""
         super().prepare(source, target)

@@ -29,7 +29,8 @@ from metah_train.config import Config
 from metah_train.data import Split
 from metah_train.data.record import ImageRecord, check_images
 from metah_train.methods import method_class
-from metah_train.methods.base import HashModel, Task
+from metah_train.methods.base import Task
+from metah_train.methods.model import HashModel, source_tensors
 from metah_train.settings import Settings
 from metah_train.tensor_cache import tensors_digest
 
@@ -65,7 +66,8 @@ class RunManifest:
 class Run:
     """A finished training run: its folder, its settings and the trained network.
 
-    model: in eval mode, images (n, H, W, C) uint8 -> logits (n, bits) float32; task: the shapes it
+    model: in eval mode, images (n, H, W, C) uint8 -> logits (n, bits) float32, of the target's
+    domain, ``model.in_domain`` for the source's; task: the shapes it
     was built for; data, direction: names of the training set; digest: of config.json.
     """
 
@@ -97,7 +99,9 @@ class Run:
             )
         try:
             model = method_class(config.method).build_model(config, manifest.task)
-            model.load_state_dict(safetensors.torch.load(data))
+            tensors = safetensors.torch.load(data)
+            model.set_source(source_tensors(tensors))
+            model.load_state_dict(tensors)
         except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
             raise RunError(f"run {path}: {MODEL} does not fit its settings: {error}") from None
         return cls(

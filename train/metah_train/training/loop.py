@@ -34,8 +34,9 @@ from metah_train.methods.sampling import batch_rows, labels_of, seed_step
 from metah_train.tensor_cache import TensorCache
 from metah_train.training import checkpoint, distributed, schedule
 from metah_train.training.checkpoint import Run, load_state, save_run, save_state
+from metah_train.training.projections import add_projections
 from metah_train.training.shallow import SourceClassifier, fit_shallow, train_backbone
-from metah_train.training.target import reestimate_statistics, target_statistics
+from metah_train.training.target import set_statistics, target_statistics
 
 StepReport = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with (steps done, steps in all, loss terms)."""
@@ -98,8 +99,10 @@ def fit(
                 fit_shallow(method, split, cache)
             else:
                 steps = run()
-        if isinstance(method, DeepMethod) and config.statistics == "target":
-            reestimate_statistics(method.model, split.target_train, config.batch)
+        if isinstance(method, DeepMethod):
+            set_statistics(method, split.source_train, split.target_train)
+        if config.detail or config.head == "itq":
+            add_projections(method.model, config, split)
         save_run(
             out,
             config=config,
@@ -118,7 +121,7 @@ def fit(
 def _build(config: Config, task: Task, device: torch.device) -> tuple[Method[Any], DeepMethod[Any]]:
     """Return the method with its first weights, and what gradient descent trains of it."""
     seed_step(config.seed, "initial", 0)
-    method = method_class(config.method)(config, task).to(device)
+    method = method_class(config.method)(config.in_training(), task).to(device)
     return method, method if isinstance(method, DeepMethod) else SourceClassifier(method)
 
 

@@ -1,5 +1,6 @@
 """Batch statistics and health indicators from unlabelled target images."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,33 @@ def reestimate_statistics(model: nn.Module, images: ImageSet, batch: int) -> Non
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
+
+
+def set_statistics(method: DeepMethod[Any], source: ImageSet, target: ImageSet) -> None:
+    """Give the network in use the batch statistics of its domain, target or source.
+
+    They are those of the images, where ``statistics`` is target, else those of training.
+    """
+    model, batch = method.model, method.config.batch
+    own = method.source_tensors()
+    if method.config.statistics == "target":
+        model.set_source(own)
+        other = model.in_domain("source") if own else copy.deepcopy(model)
+        reestimate_statistics(other, source, batch)
+        reestimate_statistics(model, target, batch)
+        state = other.state_dict()
+        own = {name: state[name] for name in (*own, *_statistics(other))}
+    model.set_source(own)
+
+
+def _statistics(model: nn.Module) -> list[str]:
+    """Return the names of the running statistics of batch norm."""
+    return [
+        f"{place}.{name}"
+        for place, layer in model.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
 
 
 def target_statistics(
