@@ -273,6 +273,8 @@ def encode(
     metah-search cluster encode photos/ --bundle model.bundle --out job
     metah-search import photos.index job/codes.parquet
     """
+    from dataclasses import asdict
+
     from metah_runtime.cli import add
     from metah_runtime.cluster import parts
     from metah_runtime.cluster.access import require_token
@@ -292,7 +294,9 @@ def encode(
         raise DataError("no image in what was given; fix: name files or a folder")
     listing = parts.FileListing.of(names)
     where = bundle.resolve()
-    job = parts.Job(fingerprint=encoder.fingerprint, model=where.name, bits=encoder.bits)
+    job = parts.Job(
+        fingerprint=encoder.fingerprint, model=where.name, **asdict(encoder.code_format)
+    )
     folder = out.absolute()
     parts.open_job(folder, job)
     require_token(_connect(address))
@@ -312,11 +316,12 @@ def encode(
                 "already_there": len(listing) - done,
                 "errors": [{"path": item.path, "reason": item.reason} for item in bad],
                 "bits": job.bits,
+                "detail_bits": job.detail_bits,
             }
         )
     else:
         console.say(
-            f"{count:,} codes of {job.bits} bits in {console.printable(out / parts.CODES)}; "
+            f"{count:,} codes of {job.code_format} in {console.printable(out / parts.CODES)}; "
             f"{done:,} files encoded now, {len(listing) - done:,} were there already"
         )
     if strict and bad:

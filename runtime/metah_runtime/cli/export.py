@@ -32,7 +32,7 @@ def export(
 
     \b
     faiss     IndexBinaryFlat, in an IndexBinaryIDMap unless the ids are 0..n-1
-    npy       codes uint8 (n, bits/8); the ids go to FILE.ids.npy
+    npy       codes uint8 (n, bytes of a row); the ids go to FILE.ids.npy
     parquet   columns id, code, path (needs pyarrow)
     pgvector  TARGET is a connection string: table of id bigint, code bit(n), path text
     milvus    TARGET is an address or a .db file of Milvus Lite: collection of id, code, path
@@ -50,13 +50,19 @@ def export(
     exists: formats.Exists = "replace" if overwrite else "append" if append else "error"
     to = formats.Target.of(target, kind, table)
     with Index.open(index) as store:
-        count = len(store)
+        count, form = len(store), store.code_format
         with console.progress_bar("exporting", count, "codes") as advance:
             formats.export(cast(Index, _Watched(store, advance)), to, exists=exists)
     if as_json:
         console.print_json({"index": index, "target": str(to), "codes": count})
     else:
         console.say(f"wrote {count:,} codes to {console.printable(str(to))}")
+    if form.detail_bits and to.format in ("faiss", "npy"):
+        weight = f" --code-weight {form.code_weight}" if form.code_weight > 1 else ""
+        console.note(
+            f"{to.format} holds whole rows of {form} and does not say so; to read them back: "
+            f"metah-search import INDEX {to} --detail-bits {form.detail_bits}{weight}"
+        )
 
 
 class _Watched:

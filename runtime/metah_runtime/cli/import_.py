@@ -9,7 +9,8 @@ import click
 
 from metah_runtime.cli import console
 from metah_runtime.cli.format_options import format_options
-from metah_runtime.errors import IndexMismatch
+from metah_runtime.codes import CodeFormat
+from metah_runtime.errors import ConfigError, IndexMismatch
 from metah_runtime.index import Index
 from metah_runtime.index.batch import check_on_duplicate
 from metah_runtime.index.manifest import is_vacant
@@ -21,6 +22,12 @@ from metah_runtime.index.manifest import is_vacant
 @format_options
 @click.option("--ids", type=click.Path(path_type=Path), help="the ids of npy codes, a .npy file")
 @click.option("--fingerprint", help="state that the codes are of the model with this fingerprint")
+@click.option(
+    "--detail-bits",
+    type=int,
+    help="state that the last so many bits of a row are a detail code [default: as TARGET says]",
+)
+@click.option("--code-weight", type=int, help="of the hash code's distance, with --detail-bits")
 @click.option("--on-duplicate", default="error", help="an id that is there: error or upsert")
 @console.json_option
 def import_(
@@ -30,13 +37,16 @@ def import_(
     table: str | None,
     ids: Path | None,
     fingerprint: str | None,
+    detail_bits: int | None,
+    code_weight: int | None,
     on_duplicate: str,
     as_json: bool,
 ) -> None:
     """Add the codes in a file or a database to INDEX, which is created if it does not exist.
 
     Reads what `export` writes, and arrays of packed codes such as the `ubinary` embeddings of
-    sentence-transformers. Codes without ids get the next free ones.
+    sentence-transformers. Codes without ids get the next free ones. Files of FAISS and NumPy do not
+    say where the hash code ends and the detail code begins: say it by --detail-bits.
 
     \b
     Examples:
@@ -53,10 +63,11 @@ def import_(
             f"{source} says that its model is {rows.fingerprint}, --fingerprint {fingerprint}"
         )
     model = fingerprint or rows.fingerprint
+    form = _code_format(source, rows, detail_bits, code_weight)
     check_on_duplicate(on_duplicate)
     batches = _counted(rows)
     first = next(batches, None)  # a file that cannot be read leaves no index behind
-    with _open_or_create(index, rows, model) as store:
+    with _open_or_create(index, rows, form, model) as store:
         read = () if first is None else (first,)
         count = store.add_batches(
             chain(read, batches),
@@ -64,21 +75,52 @@ def import_(
         )
         total = len(store)
     if as_json:
-        console.print_json({"index": index, "added": count, "codes": total, "bits": rows.bits})
+        bits = {"bits": form.bits, "detail_bits": form.detail_bits}
+        console.print_json({"index": index, "added": count, "codes": total, **bits})
         return
-    console.say(
-        f"added {count:,} codes to {console.printable(index)}: {total:,} codes of {rows.bits} bits"
+    console.say(f"added {count:,} codes to {console.printable(index)}: {total:,} codes of {form}")
+
+
+def _code_format(
+    source: Any, rows: Any, detail_bits: int | None, code_weight: int | None
+) -> CodeFormat:
+    """Return what the rows hold, as they or the options say; raise what contradicts."""
+    said: CodeFormat = rows.code_format
+    if detail_bits is None:
+        if code_weight is not None:
+            raise ConfigError("--code-weight goes with --detail-bits")
+        return said
+    weight = 1 if code_weight is None else code_weight
+    form = CodeFormat(
+        bits=said.total_bits - detail_bits, detail_bits=detail_bits, code_weight=weight
     )
+    if rows.says_format and form != said:
+        raise IndexMismatch(
+            f"{source} says that its codes have {said} and weight {said.code_weight}, the options "
+            f"{form} and weight {weight}; fix: leave --detail-bits out"
+        )
+    return form
 
 
-def _open_or_create(index: Path, rows: Any, fingerprint: str | None) -> Index:
+def _open_or_create(index: Path, rows: Any, form: CodeFormat, fingerprint: str | None) -> Index:
     if is_vacant(index):
-        return Index.create(index, bits=rows.bits, fingerprint=fingerprint, model=rows.model)
+        return Index.create(index, code_format=form, fingerprint=fingerprint, model=rows.model)
     store = Index.open(index)
     if store.fingerprint != fingerprint:
         raise IndexMismatch(
             f"{index} holds codes of model {store.fingerprint or '(none)'}, the file is of "
             f"{fingerprint or '(unknown)'}; fix: --fingerprint if you know that it is the same"
+        )
+    mine = store.code_format
+    if mine != form:
+        fix = "another index"
+        if mine.total_bits == form.total_bits and not rows.says_format:
+            fix = (
+                f"--detail-bits {mine.detail_bits} --code-weight {mine.code_weight}, if that is so"
+            )
+        raise IndexMismatch(
+            f"{index} holds codes of {mine} (weight {mine.code_weight}), the file of {form} "
+            f"(weight {form.code_weight}); fix: {fix}"
         )
     return store
 

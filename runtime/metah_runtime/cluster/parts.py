@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import files, schema
-from metah_runtime.codes import Codes
+from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.errors import ClusterError, ConfigError, DataError, require
 from metah_runtime.interop import parquet_file
 from metah_runtime.interop.rows import STEP, Batch, Rows
@@ -31,11 +31,20 @@ _LIMIT: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """The model of a job: fingerprint, name, and bits of a code."""
+    """The model of a job: fingerprint, name, and what a row of its codes holds."""
 
     fingerprint: str
     model: str
     bits: int
+    detail_bits: int = 0
+    code_weight: int = 1
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        return CodeFormat(
+            bits=self.bits, detail_bits=self.detail_bits, code_weight=self.code_weight
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +103,23 @@ def open_job(folder: Path, job: Job) -> None:
     except OSError as error:
         raise ConfigError(f"cannot read {folder / JOB}: {error.strerror}") from None
     try:
-        known = schema.from_json(Job, schema.parse_json(text))
+        value = schema.parse_json(text)
+        if isinstance(value, dict):  # of an earlier version, without the keys of detail codes
+            value = {"detail_bits": 0, "code_weight": 1, **value}
+        known = schema.from_json(Job, value)
     except ValueError as error:
         raise ConfigError(f"{folder / JOB} is not of a job: {error}; fix: another folder") from None
-    if (known.fingerprint, known.bits) != (job.fingerprint, job.bits):
+    if (known.fingerprint, known.code_format) != (job.fingerprint, job.code_format):
         raise ConfigError(
-            f"{folder} holds codes of model {known.fingerprint[:12]} ({known.bits} bits), the "
-            f"bundle is model {job.fingerprint[:12]} ({job.bits} bits); fix: another folder"
+            f"{folder} holds codes of model {known.fingerprint[:12]} ({known.code_format}), the "
+            f"bundle is model {job.fingerprint[:12]} ({job.code_format}); fix: another folder"
         )
 
 
 def write_part(folder: Path, listing: FileListing, codes: Codes, bad: Sequence[BadImage]) -> str:
     """Write codes and errors of the files of ``listing`` durably; return the part's name.
 
-    codes: (n, bits / 8), of the files that are not in ``bad``, in order. The same files give the
+    codes: (n, width), of the files that are not in ``bad``, in order. The same files give the
     same name, so a batch that is encoded twice is stored once.
     """
     arrow = _arrow()
@@ -144,7 +156,7 @@ def finish(folder: Path, listing: FileListing, job: Job) -> tuple[int, list[BadI
     """
     order = np.argsort(listing.ids)
     ascending = listing.ids[order]
-    codes = np.zeros((len(listing), job.bits // 8), np.uint8)
+    codes = np.zeros((len(listing), job.code_format.width), np.uint8)
     seen = np.zeros(len(listing), np.bool_)
     reasons: dict[int, str] = {}
     for path in _parts(folder):
@@ -175,7 +187,7 @@ def finish(folder: Path, listing: FileListing, job: Job) -> tuple[int, list[BadI
             rows = good[start : start + STEP]
             yield codes[rows], None, [os.fsencode(listing.paths[row]) for row in rows]
 
-    rows = Rows(job.bits, batches, job.fingerprint, job.model)
+    rows = Rows(job.code_format, batches, job.fingerprint, job.model)
     parquet_file.write_rows(folder / CODES, rows, ids=False)
     return len(good), bad
 

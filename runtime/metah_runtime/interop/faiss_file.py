@@ -1,4 +1,7 @@
-"""Files of FAISS: IndexBinaryFlat, alone or in an IndexBinaryIDMap. They hold no fingerprint."""
+"""Files of FAISS: IndexBinaryFlat, alone or in an IndexBinaryIDMap.
+
+They hold no fingerprint, and of rows with a detail code they do not say where it begins.
+"""
 
 import math
 import struct
@@ -11,7 +14,7 @@ from metah_runtime import files
 from metah_runtime.errors import DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, BinaryFile, FileArray, Rows, bits_of, in_steps
+from metah_runtime.interop.rows import STEP, BinaryFile, FileArray, Rows, format_of, in_steps
 
 # fourcc, bits, bytes a code, codes, trained, metric: faiss/impl/index_write.cpp, version 1.15.
 _FAISS_HEAD: Final = struct.Struct("<4siiq?i")
@@ -42,7 +45,7 @@ def read(path: Path) -> Rows:
         fourcc, bits, width, count, trained, metric = _FAISS_HEAD.unpack(
             take(_FAISS_HEAD.size, what)
         )
-        bits_of(path, bits)
+        format_of(path, bits)
         if width * 8 != bits or count < 0 or not trained or metric != _METRIC_L2:
             raise DataError(f"{path}: the {what} contradicts itself")
         return fourcc, bits, count
@@ -72,7 +75,7 @@ def read(path: Path) -> Rows:
         ids = array("<i8", (count,), "ids")
     if at != file.size:
         raise DataError(f"{path}: {file.size - at} bytes too many at its end")
-    return Rows(bits, lambda: in_steps(codes, ids), count=count)
+    return Rows(format_of(path, bits), lambda: in_steps(codes, ids), count=count)
 
 
 def write(index: Index, path: Path, *, replace: bool = True) -> None:
@@ -81,7 +84,7 @@ def write(index: Index, path: Path, *, replace: bool = True) -> None:
 
 
 def _write(file: files.NewFile, index: Index, ids: Ids) -> None:
-    n, bits = len(ids), index.bits
+    n, bits = len(ids), index.code_format.total_bits
     plain = n == 0 or (ids[0] == 0 and ids[-1] == n - 1)
     head = (bits, bits // 8, n, True, _METRIC_L2)
     if not plain:

@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime import reference
 from metah_runtime.checks import check_k, check_radius
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import Codes
 from metah_runtime.errors import (
     BackendUnavailable,
     ConfigError,
@@ -22,10 +23,9 @@ from metah_runtime.errors import (
     MissingExtra,
     StorageError,
 )
-from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import Batch, Rows, bits_of, path_texts
-from metah_runtime.interop.table import Facts, Table, read_note, write_note
+from metah_runtime.interop.rows import Batch, Rows, path_texts
+from metah_runtime.interop.table import Facts, Table, check_same_codes, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 MOST: Final = 16_384
@@ -39,11 +39,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
 class MilvusTable(Table):
-    """Exact search in a collection of Milvus with a BIN_FLAT index, in the order (distance, id).
+    """Exact search in a collection of Milvus with a BIN_FLAT index, in the order of an index.
 
     address: http://host:19530, with user:password@ if needed, or a .db file of Milvus Lite.
     Milvus gives the hits of one distance in no promised order, so more than k are asked for until
-    the distance of the k-th is complete; where that takes more than 16,384 hits, DataError. The
+    the distance of the k-th is complete; where that takes more than 16,384 hits, DataError. Milvus
+    compares whole rows: where they have a detail code, a radius is refused with DataError. The
     collection must not change during a call. Raises ConfigError, BackendUnavailable, DataError.
     """
 
@@ -63,27 +64,30 @@ class MilvusTable(Table):
             return _count(self._client, self._name)
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
-        queries = check_codes(queries, bits=self.bits, name="queries")
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
+        queries = self._checked(queries)
         n = len(self)
         k = min(check_k(k), n)
         if k > MOST:
             raise DataError(f"Milvus gives at most {MOST:,} hits a query, k is {k:,}")
         ids = np.empty((len(queries), k), np.int64)
         distances = np.empty((len(queries), k), np.int32)
+        near = np.empty_like(distances) if self.code_format.detail_bits else None
         open_rows = np.arange(len(queries))
         limit = min(max(2 * k, k + 64), n, MOST)
         while k and len(open_rows):
             left = []
             found = self._ask(queries[open_rows], limit)
-            for row, (keys, far) in zip(open_rows.tolist(), found, strict=True):
+            for row, (keys, far, *code, last) in zip(open_rows.tolist(), found, strict=True):
                 if len(keys) != limit:
                     raise DataError(
                         f"collection {self._name} gave {len(keys)} of {limit} hits: "
                         "its ids repeat, or it changed meanwhile"
                     )
                 ids[row], distances[row] = keys[:k], far[:k]
-                if limit < n and far[-1] == far[k - 1]:  # ids of that distance may be missing
+                if near is not None:
+                    near[row] = code[0][:k]
+                if limit < n and last <= far[k - 1]:  # rows of that distance may be missing
                     left.append(row)
             if left and limit == MOST:
                 raise DataError(
@@ -91,22 +95,27 @@ class MilvusTable(Table):
                     f"near as its hit {k}: Milvus cannot say which ids are first; fix: a smaller k"
                 )
             open_rows, limit = np.array(left, np.int64), min(4 * limit, n, MOST)
-        return Matches(ids, distances)
+        return Matches(ids, distances, near)
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
         """Return all codes with distance <= radius; DataError for 16,384 or more of one query."""
-        queries = check_codes(queries, bits=self.bits, name="queries")
+        if self.code_format.detail_bits:
+            raise DataError(
+                f"collection {self._name} has codes of {self.code_format}: a radius is one of the "
+                "hash code, and Milvus compares whole rows; fix: search(k), or export to pgvector"
+            )
+        queries = self._checked(queries)
         radius = min(check_radius(radius), self.bits)
         found = self._ask(queries, MOST, {"radius": radius + 1})  # Milvus: distance < radius
-        for row, (keys, _) in enumerate(found):
+        for row, (keys, *_) in enumerate(found):
             if len(keys) == MOST:
                 raise DataError(
                     f"query {row}: Milvus gives at most {MOST:,} hits within a radius; "
                     f"fix: a radius below {radius}"
                 )
-        lims = np.cumsum([0, *(len(keys) for keys, _ in found)], dtype=np.int64)
-        ids = np.concatenate([np.empty(0, np.int64), *(keys for keys, _ in found)])
-        distances = np.concatenate([np.empty(0, np.int32), *(far for _, far in found)])
+        lims = np.cumsum([0, *(len(keys) for keys, *_ in found)], dtype=np.int64)
+        ids = np.concatenate([np.empty(0, np.int64), *(keys for keys, *_ in found)])
+        distances = np.concatenate([np.empty(0, np.int32), *(far for _, far, *_ in found)])
         return RangeMatches(lims, ids, distances)
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
@@ -115,9 +124,15 @@ class MilvusTable(Table):
 
     def _ask(
         self, queries: Codes, limit: int, params: dict[str, Any] | None = None
-    ) -> list[tuple[Ids, NDArray[np.int32]]]:
-        """Return (ids, distances) of each query, sorted by (distance, id)."""
-        out = []
+    ) -> list[tuple[Any, ...]]:
+        """Return (ids, distances, code distances where there are, Milvus's last) of each query.
+
+        Sorted as an index does; Milvus's last: the largest Hamming distance of whole rows, which
+        no row that it left out is below.
+        """
+        out: list[tuple[Any, ...]] = []
+        form = self.code_format
+        more = {"output_fields": ["code"]} if form.detail_bits else {}
         step = max(1, _ASKED // max(1, limit))
         for start in range(0, len(queries), step):
             with _errors(self._name):
@@ -128,12 +143,19 @@ class MilvusTable(Table):
                     limit=limit,
                     search_params={"metric_type": "HAMMING", "params": params or {}},
                     consistency_level="Strong",
+                    **more,
                 )
-            for hits in answers:
+            for query, hits in zip(queries[start : start + step], answers, strict=True):
                 ids = np.array([hit["id"] for hit in hits], np.int64)
                 distances = np.array([hit["distance"] for hit in hits], np.int32)
-                order = np.lexsort((ids, distances))
-                out.append((ids[order], distances[order]))
+                last = int(distances.max(initial=0))
+                keys: list[NDArray[np.int32]] = [distances]
+                if form.detail_bits:
+                    codes = _packed([hit["entity"]["code"] for hit in hits], form.width)
+                    whole, near = reference.both_distances(query[None], codes, form)
+                    keys = [whole[0], near[0]]
+                order = np.lexsort(np.stack([ids, *reversed(keys)]))
+                out.append((ids[order], *(key[order] for key in keys), last))
         return out
 
 
@@ -202,11 +224,12 @@ def read(address: str, collection: str) -> Rows:
                     collection, batch_size=_ROWS, output_fields=fields, consistency_level="Strong"
                 )
                 while some := rows.next():
-                    yield _batch(some, facts.bits)
+                    yield _batch(some, facts.code_format.width)
         finally:
             client.close()
 
-    return Rows(facts.bits, batches, facts.fingerprint, facts.model, count)
+    form, known = facts.code_format, facts.fingerprint is not None
+    return Rows(form, batches, facts.fingerprint, facts.model, count, says_format=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +258,10 @@ def _facts(client: Any, collection: str) -> _Facts:
                 f"collection {collection} has an index {kind} by {metric}; "
                 "fix: BIN_FLAT by HAMMING, the one that is exact"
             )
-    fingerprint, model = read_note(about.get("description"))
-    bits = bits_of(f"collection {collection}", int(fields["code"]["params"]["dim"]))
+    bits = int(fields["code"]["params"]["dim"])
+    note = read_note(about.get("description"), bits, f"collection {collection}")
     paths = fields.get("path", {}).get("type") == DataType.VARCHAR
-    return _Facts(bits=bits, paths=paths, fingerprint=fingerprint, model=model)
+    return _Facts(**vars(note), paths=paths)
 
 
 def _count(client: Any, collection: str) -> int:
@@ -254,7 +277,7 @@ def _create(client: Any, collection: str, index: Index) -> None:
         auto_id=False, enable_dynamic_field=False, description=write_note(index)
     )
     schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("code", DataType.BINARY_VECTOR, dim=index.bits)
+    schema.add_field("code", DataType.BINARY_VECTOR, dim=index.code_format.total_bits)
     schema.add_field("path", DataType.VARCHAR, max_length=_PATH_BYTES)
     exact = client.prepare_index_params()
     exact.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
@@ -266,17 +289,9 @@ def _create(client: Any, collection: str, index: Index) -> None:
 def _check_addition(client: Any, collection: str, index: Index) -> None:
     with _errors(collection):
         facts = _facts(client, collection)
-        if facts.bits != index.bits:
-            raise IndexMismatch(
-                f"collection {collection} holds codes of {facts.bits} bits, not {index.bits}"
-            )
+        check_same_codes(f"collection {collection}", facts, index)
         if not facts.paths:
             raise DataError(f"collection {collection} needs a field path of type VARCHAR")
-        if facts.fingerprint != index.fingerprint:
-            raise IndexMismatch(
-                f"collection {collection} holds codes of model {facts.fingerprint or '(unknown)'}, "
-                f"the index of {index.fingerprint or '(none)'}"
-            )
         ids = index.ids()
         client.load_collection(collection)
         for start in range(0, len(ids), _ROWS):
@@ -306,11 +321,16 @@ def _records(index: Index) -> Iterator[list[dict[str, Any]]]:
         ]
 
 
-def _batch(rows: Any, bits: int) -> Batch:
+def _batch(rows: Any, width: int) -> Batch:
     ids = np.array([row["id"] for row in rows], np.int64)
-    codes = b"".join(c if isinstance(c := row["code"], bytes) else c[0] for row in rows)
     paths = [row.get("path", "").encode() or None for row in rows]
-    return np.frombuffer(codes, np.uint8).reshape(-1, bits // 8), ids, paths if any(paths) else None
+    return _packed([row["code"] for row in rows], width), ids, paths if any(paths) else None
+
+
+def _packed(codes: list[Any], width: int) -> Codes:
+    """Return codes as Milvus gives them, bytes or a list of one, as rows of so many bytes."""
+    data = b"".join(code if isinstance(code, bytes) else code[0] for code in codes)
+    return np.frombuffer(data, np.uint8).reshape(-1, width)
 
 
 def _check_name(collection: str) -> str:

@@ -1,4 +1,8 @@
-"""Arrays of NumPy: packed codes, and the ids in a file beside them. They hold no fingerprint."""
+"""Arrays of NumPy: packed codes, and the ids in a file beside them.
+
+They hold no fingerprint
+and do not say where a detail code begins.
+"""
 
 import io
 import math
@@ -17,7 +21,7 @@ from metah_runtime.interop.rows import (
     BinaryFile,
     FileArray,
     Rows,
-    bits_of,
+    format_of,
     in_steps,
 )
 
@@ -30,9 +34,9 @@ def ids_file(path: Path) -> Path:
 
 
 def write(index: Index, path: Path, *, replace: bool = True) -> None:
-    """Write codes (n, bits / 8) uint8, and the ids (n,) int64 as ``<path>.ids.npy``, or neither."""
+    """Write codes (n, width) uint8, and the ids (n,) int64 as ``<path>.ids.npy``, or neither."""
     ids = index.ids()
-    shape = (len(ids), index.bits // 8)
+    shape = (len(ids), index.code_format.width)
 
     def codes(file: files.NewFile) -> None:
         _write(file, shape, "|u1", (index.codes(ids[at : at + STEP]) for at in steps))
@@ -59,8 +63,8 @@ def read(path: Path, ids: Path | None = None) -> Rows:
         raise DataError(
             f"{ids}: must be {len(codes)} whole numbers, one a code, got {own.dtype} {own.shape}"
         )
-    bits = bits_of(path, codes.shape[1] * 8)
-    return Rows(bits, lambda: in_steps(codes, own), count=len(codes))
+    form = format_of(path, codes.shape[1] * 8)
+    return Rows(form, lambda: in_steps(codes, own), count=len(codes))
 
 
 def _array(path: Path) -> FileArray | NDArray[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from metah_runtime import files
 from metah_runtime.errors import DataError, MissingExtra, StorageError
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Batch, BinaryFile, Rows, bits_of
+from metah_runtime.interop.rows import STEP, Batch, BinaryFile, Rows, format_of
 
 
 def read(path: Path) -> Rows:
@@ -57,9 +57,13 @@ def read(path: Path) -> Rows:
                 paths = _paths(batch) if "path" in names else None
             yield packed, ids, paths
 
-    bits = bits_of(path, width * 8)
+    detail, weight = (notes.get(key, "") for key in (b"metah.detail_bits", b"metah.code_weight"))
+    numbers = (
+        int(text) if text.isdecimal() else least for text, least in ((detail, 0), (weight, 1))
+    )
+    form = format_of(path, width * 8, *numbers)
     fingerprint, model = notes.get(b"metah.fingerprint"), notes.get(b"metah.model")
-    return Rows(bits, batches, fingerprint, model, count)
+    return Rows(form, batches, fingerprint, model, count, says_format=fingerprint is not None)
 
 
 def _fits(types: Any, name: str, kind: Any) -> bool:
@@ -102,7 +106,7 @@ def _errors(arrow: Any, path: Path) -> Iterator[None]:
 
 def write(index: Index, path: Path, *, replace: bool = True) -> None:
     """Write columns id, code and path; the fingerprint stands in the metadata of the file."""
-    rows = Rows(index.bits, lambda: _batches(index), index.fingerprint, index.model)
+    rows = Rows(index.code_format, lambda: _batches(index), index.fingerprint, index.model)
     write_rows(path, rows, replace=replace)
 
 
@@ -122,7 +126,10 @@ def _batches(index: Index) -> Iterator[Batch]:
 
 def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool) -> None:
     notes = {"metah.fingerprint": rows.fingerprint, "metah.model": rows.model}
-    width = rows.bits // 8
+    form, width = rows.code_format, rows.code_format.width
+    if form.detail_bits:
+        notes |= {"metah.detail_bits": str(form.detail_bits)}
+        notes |= {"metah.code_weight": str(form.code_weight)}
     fields = [
         arrow.field("id", arrow.int64(), nullable=False),
         arrow.field("code", arrow.binary(width), nullable=False),

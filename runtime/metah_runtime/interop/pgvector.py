@@ -1,7 +1,7 @@
 """Tables of PostgreSQL: columns id bigint, code bit(n), path text, searched by pgvector's <~>."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.checks import check_k, check_radius
-from metah_runtime.codes import Codes, check_codes
+from metah_runtime.codes import Codes
 from metah_runtime.errors import (
     BackendUnavailable,
     ConfigError,
@@ -22,8 +22,8 @@ from metah_runtime.errors import (
     StorageError,
 )
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Batch, Rows, bits_of, path_texts
-from metah_runtime.interop.table import Facts, Table, read_note, write_note
+from metah_runtime.interop.rows import STEP, Batch, Rows, path_texts
+from metah_runtime.interop.table import Facts, Table, check_same_codes, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 # Binary COPY of PostgreSQL ("File Formats" of its manual): big-endian, a size before each value.
@@ -41,7 +41,7 @@ _COLUMNS = """
 
 
 class PgTable(Table):
-    """Exact search in a table of PostgreSQL with pgvector >= 0.7, in the order (distance, id).
+    """Exact search in a table of PostgreSQL with pgvector >= 0.7, in the order of an index.
 
     database: a connection string of libpq, such as postgresql://host/name (a password may come
     from ~/.pgpass or PGPASSWORD); table: NAME or SCHEMA.NAME. The table needs the columns id,
@@ -68,12 +68,22 @@ class PgTable(Table):
             for parts in (table.split("."), [schema])
         )
         # The cast keeps the planner from an approximate index: those serve the bare operator.
-        self._parts = {
-            "t": name,
-            "d": sql.SQL("(code OPERATOR({}.<~>) %s::bit({}))::int").format(
-                operators, sql.Literal(self.bits)
-            ),
-        }
+        # The casts keep the planner from an approximate index: those serve the bare operator.
+        # code_distance: of the hash codes, d: of rows; %(q)s is the query.
+        form = self.code_format
+        query = sql.SQL("%(q)s::bit({})").format(sql.Literal(form.total_bits))
+        words: dict[str, Any] = {"q": query, "op": sql.SQL("OPERATOR({}.<~>)").format(operators)}
+        words |= {"b": sql.Literal(form.bits), "more": sql.Literal(form.code_weight - 1)}
+        whole = near = sql.SQL("(code {op} {q})::int").format(**words)
+        columns, order = sql.SQL("id::bigint, {d} AS d"), sql.SQL("d, id")
+        if form.detail_bits:
+            part = sql.SQL("(substring(code for {b}) {op} substring({q} for {b}))::int")
+            words["near"] = near = part.format(**words)
+            whole = sql.SQL("({} + {more} * {near})").format(whole, **words)
+            columns = sql.SQL("id::bigint, {d} AS d, {code_distance} AS code_distance")
+            order = sql.SQL("d, code_distance, id")
+        parts = {"d": whole, "code_distance": near}
+        self._parts = {"t": name, "columns": columns.format(**parts), "order": order, **parts}
 
     def close(self) -> None:
         """Close the connection; harmless if closed."""
@@ -81,40 +91,40 @@ class PgTable(Table):
 
     def __len__(self) -> int:
         with self._snapshot() as ask:
-            return int(ask("SELECT count(*) FROM {t}", [])[0][0])
+            return int(ask("SELECT count(*) FROM {t}", {})[0][0])
 
     def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, bits / 8) uint8."""
-        queries, k = self._queries(queries), check_k(k)
-        query = "SELECT id::bigint, {d} AS d FROM {t} ORDER BY d, id LIMIT %s"
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
+        queries, k = self._checked(queries), check_k(k)
+        query = "SELECT {columns} FROM {t} ORDER BY {order} LIMIT %(k)s"
         with self._snapshot() as ask:
-            found = [ask(query, [code, k]) for code in _texts(queries)]
-        if not found:
-            k = min(k, len(self))
-            return Matches(np.empty((0, k), np.int64), np.empty((0, k), np.int32))
-        table = np.array(found, np.int64).reshape(len(found), -1, 2)
-        return Matches(table[..., 0].copy(), table[..., 1].astype(np.int32))
+            found = [ask(query, {"q": code, "k": k}) for code in _texts(queries)]
+        count = len(found[0]) if found else min(k, len(self))
+        return Matches(*self._columns([row for rows in found for row in rows], len(found), count))
 
     def range_search(self, queries: Codes, radius: int) -> RangeMatches:
-        """Return all codes with distance <= radius (in bits) of each query."""
-        queries, radius = self._queries(queries), min(check_radius(radius), self.bits)
-        query = "SELECT id::bigint, {d} AS d FROM {t} WHERE {d} <= %s ORDER BY d, id"
+        """Return all codes whose hash code has a distance <= radius (in bits) of each query."""
+        queries, radius = self._checked(queries), min(check_radius(radius), self.bits)
+        query = "SELECT {columns} FROM {t} WHERE {code_distance} <= %(r)s ORDER BY {order}"
         with self._snapshot() as ask:
-            found = [ask(query, [code, code, radius]) for code in _texts(queries)]
+            found = [ask(query, {"q": code, "r": radius}) for code in _texts(queries)]
         lims = np.cumsum([0, *map(len, found)], dtype=np.int64)
-        table = np.array([row for rows in found for row in rows], np.int64).reshape(-1, 2)
-        return RangeMatches(lims, table[:, 0].copy(), table[:, 1].astype(np.int32))
+        return RangeMatches(lims, *self._columns([row for rows in found for row in rows], -1))
 
     def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
-        """Return the number of codes with distance <= radius of each query, (q,) int64."""
-        queries, radius = self._queries(queries), min(check_radius(radius), self.bits)
-        query = "SELECT count(*) FROM {t} WHERE {d} <= %s"
+        """Return the number of codes that ``range_search`` finds for each query, (q,) int64."""
+        queries, radius = self._checked(queries), min(check_radius(radius), self.bits)
+        query = "SELECT count(*) FROM {t} WHERE {code_distance} <= %(r)s"
         with self._snapshot() as ask:
-            found = [ask(query, [code, radius])[0][0] for code in _texts(queries)]
+            found = [ask(query, {"q": code, "r": radius})[0][0] for code in _texts(queries)]
         return np.array(found, np.int64)
 
-    def _queries(self, queries: Any) -> Codes:
-        return check_codes(queries, bits=self.bits, name="queries")
+    def _columns(self, rows: list[tuple[int, ...]], *shape: int) -> list[NDArray[Any]]:
+        """Return ids, distances and, where there are, code distances of some rows."""
+        columns = 3 if self.code_format.detail_bits else 2
+        table = np.array(rows, np.int64).reshape(*shape, columns)
+        ids, *distances = np.moveaxis(table, -1, 0)
+        return [ids.copy(), *(column.astype(np.int32) for column in distances)]
 
     @contextmanager
     def _snapshot(self) -> Iterator[Any]:
@@ -124,7 +134,7 @@ class PgTable(Table):
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             with self._connection.cursor(binary=True) as cursor:
 
-                def ask(query: str, values: Sequence[Any]) -> list[tuple[int, ...]]:
+                def ask(query: str, values: Mapping[str, Any]) -> list[tuple[int, ...]]:
                     cursor.execute(sql.SQL(query).format(**self._parts), values)
                     return list(cursor.fetchall())
 
@@ -155,7 +165,7 @@ def write(index: Index, database: str, table: str, *, exists: str = "error") -> 
             connection.execute(
                 sql.SQL(
                     "CREATE TABLE {} (id bigint PRIMARY KEY, code bit({}) NOT NULL, path text)"
-                ).format(name, sql.Literal(index.bits))
+                ).format(name, sql.Literal(index.code_format.total_bits))
             )
         if exists != "append" or not there:
             connection.execute(
@@ -194,9 +204,10 @@ def read(database: str, table: str) -> Rows:
         ):
             rows = copy.rows()
             while held := list(islice(rows, STEP)):
-                yield _batch(held, facts.bits)
+                yield _batch(held, facts.code_format.width)
 
-    return Rows(facts.bits, batches, facts.fingerprint, facts.model, count)
+    form, known = facts.code_format, facts.fingerprint is not None
+    return Rows(form, batches, facts.fingerprint, facts.model, count, says_format=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,14 +242,14 @@ def _facts(connection: Any, table: str) -> _Facts:
     if width is None:
         raise DataError(f"column code of table {table} must be bit(n), is {columns['code'][0]}")
     comment = connection.execute("SELECT obj_description(%s, 'pg_class')", [oid]).fetchone()[0]
-    fingerprint, model = read_note(comment)
+    note = read_note(comment, int(width[1]), f"table {table}")
     kinds = {key: value[0] for key, value in columns.items()}
     return _Facts(
         identifier=name,
         columns=kinds,
-        bits=bits_of(f"table {table}", int(width[1])),
-        fingerprint=fingerprint,
-        model=model,
+        code_format=note.code_format,
+        fingerprint=note.fingerprint,
+        model=note.model,
     )
 
 
@@ -247,18 +258,12 @@ def _prepare(connection: Any, table: str, index: Index, exists: str) -> None:
     from psycopg import sql
 
     facts = _facts(connection, table)
-    if facts.bits != index.bits:
-        raise IndexMismatch(f"table {table} holds codes of {facts.bits} bits, not {index.bits}")
     if facts.columns.get("path") != "text":
         raise DataError(
             f"table {table} needs a column path of type text; "
             f"fix: ALTER TABLE {facts.identifier.as_string(connection)} ADD COLUMN path text"
         )
-    if exists == "append" and facts.fingerprint != index.fingerprint:
-        raise IndexMismatch(
-            f"table {table} holds codes of model {facts.fingerprint or '(unknown)'}, the index of "
-            f"{index.fingerprint or '(none)'}"
-        )
+    check_same_codes(f"table {table}", facts, index, model=exists == "append")
     if exists == "replace":
         connection.execute(sql.SQL("TRUNCATE {}").format(facts.identifier))
 
@@ -283,9 +288,9 @@ def _records(codes: Codes, ids: NDArray[np.int64], paths: list[bytes | None]) ->
     )
 
 
-def _batch(rows: list[tuple[bytes, bytes, bytes | None]], bits: int) -> Batch:
+def _batch(rows: list[tuple[bytes, bytes, bytes | None]], width: int) -> Batch:
     ids, codes, paths = zip(*rows, strict=True)
-    packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(rows), 4 + bits // 8)
+    packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(rows), 4 + width)
     keys = np.frombuffer(b"".join(ids), ">i8").astype(np.int64)
     return packed[:, 4:], keys, [path or None for path in paths] if any(paths) else None
 

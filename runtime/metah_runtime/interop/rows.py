@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime import files
-from metah_runtime.codes import Codes, check_bits
+from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
 
 Batch: TypeAlias = tuple[Codes, Ids | None, list[bytes | None] | None]
-"""Codes (n, bits / 8) uint8, their ids (n,) or None, their paths or None."""
+"""Codes (n, width) uint8, their ids (n,) or None, their paths or None."""
 
 STEP: Final = 1 << 18
 """Rows of a batch."""
@@ -26,13 +26,17 @@ STEP: Final = 1 << 18
 
 @dataclass(frozen=True)
 class Rows:
-    """Codes of another program: their width, their rows in batches, how many there are."""
+    """Codes of another program: their format, their rows in batches, how many there are.
 
-    bits: int
+    says_format: whether the other side says where the hash code ends; else it is all of a row.
+    """
+
+    code_format: CodeFormat
     batches: Callable[[], Iterator[Batch]]
     fingerprint: str | None = None
     model: str | None = None
     count: int | None = None
+    says_format: bool = False
 
 
 class BinaryFile:
@@ -98,10 +102,14 @@ def in_steps(codes: Array, ids: Array | None) -> Iterator[Batch]:
         yield codes[part], None if ids is None else ids[part], None
 
 
-def bits_of(name: object, bits: int) -> int:
-    """Return a width that ``name`` states; raise DataError if no index has it."""
+def format_of(
+    name: object, total_bits: int, detail_bits: int = 0, code_weight: int = 1
+) -> CodeFormat:
+    """Return the format of rows that ``name`` states; raise DataError if no index has it."""
     try:
-        return check_bits(bits)
+        return CodeFormat(
+            bits=total_bits - detail_bits, detail_bits=detail_bits, code_weight=code_weight
+        )
     except ConfigError as error:
         raise DataError(f"{name}: {error}") from None
 

@@ -3,34 +3,66 @@
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+from metah_runtime.codes import CodeFormat, Codes, check_codes
+from metah_runtime.errors import DataError, IndexMismatch
 from metah_runtime.index.index import Index
+from metah_runtime.interop.rows import format_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a table says of its codes; model: name of the model that made them, if known."""
 
-    bits: int
+    code_format: CodeFormat
     fingerprint: str | None
     model: str | None
 
 
 def write_note(index: Index) -> str:
-    """Return what a table's comment says of the model: JSON."""
-    return json.dumps({"metah": {"fingerprint": index.fingerprint, "model": index.model}})
+    """Return what a table's comment says of the model and of detail codes: JSON."""
+    note: dict[str, Any] = {"fingerprint": index.fingerprint, "model": index.model}
+    form = index.code_format
+    if form.detail_bits:
+        note |= {"detail_bits": form.detail_bits, "code_weight": form.code_weight}
+    return json.dumps({"metah": note})
 
 
-def read_note(text: str | None) -> tuple[str | None, str | None]:
-    """Return (fingerprint, model) of a table's comment; (None, None) for another's comment."""
+def read_note(text: str | None, total_bits: int, name: str) -> Facts:
+    """Return what a table's comment says; another's comment says nothing of the model.
+
+    total_bits: of a row; name: of the table in messages. Raises DataError for a detail code that
+    does not fit the rows.
+    """
     try:
         note = json.loads(text or "{}")["metah"]
         fingerprint, model = note["fingerprint"], note["model"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None, None
-    valid = all(value is None or isinstance(value, str) for value in (fingerprint, model))
-    return (fingerprint, model) if valid else (None, None)
+        detail, weight = note.get("detail_bits", 0), note.get("code_weight", 1)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fingerprint, model, detail, weight = None, None, 0, 1
+    if not all(value is None or isinstance(value, str) for value in (fingerprint, model)):
+        fingerprint, model, detail, weight = None, None, 0, 1
+    if not all(type(value) is int for value in (detail, weight)):
+        raise DataError(
+            f"{name}: its comment says detail_bits {detail!r:.40}, code_weight {weight!r:.40}"
+        )
+    form = format_of(name, total_bits, detail, weight)
+    return Facts(code_format=form, fingerprint=fingerprint, model=model)
+
+
+def check_same_codes(name: str, facts: Facts, index: Index, *, model: bool = True) -> None:
+    """Raise IndexMismatch unless the codes of a table and an index may stand together.
+
+    model: whether the models must be the same too.
+    """
+    if facts.code_format != index.code_format:
+        raise IndexMismatch(f"{name} holds codes of {facts.code_format}, not {index.code_format}")
+    if model and facts.fingerprint != index.fingerprint:
+        raise IndexMismatch(
+            f"{name} holds codes of model {facts.fingerprint or '(unknown)'}, the index of "
+            f"{index.fingerprint or '(none)'}"
+        )
 
 
 class Table(ABC):
@@ -50,8 +82,16 @@ class Table(ABC):
 
     @property
     def bits(self) -> int:
-        """Length of a code in bits."""
-        return self._facts.bits
+        """Length of the hash code in bits."""
+        return self._facts.code_format.bits
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """What a row of codes holds."""
+        return self._facts.code_format
+
+    def _checked(self, queries: Any) -> Codes:
+        return check_codes(queries, bits=self.code_format.total_bits, name="queries")
 
     @property
     def fingerprint(self) -> str | None:

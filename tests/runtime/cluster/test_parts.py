@@ -61,7 +61,7 @@ def test_parts_in_any_order_give_the_order_of_the_listing(folder: Path) -> None:
     write_part(folder, listing("c"), codes(3), [])
     assert finish(folder, whole, JOB) == (4, bad)
     rows = parquet_file.read(folder / "codes.parquet")
-    assert (rows.bits, rows.fingerprint, rows.model) == (16, "f" * 64, "toy")
+    assert (rows.code_format.bits, rows.fingerprint, rows.model) == (16, "f" * 64, "toy")
     (batch,) = rows.batches()
     assert batch[0].tolist() == codes(1, 2, 3, 4).tolist()
     assert batch[1] is None

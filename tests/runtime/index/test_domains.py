@@ -10,6 +10,8 @@ from metah_runtime import _checksum
 from metah_runtime.errors import ConfigError, IndexCorrupt
 from metah_runtime.index import Index
 
+NEW_KEYS = {"version": 2, "detail_bits": 0, "code_weight": 1, "base": None}
+
 
 def manifest_of(index: Index) -> dict:
     value: dict = json.loads((index.path / "MANIFEST").read_bytes()[:-16])
@@ -82,8 +84,8 @@ def test_the_version_is_the_first_that_can_say_it(index: Index, make_codes) -> N
 def test_version_2_of_an_index_of_the_target_is_read(index: Index, make_codes) -> None:
     index.add(make_codes(2))
     value = manifest_of(index)
-    value |= {"version": 2, "detail_bits": 0, "code_weight": 1}
-    value["segments"][0]["domain"] = "target"
+    value |= NEW_KEYS
+    value["segments"][0] |= {"domain": "target", "attributes": None}
     write_manifest(index, value)
     assert len(Index.open(index.path)) == 2
 
@@ -93,11 +95,11 @@ def test_version_2_of_an_index_of_the_target_is_read(index: Index, make_codes) -
     [
         ({"version": 3}, r"version 3, this software reads 1 and 2; fix: pip install --upgrade"),
         ({"version": True}, "version True, this"),
-        ({"version": 2}, "key code_weight is missing"),
+        ({"version": 2}, "key base is missing"),
         ({"detail_bits": 0}, "unknown key detail_bits"),
-        ({"version": 2, "detail_bits": 4, "code_weight": 1}, "4 detail bits|detail_bits"),
-        ({"version": 2, "detail_bits": 8, "code_weight": 0}, "code.weight"),
-        ({"version": 2, "detail_bits": True, "code_weight": 1}, "must be int"),
+        (NEW_KEYS | {"detail_bits": 4}, "detail_bits must be a multiple of 8"),
+        (NEW_KEYS | {"detail_bits": 8, "code_weight": 0}, "code_weight must be 1"),
+        (NEW_KEYS | {"detail_bits": True}, "must be int"),
     ],
 )
 def test_other_keys_are_refused(index: Index, change: dict, message: str) -> None:

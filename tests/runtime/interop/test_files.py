@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metah_runtime import files
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import (
     ConfigError,
     DataError,
@@ -110,7 +111,7 @@ def test_we_read_what_faiss_wrote(tmp_path: Path, make_codes: Make, kind: str) -
     flat.add(codes)
     mapped.add_with_ids(codes, np.arange(5, 50, 5))
     faiss.write_index_binary(flat, path)
-    assert read(Target(str(Path(path)), "faiss")).bits == 48
+    assert read(Target(str(Path(path)), "faiss")).code_format.bits == 48
     assert np.array_equal(rows(Path(path), "faiss")[0], codes)
     faiss.write_index_binary(mapped, path)
     found = rows(Path(path), "faiss")
@@ -227,7 +228,7 @@ def test_parquet(gaps: Index, tmp_path: Path) -> None:
     table = parquet.read_table(tmp_path / "x.parquet")
     assert table.column_names == ["id", "code", "path"]
     found = read(Target(str(tmp_path / "x.parquet"), "parquet"))
-    assert (found.bits, found.fingerprint, found.model) == (64, "f" * 64, "toy")
+    assert (found.code_format.bits, found.fingerprint, found.model) == (64, "f" * 64, "toy")
     codes, ids, paths = rows(tmp_path / "x.parquet", "parquet")
     assert ids == gaps.ids().tolist()
     assert np.array_equal(codes, gaps.codes(ids))
@@ -264,7 +265,7 @@ def test_without_pyarrow_the_extra_is_named(
 @pytest.mark.parametrize("kind", ["faiss", "npy", "parquet"])
 def test_an_empty_index_goes_through(index: Index, tmp_path: Path, kind: str) -> None:
     export(index, Target(str(tmp_path / "x"), kind))
-    assert read(Target(str(tmp_path / "x"), kind)).bits == 64
+    assert read(Target(str(tmp_path / "x"), kind)).code_format.bits == 64
     assert sum(len(b[0]) for b in read(Target(str(tmp_path / "x"), kind)).batches()) == 0
 
 
@@ -375,7 +376,7 @@ def test_mutated_files_give_codes_or_a_typed_error(gaps: Index, tmp_path: Path, 
         path.write_bytes(hostile)
         try:
             found = read(Target(str(path), kind), ids)
-            with Index.create(tmp_path / f"new{number}", bits=found.bits) as new:
+            with Index.create(tmp_path / f"new{number}", code_format=found.code_format) as new:
                 new.add_batches(found.batches())
                 wanted = new.search(np.zeros((1, new.bits // 8), np.uint8), 5)
                 new.codes(new.ids())
@@ -385,3 +386,52 @@ def test_mutated_files_give_codes_or_a_typed_error(gaps: Index, tmp_path: Path, 
             assert np.array_equal(same.ids, wanted.ids)
         except MetahError:
             pass
+
+
+@pytest.mark.parametrize("kind", ["faiss", "npy", "parquet"])
+@pytest.mark.parametrize("weight", [1, 3])
+def test_rows_with_a_detail_code_there_and_back(
+    tmp_path: Path,
+    make_codes: Make,
+    run: Callable[..., tuple[int, str, str]],
+    kind: str,
+    weight: int,
+) -> None:
+    form = CodeFormat(bits=16, detail_bits=24, code_weight=weight)
+    index = Index.create(tmp_path / "i", code_format=form, fingerprint="m")
+    index.add(make_codes(9, 40))
+    file = tmp_path / f"x.{kind}"
+    status, out, err = run("export", index.path, file)
+    assert (status, out) == (0, f"wrote 9 codes to {file}\n")
+    option = ["--detail-bits", 24] + ["--code-weight", weight] * (weight > 1)
+    assert (" ".join(map(str, option)) in err) == (kind != "parquet")
+    rows = read(Target(str(file), kind))
+    assert rows.says_format == (kind == "parquet")
+    assert rows.code_format == (form if kind == "parquet" else CodeFormat(bits=40))
+    model = ["--fingerprint", "m"]
+    if kind == "parquet":
+        option, wrong = [], ["--detail-bits", 8]
+        status, _, err = run("import", tmp_path / "no", file, *model, *wrong)
+        assert (status, "leave --detail-bits out" in err) == (1, True)
+    else:
+        status, _, err = run("import", index.path, file, *model)
+        assert (status, f"--detail-bits 24 --code-weight {weight}" in err) == (1, True)
+    assert run("import", tmp_path / "back", file, *model, *option)[0] == 0
+    back = Index.open(tmp_path / "back")
+    assert back.code_format == form
+    assert np.array_equal(back.codes(back.ids()), index.codes(index.ids()))
+    assert run("import", tmp_path / "no", file, "--code-weight", 2)[0] == 2
+    assert run("import", tmp_path / "no", file, "--detail-bits", 40)[0] == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_faiss_finds_by_whole_rows_what_we_find_at_weight_1(
+    tmp_path: Path, make_codes: Make
+) -> None:
+    form = CodeFormat(bits=16, detail_bits=48)
+    index = Index.create(tmp_path / "i", code_format=form)
+    index.add(make_codes(200))
+    export(index, Target(str(tmp_path / "x.faiss"), "faiss"))
+    theirs = faiss.read_index_binary(str(tmp_path / "x.faiss"))
+    queries = make_codes(5)
+    assert np.array_equal(theirs.search(queries, 9)[0], index.search(queries, 9).distances)

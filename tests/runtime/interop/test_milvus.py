@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import ConfigError, DataError, IndexMismatch, MissingExtra
 from metah_runtime.index import Index
 from metah_runtime.interop import milvus
@@ -82,10 +83,44 @@ def test_answers_are_those_of_our_search(
             assert np.array_equal(index.count(queries, radius), table.count(queries, radius))
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        CodeFormat(bits=8, detail_bits=8),
+        CodeFormat(bits=48, detail_bits=64, code_weight=3),
+        CodeFormat(bits=64, detail_bits=64),
+    ],
+    ids=str,
+)
+def test_detail_codes_are_answered_as_by_our_search(
+    database: str, tmp_path: Path, make_codes: Make, form: CodeFormat
+) -> None:
+    n = 300
+    codes = make_codes(n, form.total_bits)
+    codes[: n // 2] = codes[:1]
+    index = Index.create(tmp_path / "detail", code_format=form, fingerprint="m")
+    index.add(codes, ids=np.random.default_rng(n).permutation(3 * n)[:n])
+    export(index, target(database))
+    queries = np.concatenate([make_codes(4, form.total_bits), codes[:1]])
+    with MilvusTable(database, "codes") as table:
+        assert table.code_format == form
+        for k in (1, 7, n + 1):
+            ours, theirs = index.search(queries, k), table.search(queries, k)
+            assert np.array_equal(ours.ids, theirs.ids)
+            assert np.array_equal(ours.distances, theirs.distances)
+            assert np.array_equal(ours.code_distances, theirs.code_distances)
+        with pytest.raises(DataError, match="a radius is one of the hash code"):
+            table.range_search(queries, 2)
+        with pytest.raises(DataError, match="a radius is one of the hash code"):
+            table.count(queries, 2)
+    rows = read(target(database))
+    assert (rows.code_format, rows.says_format) == (form, True)
+
+
 def test_there_and_back(database: str, gaps: Index, tmp_path: Path) -> None:
     export(gaps, target(database))
     rows = read(target(database))
-    assert (rows.bits, rows.fingerprint, rows.model) == (64, "f" * 64, "toy")
+    assert (rows.code_format.bits, rows.fingerprint, rows.model) == (64, "f" * 64, "toy")
     assert rows.count == len(gaps)
     with Index.create(tmp_path / "new", bits=64) as new:
         new.add_batches(rows.batches())

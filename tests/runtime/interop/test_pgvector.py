@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metah_runtime import reference
+from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import (
     BackendUnavailable,
     ConfigError,
@@ -80,6 +81,54 @@ def test_answers_are_those_of_our_search(
                 assert np.array_equal(index.count(queries, radius), table.count(queries, radius))
 
 
+DETAIL = [
+    CodeFormat(bits=8, detail_bits=8),
+    CodeFormat(bits=48, detail_bits=64, code_weight=3),
+    CodeFormat(bits=64, detail_bits=192, code_weight=2),
+]
+
+
+@pytest.mark.parametrize("form", DETAIL, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 97])
+def test_detail_codes_are_answered_as_by_our_search(
+    database: str, tmp_path: Path, make_codes: Make, n: int, form: CodeFormat
+) -> None:
+    codes, ids = make_codes(n, form.total_bits), np.random.default_rng(n).permutation(3 * n)[:n]
+    codes[: n // 2] = codes[:1]
+    with Index.create(tmp_path / "detail", code_format=form, fingerprint="m") as index:
+        index.add(codes, ids=ids)
+        export(index, target(database))
+        queries = np.concatenate([make_codes(4, form.total_bits), codes[:1]])
+        with PgTable(database, "codes") as table:
+            assert (table.bits, table.code_format) == (form.bits, form)
+            for k in (1, 7, n + 1):
+                same(table.search(queries, k), index.search(queries, k))
+                same(table.search(queries[:0], k), index.search(queries[:0], k))
+            for radius in (0, 3, 1000):
+                same(table.range_search(queries, radius), index.range_search(queries, radius))
+                assert np.array_equal(index.count(queries, radius), table.count(queries, radius))
+        rows = read(target(database))
+        assert (rows.code_format, rows.says_format) == (form, True)
+        plain = Index.create(tmp_path / "plain", bits=form.total_bits, fingerprint="m")
+        with pytest.raises(IndexMismatch, match=r"holds codes of \d+ \+ \d+ bits, not \d+ bits"):
+            export(plain, target(database), exists="append")
+
+
+def same(found: Any, due: Any) -> None:
+    for name in due.__slots__:
+        assert getattr(found, name).dtype == getattr(due, name).dtype
+        assert np.array_equal(getattr(found, name), getattr(due, name))
+
+
+def test_a_comment_that_does_not_fit_the_rows(database: str, connection: Any, gaps: Index) -> None:
+    export(gaps, target(database))
+    for detail in ("64", "12", '"8"', "true"):
+        note = f'{{"metah": {{"fingerprint": null, "model": null, "detail_bits": {detail}}}}}'
+        connection.execute(f"COMMENT ON TABLE codes IS '{note}'")
+        with pytest.raises(DataError, match=r"table codes: .*(bits|detail)"):
+            read(target(database))
+
+
 def test_bits_have_the_order_of_packbits(database: str, connection: Any, index: Index) -> None:
     index.add(
         np.packbits(np.eye(3, 64, dtype=np.uint8)[:, ::-1] | np.eye(3, 64, dtype=np.uint8), axis=1)
@@ -93,7 +142,7 @@ def test_bits_have_the_order_of_packbits(database: str, connection: Any, index: 
 def test_there_and_back(database: str, connection: Any, gaps: Index, tmp_path: Path) -> None:
     export(gaps, target(database))
     rows = read(target(database))
-    assert (rows.bits, rows.fingerprint, rows.model) == (64, "f" * 64, "toy")
+    assert (rows.code_format.bits, rows.fingerprint, rows.model) == (64, "f" * 64, "toy")
     assert rows.count == len(gaps)
     with Index.create(tmp_path / "new", bits=64) as new:
         new.add_batches(rows.batches())
@@ -139,7 +188,7 @@ def test_any_name_is_a_name_and_no_command(
     export(gaps, target(database, name))
     with PgTable(database, name) as table:
         assert len(table) == len(gaps)
-    assert read(target(database, name)).bits == 64
+    assert read(target(database, name)).code_format.bits == 64
     assert connection.execute("SELECT count(*) FROM safe").fetchone() == (0,)
 
 
