@@ -2,7 +2,9 @@
 
 Both sides run alternately in one process with the same number of threads; their answers are
 compared, ids included. Seconds are medians; a ratio is the median of the paired ratios. The tables
-of METAH are built beforehand (their time and memory stand in the row), queries are fresh.
+of METAH are built beforehand (their time and memory stand in the row), queries are fresh. Rows of
+"64 + 64 bits" have a detail code, whose bits are random also where hash codes are clustered: the
+peer searches whole rows for the nearest, and hash codes alone within a radius.
 
     python benchmarks/hamming.py --quick                 # 1e6 codes, about a minute
     python benchmarks/hamming.py --out benchmarks/results/hamming-zen3   # 1e7 codes, growth to 1e8
@@ -27,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from hamming_peers import FaissFlat, FaissMultiHash, Numpy, Torch, Usearch, available
 
+from metah_runtime.codes import CodeFormat
 from metah_runtime.search import CodeIndex
 
 
@@ -35,6 +38,7 @@ class Case:
     name: str
     n: int
     bits: int = 64
+    detail: int = 0  # bits of a detail code behind the hash code
     queries: int = 1024
     k: int = 0  # top-k, or
     radius: int = 0  # range search
@@ -63,6 +67,12 @@ def cases(n):
              queries=16),
         Case(name="radius 2, clustered, counts", n=n, radius=2, what="count", data="clustered",
              queries=16),
+        *[Case(name=f"top-100, 64 + 64 bits, batch {q}", n=n, detail=64, queries=q, k=100)
+          for q in (1024, 16, 1)],
+        *[Case(name=f"top-100, 64 + 64 bits, clustered, batch {q}", n=n, detail=64, queries=q,
+               k=100, data="clustered") for q in (1024, 256, 16, 1)],
+        *[Case(name=f"radius 2, 64 + 64 bits, {what}s", n=n, detail=64, radius=2, what=what,
+               peer=FaissMultiHash) for what in ("range", "count")],
         Case(name="forced avx2", n=n, k=100, simd="avx2"),
         Case(name="forced portable", n=n, k=100, simd="portable"),
         Case(name="numpy", n=small, queries=16, k=100, peer=Numpy),
@@ -95,6 +105,15 @@ def make_codes(n, bits, data, seed):
     return codes
 
 
+def make_rows(case, n, seed):
+    """Codes as the case says: hash code, then perhaps a random detail code."""
+    codes = make_codes(n, case.bits, case.data, seed)
+    if not case.detail:
+        return codes
+    detail = make_codes(n, case.detail, "uniform", (seed, 1))
+    return np.concatenate([codes, detail], axis=1)
+
+
 def answer_of(index, case, queries):
     if case.what == "topk":
         found = index.search(queries, case.k)
@@ -108,13 +127,20 @@ def answer_of(index, case, queries):
 def assert_equal(case, ours, theirs):
     if case.what == "topk":
         np.testing.assert_array_equal(ours[1], theirs[1])
-        if case.peer in (FaissFlat, Numpy):
+        if case.peer in (FaissFlat, Numpy) and not case.detail:  # there ties have another order
             np.testing.assert_array_equal(ours[0], theirs[0])
         return
     if case.what == "count":
         np.testing.assert_array_equal(ours[0], np.diff(theirs[0].astype(np.int64)))
         return
     lims, ids, distances = theirs
+    if case.detail:  # the peer searched hash codes: the same rows in another order
+        np.testing.assert_array_equal(ours[0], lims.astype(np.int64))
+        query = np.repeat(np.arange(len(lims) - 1), np.diff(ours[0]))
+        for found in (ours[1], ids):
+            found[:] = found[np.lexsort((found, query))]
+        np.testing.assert_array_equal(ours[1], ids)
+        return
     np.testing.assert_array_equal(ours[0], lims.astype(np.int64))
     query = np.repeat(np.arange(len(lims) - 1), np.diff(lims.astype(np.int64)))
     order = np.lexsort((ids, distances, query))
@@ -130,16 +156,18 @@ def clock(run, now=time.perf_counter):
 
 def measure(case, budget, cpu):
     """One row of the table: paired runs until ``budget`` seconds are spent, at least one pair."""
-    codes = make_codes(case.n, case.bits, case.data, 0)
-    batches = [make_codes(case.queries, case.bits, case.data, 1 + i) for i in range(32)]
+    codes = make_rows(case, case.n, 0)
+    batches = [make_rows(case, case.queries, 1 + i) for i in range(32)]
+    form = CodeFormat(bits=case.bits, detail_bits=case.detail)
+    seen = form.width if case.what == "topk" else case.bits // 8  # bytes of a row for the peer
     os.environ.pop("METAH_SIMD", None)
     if case.simd:
         os.environ["METAH_SIMD"] = case.simd
     now = time.process_time if cpu and case.threads == 1 else time.perf_counter
-    index = CodeIndex(codes, threads=case.threads)
+    index = CodeIndex(codes, code_format=form, threads=case.threads)
     os.environ.pop("METAH_SIMD", None)
     build, _ = clock(lambda: index.prepare(None if case.what == "topk" else case.radius))
-    peer_build, peer = clock(lambda: case.peer(codes, case.threads))
+    peer_build, peer = clock(lambda: case.peer(np.ascontiguousarray(codes[:, :seen]), case.threads))
     peer_run = peer.topk if case.what == "topk" else peer.radius
     argument = case.k if case.what == "topk" else case.radius
     ours, theirs, spent = [], [], 0.0
@@ -147,22 +175,24 @@ def measure(case, budget, cpu):
     while (spent < budget and len(ours) < 31) or not ours:
         queries = batches[len(ours)]  # fresh ones each time
         second, answer = clock(lambda q=queries: answer_of(index, case, q), now)
-        other, reference = clock(lambda q=queries: peer_run(q, argument), now)
+        asked = np.ascontiguousarray(queries[:, :seen])
+        other, reference = clock(lambda q=asked: peer_run(q, argument), now)
         assert_equal(case, answer, reference)
         ours.append(second)
         theirs.append(other)
         spent += second + other
     metah, seconds = float(np.median(ours)), float(np.median(theirs))
     return {
-        "case": case.name, "n": case.n, "bits": case.bits, "queries": case.queries, "k": case.k,
-        "radius": case.radius, "what": case.what, "data": case.data, "threads": case.threads,
+        "case": case.name, "n": case.n, "bits": case.bits, "detail_bits": case.detail,
+        "queries": case.queries, "k": case.k, "radius": case.radius, "what": case.what,
+        "data": case.data, "threads": case.threads,
         "simd": index._native.simd, "peer": case.peer.name, "pairs": len(ours),
         "clock": "cpu" if now is time.process_time else "wall",
         "metah_ms": metah * 1e3, "peer_ms": seconds * 1e3,
         "ratio": float(np.median(np.array(theirs) / np.array(ours))),
         "metah_ns_pair": metah / case.n / case.queries * 1e9,
         "metah_us_query": metah / case.queries * 1e6,
-        "codes_gb_s": case.n * case.bits / 8 / metah / 1e9 if case.queries == 1 else None,
+        "codes_gb_s": case.n * form.width / metah / 1e9 if case.queries == 1 else None,
         "metah_build_s": build, "peer_build_s": peer_build,
         "table_bytes_per_code": index.table_bytes / case.n,
     }  # fmt: skip

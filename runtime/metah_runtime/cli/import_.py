@@ -118,10 +118,10 @@ def _open_or_create(index: Path, rows: Any, form: CodeFormat, fingerprint: str |
             fix = (
                 f"--detail-bits {mine.detail_bits} --code-weight {mine.code_weight}, if that is so"
             )
-        raise IndexMismatch(
-            f"{index} holds codes of {mine} (weight {mine.code_weight}), the file of {form} "
-            f"(weight {form.code_weight}); fix: {fix}"
-        )
+        weights = ""
+        if (mine.bits, mine.detail_bits) == (form.bits, form.detail_bits):
+            weights = f" with weights {mine.code_weight} and {form.code_weight}"
+        raise IndexMismatch(f"{index} holds codes of {mine}, TARGET of {form}{weights}; fix: {fix}")
     return store
 
 

@@ -102,7 +102,7 @@ def test_codes_of_an_unknown_model_are_not_mixed_in(
     failed(
         run("import", filled.path, tmp_path / "y.npy", "--fingerprint", "f" * 64),
         1,
-        "have 48 bits, expected 64",
+        "holds codes of 64 bits, TARGET of 48 bits; fix: another index",
     )
     assert not (tmp_path / "new").exists()
 
@@ -155,10 +155,16 @@ def test_progress_counts_each_code(
 def test_what_changes_an_index_says_so_in_json(run: Run, filled: Index, tmp_path: Path) -> None:
     path, file = filled.path, tmp_path / "x.npy"
     said = json.loads(run("remove", path, 3, 4, "--json")[1])
-    assert said == {"index": str(path), "removed": 2, "codes": 23}
+    assert said == {"index": str(path), "removed": 2, "codes": 23, "dry_run": False}
     said = json.loads(run("compact", path, "--json")[1])
     assert said["before"]["segments"] > said["after"]["segments"] == 1
     assert json.loads(run("export", path, file, "--json")[1])["codes"] == 23
     said = json.loads(run("import", tmp_path / "new", file, "--json")[1])
-    assert said == {"index": str(tmp_path / "new"), "added": 23, "codes": 23, "bits": 64}
+    assert said == {
+        "index": str(tmp_path / "new"),
+        "added": 23,
+        "codes": 23,
+        "bits": 64,
+        "detail_bits": 0,
+    }
     assert run("remove", path, 7, "--quiet") == (0, "", "")

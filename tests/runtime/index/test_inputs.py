@@ -83,8 +83,8 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         index.add([[1], [1, 2]])
     with pytest.raises(DataError, match="batches must be an iterable, got NoneType"):
         index.add_batches(None)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="got 5 values"):
-        index.add_batches([(CODES, None, None, "target", None)])
+    with pytest.raises(DataError, match="got 6 values"):
+        index.add_batches([(CODES, None, None, "target", None, None)])
     with pytest.raises(ConfigError, match="path must name a folder, got int"):
         Index.open(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="paths must be a sequence of paths or None, got int"):
