@@ -142,22 +142,27 @@ class Searcher(Protocol):
         """Return the number of codes that ``range_search`` finds, (q,) int64."""
 
 
-def nearest_within(index: Searcher, code: Codes, radius: int, count: int, within: int) -> Matches:
+def nearest_within(
+    index: Searcher, code: Codes, radius: int, count: int, within: int, where: Any = None
+) -> Matches:
     """Return the first ``count`` of the ``within`` codes in a radius of one query, (1, width).
 
     Where the ball is far larger than what is asked for, they are found among the nearest of all:
-    the ball is not held in memory.
+    the ball is not held in memory. where: of those alone that it names.
     """
+    some = {} if where is None else {"where": where}
     k = max(count, 1)
     has_detail = index.code_format.detail_bits > 0
     while not has_detail or 8 * k < within:
-        found = index.search(code, k)
+        found = index.search(code, k, **some)
         near = found.distances if found.code_distances is None else found.code_distances
         inside = np.flatnonzero(near[0] <= radius)[:count]
         if len(inside) == count:
             return Matches(*(column[:, inside] for column in _columns(found)))
         k *= 8
-    return Matches(*(column[None, :count] for column in _columns(index.range_search(code, radius))))
+    return Matches(
+        *(column[None, :count] for column in _columns(index.range_search(code, radius, **some)))
+    )
 
 
 class IndexLike(Searcher, Protocol):

@@ -9,7 +9,7 @@ from metah_runtime.cluster.routing import ShardResponse
 from metah_runtime.cluster.shard import IndexShard
 from metah_runtime.errors import MetahError
 
-METHODS = ("search", "range_search", "count", "paths")
+METHODS = ("search", "range_search", "count", "paths", "attribute_kinds")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cluster.plan import ShardPlan
 from metah_runtime.cluster.routing import Router, ShardRequest
+from metah_runtime.cluster.shard import ShardFilter
 from metah_runtime.codes import CodeFormat, Codes, check_codes
 from metah_runtime.errors import IndexMismatch
+from metah_runtime.index.attributes import AttributeKind, common_kind
+from metah_runtime.index.conditions import Where
 from metah_runtime.index.ids import lookup_ids
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
@@ -41,6 +44,7 @@ class ClusterIndex:
     def __init__(self, plan: ShardPlan, router: Router) -> None:
         self.plan = plan
         self.router = router
+        self._kinds: dict[str, AttributeKind] | None = None
 
     def __repr__(self) -> str:
         shards = len(self.plan.shards)
@@ -69,18 +73,23 @@ class ClusterIndex:
         """The small JSON object of the index (a copy)."""
         return dict(self.plan.manifest.metadata)
 
-    def search(self, queries: Codes, k: int) -> Matches:
-        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8."""
+    def search(self, queries: Codes, k: int, *, where: Any = None) -> Matches:
+        """Return the min(k, n) nearest codes of each query; queries: (q, width) uint8.
+
+        where: of those alone that conditions or ids name, see ``Index.search``.
+        """
         codes, count = self._checked(queries), check_k(k)
-        return merge_matches(self._ask("search", codes, count), count)
+        return merge_matches(self._ask("search", codes, count, *self._filter(where)), count)
 
-    def range_search(self, queries: Codes, radius: int) -> RangeMatches:
+    def range_search(self, queries: Codes, radius: int, *, where: Any = None) -> RangeMatches:
         """Return all codes whose hash code has a distance <= radius (in bits) of each query."""
-        return merge_ranges(self._ask("range_search", self._checked(queries), self._within(radius)))
+        codes, within = self._checked(queries), self._within(radius)
+        return merge_ranges(self._ask("range_search", codes, within, *self._filter(where)))
 
-    def count(self, queries: Codes, radius: int) -> NDArray[np.int64]:
+    def count(self, queries: Codes, radius: int, *, where: Any = None) -> NDArray[np.int64]:
         """Return the number of codes that ``range_search`` finds for each query, (q,) int64."""
-        counts = self._ask("count", self._checked(queries), self._within(radius))
+        codes, within = self._checked(queries), self._within(radius)
+        counts = self._ask("count", codes, within, *self._filter(where))
         total: NDArray[np.int64] = np.sum(np.stack(counts), axis=0, dtype=np.int64)
         return total
 
@@ -117,7 +126,25 @@ class ClusterIndex:
         index = self.reachable()
         return index.partial(index.paths(ids))
 
-    def _ask(self, method: str, rows: NDArray[Any], *arguments: int) -> Sequence[Any]:
+    def attribute_kinds(self) -> dict[str, AttributeKind]:
+        """Return the name and the kind of each attribute."""
+        if self._kinds is None:
+            kinds: dict[str, list[AttributeKind]] = {}
+            for part in self._ask("attribute_kinds", np.empty(0, np.int64)):
+                for name, kind in part.items():
+                    kinds.setdefault(name, []).append(kind)
+            self._kinds = {name: common_kind(found) for name, found in sorted(kinds.items())}
+        return self._kinds
+
+    def _filter(self, where: Any) -> tuple[ShardFilter, ...]:
+        if where is None:
+            return ()
+        found = Where.of(where)
+        kinds = self.attribute_kinds() if found.conditions else {}
+        found.check(kinds)
+        return (ShardFilter(found, kinds),)
+
+    def _ask(self, method: str, rows: NDArray[Any], *arguments: Any) -> Sequence[Any]:
         return self.router.ask_all(ShardRequest(method, (rows, *arguments), len(rows)))
 
     def _stored_paths(self, ids: NDArray[np.int64]) -> dict[int, str | None]:
@@ -147,7 +174,7 @@ class ReachableIndex(ClusterIndex):
         """Return an answer of this index with the shards that are missing."""
         return PartialAnswer(answer, tuple(sorted(self.missing)))
 
-    def _ask(self, method: str, rows: NDArray[Any], *arguments: int) -> Sequence[Any]:
+    def _ask(self, method: str, rows: NDArray[Any], *arguments: Any) -> Sequence[Any]:
         found = self.router.ask(ShardRequest(method, (rows, *arguments), len(rows)))
         if len(found.missing) == len(found.values):
             raise self.router.missing(found)

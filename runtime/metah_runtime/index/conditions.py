@@ -61,7 +61,6 @@ class Condition:
         column = subject.column(self.name)
         given = column.given()
         if column.kind in ("text", "digest"):
-            self._equality_alone(column.kind)
             passed = np.any([_equal(column, given, value) for value in self.values], axis=0)
             return passed if self.operator == "=" else ~passed
         passed = np.zeros(len(column), np.bool_)
@@ -70,8 +69,13 @@ class Condition:
             passed |= ~given if value == "" else given & compare(column.data, self._number(value))
         return ~passed if self.operator == "!=" else passed
 
-    def _equality_alone(self, kind: str) -> None:
-        if self.operator not in ("=", "!="):
+    def check(self, kind: AttributeKind) -> None:
+        """Raise ConfigError if values of this kind cannot be compared so."""
+        if kind in ("int", "real"):
+            for value in self.values:
+                if value or self.operator not in ("=", "!="):
+                    self._number(value)
+        elif self.operator not in ("=", "!="):
             raise ConfigError(
                 f"{self.name} holds {kind}, which is compared with = and !=, not {self.operator}"
             )
@@ -141,10 +145,12 @@ class Where:
         return self.conditions if self.ids is None else None
 
     def check(self, kinds: Mapping[str, AttributeKind]) -> None:
-        """Raise ConfigError for a name that the index does not have."""
+        """Raise ConfigError for a name that the index does not have, or another kind of value."""
         for condition in self.conditions:
             if condition.name not in kinds and condition.name not in ("id", "path"):
                 raise ConfigError(_unknown(condition.name, kinds))
+            if condition.name != "path":
+                condition.check(kinds.get(condition.name, "int"))
 
     def rows(self, subject: Subject) -> NDArray[np.int64]:
         """Return the rows of a segment that pass, ascending."""

@@ -3,6 +3,8 @@
 import asyncio
 import mimetypes
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -12,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from metah_runtime.errors import ImageError, IndexMismatch, MetahError
+from metah_runtime.errors import ConfigError, ImageError, IndexMismatch, MetahError
+from metah_runtime.index.attributes import OF_FILES
+from metah_runtime.index.conditions import Where
 from metah_runtime.serve.body import MAX_ID, read_query
 from metah_runtime.serve.decoding import DecoderDied, DecoderSlow, TooManyPixels
 from metah_runtime.serve.guard import UNEXPECTED, Guard
@@ -32,7 +36,7 @@ from metah_runtime.text import printable
 PAGE = FilePath(__file__).parent / "page"
 DEFAULT_COUNT = 10
 DEFAULT_LIMIT = 100
-SMALLEST, LARGEST = 16, 512
+SMALLEST, LARGEST = 16, 2048
 
 RULE_OF_IMAGES = "an image is a whole file of a known format that can be decoded in time and memory"
 FIX_OF_IMAGES = "open it in an image viewer and save it again"
@@ -64,6 +68,12 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
             None, ge=1, le=settings.max_k, description="with radius: at most so many, the nearest"
         )
 
+        where: list[Annotated[str, Field(max_length=1000)]] = Field(
+            [],
+            max_length=16,
+            description="conditions such as label=cat, label=cat|dog, year>=2020; all must be met",
+        )
+
     api = FastAPI(
         title="metah-search",
         description="Exact search for images by their binary codes.",
@@ -83,6 +93,7 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
     async def search(request: Request, params: Annotated[SearchParams, Query()]) -> Response:
         """Find the images nearest to an image, a code or an indexed image."""
         spec = _search_spec(params.k, params.radius, params.limit, settings.max_k)
+        spec = replace(spec, where=_where(params.where))
         client = _client(request)
         with service.gate.enter(client), service.budget.hold() as hold:
             query = await read_query(request, settings, form.total_bits, hold)
@@ -190,6 +201,23 @@ def _search_spec(k: int | None, radius: int | None, limit: int | None, most: int
     return SearchSpec(limit if limit is not None else min(DEFAULT_LIMIT, most), radius)
 
 
+def _where(conditions: Sequence[str]) -> Where | None:
+    """Return the conditions of a search; those that could probe the server's files are refused."""
+    if not conditions:
+        return None
+    where = Where.of(list(conditions))
+    for condition in where.conditions:
+        probes = condition.name == "path" and any(v[:1] in "/*?[" for v in condition.values)
+        if probes or condition.name.startswith(OF_FILES):
+            raise Problem(
+                422,
+                f"where: {condition.name} with {'|'.join(condition.values)!r:.60} is not allowed",
+                rule="a path is one below the base of the index, without * at its begin",
+                fix="where=path=folder/, or a condition on an attribute",
+            )
+    return where
+
+
 def _index_answer(service: Service) -> dict[str, Any]:
     settings, encoder = service.settings, service.encoder
     bundle = encoder.bundle
@@ -250,6 +278,7 @@ def _add_handlers(api: FastAPI) -> None:
     answer_as(413, "images have a largest size", "make it smaller", TooManyPixels)
     answer_as(422, RULE_OF_IMAGES, FIX_OF_IMAGES, ImageError, DecoderDied)
     answer_as(504, RULE_OF_IMAGES, FIX_OF_IMAGES, DecoderSlow)
+    answer_as(422, "conditions name attributes of the index", "see /openapi.json", ConfigError)
     answer_as(404, "an id is that of an indexed image", "take one from an answer", IndexMismatch)
 
     @api.exception_handler(MetahError)

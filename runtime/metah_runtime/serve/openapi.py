@@ -46,6 +46,7 @@ class Neighbour(BaseModel):
     name: str = Field(description="file name; below the folder of the images, its path there")
     label: str | None = Field(description="null where not known")
     domain: str | None = Field(description="null where not known")
+    attributes: dict[str, str | int | float] = Field(description="what the index holds beside it")
 
 
 class SearchAnswer(BaseModel):

@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ImageError
+from metah_runtime.index.conditions import Where
 from metah_runtime.model.encoder import Encoder
 from metah_runtime.results import nearest_within
 from metah_runtime.serve import logs
 from metah_runtime.serve.batching import Batcher
 from metah_runtime.serve.body import CodeQuery, IdQuery, ImageQuery, Query
 from metah_runtime.serve.decoding import DecoderDied, Decoders, DecoderSlow
-from metah_runtime.serve.labels import Labels
+from metah_runtime.serve.labels import FIELDS, Labels
 from metah_runtime.serve.limits import Budget, FairSlots, Gate, SlowImages
 from metah_runtime.serve.metrics import Metrics
 from metah_runtime.serve.settings import ServerSettings
 from metah_runtime.serve.threads import Threads
 from metah_runtime.serve.thumbnails import Picture, Thumbnails
 from metah_runtime.serve.versions import Version, Versions
+from metah_runtime.text import printable
 
 T = TypeVar("T")
 
@@ -34,10 +36,14 @@ PICTURE_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class SearchSpec:
-    """What to find: the ``count`` nearest codes, of those within ``radius`` bits if given."""
+    """What to find: the ``count`` nearest codes, of those within ``radius`` bits if given.
+
+    where: conditions that they must meet.
+    """
 
     count: int
     radius: int | None = None
+    where: Where | None = None
 
 
 class Service:
@@ -239,21 +245,38 @@ class Service:
         index = version.index
         if code is None:
             code = index.codes([given])
-        within = None if spec.radius is None else int(index.count(code, spec.radius)[0])
+        within = (
+            None
+            if spec.radius is None
+            else int(index.count(code, spec.radius, where=spec.where)[0])
+        )
         if spec.radius is None or within is None:
-            nearest = index.search(code, spec.count)
+            nearest = index.search(code, spec.count, where=spec.where)
         else:
-            nearest = nearest_within(index, code, spec.radius, min(spec.count, within), within)
+            nearest = nearest_within(
+                index, code, spec.radius, min(spec.count, within), within, spec.where
+            )
         ids, distances = nearest.ids[0].tolist(), nearest.distances[0].tolist()
         near = nearest.code_distances
         codes = [None] * len(ids) if near is None else near[0].tolist()
         facts = map(self.labels.facts, index.paths(nearest.ids[0]))
-        rows = zip(ids, distances, codes, facts, strict=True)
+        columns = index.attributes(nearest.ids[0])
+        values = zip(*columns.values(), strict=True) if columns else ((),) * len(ids)
+        attributes_of = [
+            {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+            for row in values
+        ]
+        rows = zip(ids, distances, codes, facts, attributes_of, strict=True)
         return {
             "code": code.tobytes().hex(),
             "neighbours": [
-                {"id": image, "distance": distance, "code_distance": hash_code, **asdict(known)}
-                for image, distance, hash_code, known in rows
+                {
+                    "id": image,
+                    "distance": distance,
+                    "code_distance": hash_code,
+                    **_known(asdict(known), attributes),
+                }
+                for image, distance, hash_code, known, attributes in rows
             ],
             "within": within,
             "cut": within is not None and within > len(ids),
@@ -276,3 +299,12 @@ class Service:
             "1 if the newest state of the index could not be opened",
             lambda: float(self.versions.failure is not None),
         )
+
+
+def _known(facts: dict[str, Any], attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of an image; label and domain may also come from its attributes."""
+    for name in FIELDS:
+        if facts[name] is None and name in attributes:
+            facts[name] = printable(str(attributes[name]))
+    shown = {n: printable(v) if isinstance(v, str) else v for n, v in attributes.items()}
+    return {**facts, "attributes": {printable(name): value for name, value in shown.items()}}

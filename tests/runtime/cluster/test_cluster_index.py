@@ -56,6 +56,33 @@ def test_answers_are_those_of_one_machine(
         assert_equal_bytes(cluster.search(queries[:0], 3), index.search(queries[:0], 3))
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_filtered_answers_are_those_of_one_machine(
+    local_cluster: Callable[..., ClusterIndex], tmp_path: Path, shards: int
+) -> None:
+    folder = build_index(tmp_path / "two")
+    with Index.open(folder) as index:
+        ids = index.ids()
+        index.set_attributes(ids, {"label": ["ab"[key % 2] for key in ids.tolist()]})
+        index.set_attributes(ids[:40], {"year": list(range(40))})
+    cluster = local_cluster(shards, folder=folder)
+    with Index.open(folder) as index:
+        queries = np.random.default_rng(1).integers(0, 256, (9, 2), dtype=np.uint8)
+        for where in ("label=a", ["label=b", "year>3"], "year=77", "id>90", ids[::5], "label=a"):
+            for k in (1, 10, 10_000):
+                found = cluster.search(queries, k, where=where)
+                assert_equal_bytes(found, index.search(queries, k, where=where))
+            assert_equal_bytes(
+                cluster.range_search(queries, 3, where=where),
+                index.range_search(queries, 3, where=where),
+            )
+            counts = cluster.count(queries, 3, where=where)
+            assert counts.tobytes() == index.count(queries, 3, where=where).tobytes()
+    for wrong in ("lable=a", "label>a", "year=red"):
+        with pytest.raises(ConfigError, match=r"did you mean|compared|numbers"):
+            cluster.search(queries, 1, where=wrong)
+
+
 def test_paths_and_facts(local_cluster: Callable[..., ClusterIndex], index_folder: Path) -> None:
     cluster = local_cluster(4)
     with Index.open(index_folder) as index:

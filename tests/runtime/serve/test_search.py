@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from metah_runtime import Index
 from metah_runtime.codes import Codes
 from metah_runtime.serve.openapi import IndexAnswer, ProblemBody, SearchAnswer
 
-from .conftest import BITS, COUNT, Running, World
+from .conftest import BITS, COUNT, Running, World, running
 
 FORM = "multipart/form-data; boundary=edge"
 
@@ -267,3 +268,31 @@ def test_an_empty_index_answers_with_nothing(world: World, tmp_path: Path) -> No
         assert pairs(server.search({"code": "0000"}, "?k=3").json) == []
         value = server.search(world.files[0].read_bytes(), "?radius=16").json
         assert (value["neighbours"], value["within"], value["cut"]) == ([], 0, False)
+
+
+def test_a_search_may_be_limited_by_conditions(world: World, tmp_path: Path) -> None:
+    with Index.create(
+        tmp_path / "i", bits=world.encoder().bits, fingerprint=world.encoder().fingerprint
+    ) as index:
+        codes = world.encoder().encode(world.files)
+        n = len(world.files)
+        labels = [("cat", "dog", None)[at % 3] for at in range(n)]
+        index.add(codes, paths=world.files, attributes={"label": labels, "year": range(n)})
+    with running(world.service(index=tmp_path / "i")) as served:
+        answer = served.search({"id": 0}, "?k=100&where=label%3Dcat&where=year%3E2").json
+        found = [one["id"] for one in answer["neighbours"]]
+        assert sorted(found) == list(range(3, n, 3))
+        assert answer["neighbours"][0]["label"] == "cat"
+        assert answer["neighbours"][0]["attributes"] == {"label": "cat", "year": found[0]}
+        ball = served.search({"id": 0}, "?radius=16&limit=2&where=label%3Dcat")
+        assert ball.json["within"] == len(range(0, n, 3))
+        for where, reason in (
+            ("lable=cat", "did you mean"),
+            ("cat", "NAME=VALUE"),
+            ("path=/etc/", "not allowed"),
+            ("path=*x", "not allowed"),
+            ("file.size>3", "not allowed"),
+        ):
+            refused = served.search({"id": 0}, f"?where={quote(where)}")
+            assert refused.status == 422
+            assert reason in refused.json["error"] + refused.json["fix"]

@@ -72,6 +72,9 @@ function reach() {
     return null;
   }
   const parameters = new URLSearchParams({ [name]: field.value });
+  for (const condition of $("where").value.split(", ")) {
+    if (condition.trim()) parameters.append("where", condition.trim());
+  }
   if (name === "radius" && state.index) parameters.set("limit", Math.min(200, state.index.limit.most));
   return parameters;
 }
@@ -105,7 +108,10 @@ async function search(query, { remember = true } = {}) {
     state.query = query;
     draw(query, answer, performance.now() - started);
   } catch (error) {
-    if (error.name !== "AbortError" && mine === state.asked) show(error);
+    if (error.name !== "AbortError" && mine === state.asked) {
+      clear(query);
+      show(error);
+    }
   } finally {
     if (mine === state.asked) document.querySelector("main").classList.remove("busy");
   }
@@ -126,10 +132,41 @@ function draw(query, answer, milliseconds) {
   const took = `${milliseconds.toFixed(0)} ms, index version ${answer.version}`;
   const of = answer.within === null ? `${near.length} nearest`
     : answer.cut ? `${near.length} nearest of ${answer.within} within the radius` : `${near.length} within the radius`;
-  $("summary").textContent = near.length ? `${of}; ${took}` : `Nothing within the radius; ${took}. A larger one finds more.`;
+  $("summary").textContent = near.length ? `${of}; ${took}` : `Nothing found; ${took}. A larger radius, or fewer conditions, finds more.`;
   release();
   const picture = state.index && state.index.thumbnails ? fill : null;
   $("gallery").replaceChildren(...near.map((one) => tile(one, choose, picture)));
+}
+
+/** Nothing of an earlier answer stays beside an error. */
+function clear(query) {
+  state.query = query;
+  drawQuery(query);
+  for (const name of ["code", "spread"]) $(name).hidden = true;
+  release();
+  $("gallery").replaceChildren();
+  $("summary").textContent = "No answer.";
+}
+
+/** Show the query at full size: the file itself, or a large picture of an indexed image. */
+async function enlarge() {
+  const query = state.query;
+  if (!query) return;
+  const note = $("full-note"), image = $("full-picture");
+  note.textContent = query.file ? query.file.name : query.name;
+  image.hidden = true;
+  $("full").showModal();
+  try {
+    const data = query.file || await (await ask(`v1/images/${query.id}/thumbnail?size=2048`)).blob();
+    if (!$("full").open || state.query !== query) return;
+    const address = URL.createObjectURL(data);
+    image.onload = image.onerror = () => URL.revokeObjectURL(address);
+    image.alt = note.textContent;
+    image.src = address;
+    image.hidden = false;
+  } catch (error) {
+    note.textContent = `no picture: ${error.message}`;
+  }
 }
 
 function choose(neighbour) {
@@ -152,11 +189,11 @@ async function drawQuery(query) {
     }
     if (state.query !== query) return;
   }
-  image.hidden = !data;
+  $("enlarge").hidden = !data;
   if (data) {
     state.own = URL.createObjectURL(data);
     image.onload = () => sharpen(image);
-    image.onerror = () => { image.hidden = true; };
+    image.onerror = () => { $("enlarge").hidden = true; };
     image.alt = `Query: ${$("asked").textContent}`;
     image.src = state.own;
   }
@@ -238,6 +275,8 @@ $("reach").addEventListener("change", (event) => {
   if (event.target.type === "number") $(`by-${event.target.id}`).checked = true;
   if (state.query) search(state.query, { remember: false });
 });
+$("enlarge").addEventListener("click", enlarge);
+$("full").addEventListener("click", (event) => { if (event.target === $("full")) $("full").close(); });
 $("back").addEventListener("click", () => {
   const query = state.past.pop();
   if (query) search(query, { remember: false });

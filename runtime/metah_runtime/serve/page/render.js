@@ -74,8 +74,14 @@ function tile(neighbour, choose, picture) {
   const button = element("button", { type: "button", className: "tile", title: neighbour.name },
     frame,
     element("span", { className: "distance", textContent: distanceOf(neighbour) }));
+  const more = Object.entries(neighbour.attributes || {})
+    .filter(([name]) => name !== "label" && name !== "domain").map(([name, value]) => `${name}: ${value}`);
   if (known) button.append(element("span", { className: "known", textContent: known }));
   button.append(element("span", { className: "name", textContent: neighbour.name }));
+  if (more.length) {
+    button.append(element("span", { className: "known", textContent: more.join(" · ") }));
+    button.title = [neighbour.name, ...more].join("\n");
+  }
   button.setAttribute("aria-label",
     `Search from ${neighbour.name}, ${distanceOf(neighbour)}${known ? `, ${known}` : ""}`);
   button.dataset.id = neighbour.id;
