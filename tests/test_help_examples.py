@@ -60,11 +60,13 @@ def examples(command: click.Command, path: str) -> Iterator[str]:
 
 EXAMPLES = [line for name, group in PROGRAMS.items() for line in examples(group, name)]
 
-SETTINGS = " ".join(f"--set {each}" for each in (*SMALL, "steps=25", "threads=1", "features=64"))
+SIZES = " ".join(f"--set {each}" for each in SMALL)
+SETTINGS = f"{SIZES} --set steps=25 --set threads=1 --set features=64"
 FASTER = {
     "metah-train fit --data digits": f"{SETTINGS} --no-evaluate",
     "metah-train fit --data folder": "--set batch=16 --no-evaluate",
     "metah-train fit --out": f"{SETTINGS} --no-evaluate",
+    "metah-train compare": SIZES,
     "metah-train data digits": "--synthetic 400",
     "metah-export build": "--images 500 --config loose.toml",
     "metah-export compare": "--seconds 0.01",
@@ -171,7 +173,6 @@ def _train(runs: Path) -> None:
 
     with pytest.raises(Reached):
         loop.fit(config, split, runs / "interrupted", report=interrupt)
-    del given["steps"]
     loop.fit(configs.load("digits", given | {"method": "lsh"}, SMALL), split, runs / "lsh")
 
 

@@ -77,7 +77,8 @@ def load(
     """Return the split of ``digits``; see ``metah_train.data.load_split``."""
     direction = choose_direction(direction, DIRECTIONS)
     preprocess = PREPROCESS if preprocess is None else preprocess
-    syn, real = synthetic(sizes.synthetic, preprocess), handwritten(preprocess)
+    real = handwritten(preprocess)  # first: it needs scikit-learn, and rendering takes seconds
+    syn = synthetic(sizes.synthetic, preprocess)
     source, target = (syn, real) if direction == "syn2real" else (real, syn)
     if sizes.queries_per_class is None and sizes.query_fraction is None:
         sizes = replace(sizes, queries_per_class=QUERIES)
@@ -120,7 +121,8 @@ def write(out: Path, *, seed: int, sizes: SplitSizes) -> int:
     """
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists; fix: name a new folder, or remove it")
-    domains = synthetic(sizes.synthetic), handwritten()
+    real = handwritten()
+    domains = synthetic(sizes.synthetic), real
     with files.new_folder(out, durable=False) as folder:
         for images in domains:
             for row, name in enumerate(images.names):
