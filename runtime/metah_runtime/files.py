@@ -174,8 +174,13 @@ def write_file(path: Path, fill: Callable[[NewFile], None], *, replace: bool = T
         raise
     try:
         sync_folder(path.parent)
-    except MemoryError as error:
-        raise StorageError(f"cannot sync {path.parent}: out of memory", final=True) from error
+    except StorageError:
+        raise
+    except Exception:  # no memory, which Python tells by other errors too; it may be there again
+        try:
+            sync_folder(path.parent)
+        except Exception as error:
+            raise StorageError(f"cannot sync {path.parent}: {error!r}", final=True) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

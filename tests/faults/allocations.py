@@ -38,7 +38,7 @@ def plain(answer: Any) -> bytes:
     arrays = [answer] if isinstance(answer, np.ndarray) else [
         getattr(answer, name) for name in answer.__slots__
     ]  # fmt: skip
-    return b"".join(array.tobytes() for array in arrays)
+    return b"".join(array.tobytes() for array in arrays if array is not None)
 
 
 def main() -> None:

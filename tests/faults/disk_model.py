@@ -213,6 +213,12 @@ def digest(state: State) -> bytes:
     return known.digest()
 
 
+def read_state(folder: Path) -> State:
+    """Return what lies in ``folder``."""
+    found = sorted(folder.rglob("*"))
+    return {p.relative_to(folder): None if p.is_dir() else p.read_bytes() for p in found}
+
+
 def lay_down(state: State, folder: Path) -> None:
     """Make ``folder`` hold ``state`` and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)

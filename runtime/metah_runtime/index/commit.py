@@ -80,8 +80,8 @@ class Committer:
         """Write the manifest; memory that runs out after its rename does not undo the commit."""
         try:
             manifest.write(self._path)
-        except MemoryError:
-            if Manifest.read(self._path) != manifest:
+        except Exception as error:  # Python tells by other errors too that there is no memory
+            if isinstance(error, StorageError) or Manifest.read(self._path) != manifest:
                 raise
             files.sync_folder(self._path)
 
