@@ -16,6 +16,7 @@
 #define MMA_QUERY_TILE 128 // the same for the tensor-core scan
 #define MMA_TILE_CODES 16  // codes in a tile of the tensor-core scan
 #define RUN 32             // neighbouring codes that the sample takes together
+#define SAMPLE_QUERIES 8   // queries that one load of the sample meets
 #define ROW_STEP 4096      // codes are stored in multiples of this many, so that no load of a scan needs a guard
 #define MMA_ARCH_FIRST 80  // tensor cores have a native binary AND-popcount product from this architecture ...
 #define MMA_ARCH_END 100   // ... to the ones before this
@@ -23,10 +24,10 @@
 // X(words a code, codes that a thread of the popcount scan keeps in registers)
 #define POPC_WIDTHS(X) X(1, 16) X(2, 8) X(4, 8) X(8, 4) X(12, 2) X(16, 2) X(20, 2) X(24, 2) X(28, 2) X(32, 2)
 // X(words a code, tiles that a warp of the tensor-core scan keeps in registers)
-#define MMA_WIDTHS(X) X(2, 8) X(4, 8) X(8, 4) X(12, 2) X(16, 2) X(20, 1) X(24, 1) X(28, 1) X(32, 1)
+#define MMA_WIDTHS(X) X(2, 8) X(4, 4) X(8, 4) X(12, 2) X(16, 2) X(20, 2) X(24, 2) X(28, 2) X(32, 2)
 // clang-format on
 
-struct ScanParams {           // scan, count, mma
+struct ScanParams {           // scan, count, mma, mma_count
     const uint32_t* codes;    // in the layout of hamming.cu
     uint64_t stride;          // codes in a plane, a multiple of ROW_STEP
     const uint32_t* queries;  // (n_queries, words)
@@ -38,6 +39,9 @@ struct ScanParams {           // scan, count, mma
     uint32_t rows;
     uint32_t n_queries;
     uint32_t group;  // queries of a block, a multiple of the query tile
+    uint32_t part;   // 0: all blocks of codes, 1: every `every`-th, 2: the others
+    uint32_t every;
+    uint32_t keep;  // 1: the codes fit the L2 cache
 };
 
 struct SampleParams {
@@ -45,18 +49,24 @@ struct SampleParams {
     uint64_t stride;
     const uint32_t* queries;
     uint32_t* histogram;  // (queries, bins), zero before
+    uint32_t* tickets;    // (groups of SAMPLE_QUERIES), zero before
     const uint32_t* removed;
+    const uint64_t* ceilings;  // (queries)
+    uint64_t* bounds;          // (queries), written
+    uint32_t n_queries;
     uint32_t rows;
     uint32_t runs;  // runs of RUN codes in the sample
     uint32_t step;  // codes from one run to the next
+    uint32_t rank;  // of the sampled distance that becomes the bound
 };
 
-struct FirstBoundParams {
-    const uint32_t* histogram;  // (queries, bins)
-    const uint64_t* ceilings;   // (queries)
-    uint64_t* bounds;           // (queries), written
+struct SecondBoundParams {
+    const uint64_t* keys;
+    const uint64_t* begin;   // (queries + 1), segments of keys
+    const uint32_t* counts;  // (queries), keys found
+    uint64_t* bounds;        // (queries), lowered
     uint32_t bins;
-    uint32_t rank;  // of the sampled distance that becomes the bound
+    uint32_t rank;  // of the key that becomes the bound
     uint32_t rows;
 };
 
@@ -67,7 +77,6 @@ struct FirstKeysParams {
     const uint32_t* counts;     // (queries), keys found
     const uint64_t* out_begin;  // (queries), where each query's answer starts
     uint64_t* out;              // written
-    uint64_t* kth;              // (queries), the k-th key where there are k
     uint32_t k;
     uint32_t bins;
     uint32_t row_bytes;  // bytes of the largest row number

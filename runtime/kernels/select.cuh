@@ -1,42 +1,5 @@
-// Selection: bounds from histograms, and the first k keys of each query in order. Included by
-// hamming.cu.
+// Selection: the first k keys of each query in order. Included by hamming.cu.
 #pragma once
-
-// Smallest bin whose running count reaches `rank`, by one warp; `bins` if none does.
-// below: the count before that bin; all 32 lanes of the first warp call, and all get the answer.
-__device__ __forceinline__ uint32_t find_bin(const uint32_t* histogram, uint32_t bins,
-                                             uint32_t rank, uint32_t& below) {
-    uint32_t lane = threadIdx.x & 31, carry = 0;
-    for (uint32_t base = 0; base < bins; base += 32) {
-        uint32_t own = base + lane < bins ? histogram[base + lane] : 0, sum = own;
-        for (uint32_t step = 1; step < 32; step *= 2) {
-            uint32_t other = __shfl_up_sync(FULL, sum, step);
-            if (lane >= step) sum += other;
-        }
-        uint32_t reached = __ballot_sync(FULL, carry + sum >= rank);
-        if (reached) {
-            uint32_t at = __ffs(reached) - 1;
-            below = carry + __shfl_sync(FULL, sum - own, at);
-            return base + at;
-        }
-        carry += __shfl_sync(FULL, sum, 31);
-    }
-    below = carry;
-    return bins;
-}
-
-// bounds[q] = a key that about `rank` sampled codes reach, at most ceilings[q]; no limit if the
-// sample is smaller. The last distance is cut by row, in proportion: codes of one distance are
-// taken to lie evenly among the rows. Grid: a warp (a block of 32 threads) a query.
-extern "C" __global__ void __launch_bounds__(32) first_bound(const FirstBoundParams p) {
-    const uint32_t* own = p.histogram + (uint64_t)blockIdx.x * p.bins;
-    uint32_t below, bin = find_bin(own, p.bins, p.rank, below);
-    if (threadIdx.x) return;
-    uint64_t bound = ~0ull, ceiling = p.ceilings[blockIdx.x];
-    if (bin < p.bins)
-        bound = key_of(bin, (uint32_t)((uint64_t)p.rows * (p.rank - below) / own[bin]));
-    p.bounds[blockIdx.x] = bound < ceiling ? bound : ceiling;
-}
 
 // Sort `size` keys, a power of two, in shared memory (bitonic network). All threads of the block
 // call.
@@ -99,9 +62,7 @@ __device__ __forceinline__ void sort_pass(const uint64_t* source, uint64_t* targ
 }
 
 // The min(k, n) smallest of the n keys in each query's segment, in order, to out[out_begin[q] ..].
-// scratch is as large as keys; row_bytes: bytes of the largest row; kth[q], where there are k, is
-// the k-th key: a bound for another scan if this one overflowed, since the k-th key of some codes
-// is never below the k-th key of all. Grid: a block a query.
+// scratch is as large as keys; row_bytes: bytes of the largest row. Grid: a block a query.
 extern "C" __global__ void __launch_bounds__(THREADS) first_keys(const FirstKeysParams p) {
     __shared__ uint32_t histogram[MAX_BINS], base[256], tallies[WARPS][256], farthest, kept;
     __shared__ uint64_t sorted[SORT_SIZE];
@@ -146,5 +107,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) first_keys(const FirstKeys
     }
     for (uint32_t i = threadIdx.x; i < wanted; i += THREADS)
         p.out[p.out_begin[query] + i] = result[i];
-    if (threadIdx.x == 0 && near >= p.k) p.kth[query] = result[p.k - 1];
 }

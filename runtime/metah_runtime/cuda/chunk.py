@@ -75,33 +75,64 @@ class DeviceChunk:
             row_step=self.words, plane_step=4,
         )  # fmt: skip
 
-    def sample(self, plan: planner.SamplePlan, packed: int, n: int, histogram: int) -> None:
-        """Count the distances between n queries and a sample of the rows."""
-        self.device.fill(histogram, 0, 4 * n * self.bins)
+    def sample(
+        self, plan: planner.SamplePlan, packed: int, n: int, *,
+        histogram: int, tickets: int, ceilings: int, bounds: int,
+    ) -> None:  # fmt: skip
+        """Bound the distances of n queries by a sample of the rows.
+
+        histogram: ``histogram_bytes(n)``, and tickets, ``ticket_bytes(n)``: zero before.
+        """
         given = parameters(
             "SampleParams", codes=self.codes, stride=planner.padded_rows(self.rows),
-            queries=packed, histogram=histogram, removed=self.removed, rows=self.rows,
-            runs=plan.runs, step=plan.step,
+            queries=packed, histogram=histogram, tickets=tickets, removed=self.removed,
+            ceilings=ceilings, bounds=bounds, n_queries=n, rows=self.rows, runs=plan.runs,
+            step=plan.step, rank=plan.rank,
         )  # fmt: skip
-        self.device.launch(f"sample_w{self.words}", (plan.blocks, n), planner.THREADS, given)
+        grid = plan.blocks, -(-n // planner.SAMPLE_QUERIES)
+        self.device.launch(f"sample_w{self.words}", grid, planner.THREADS, given)
 
-    def scan(self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int) -> None:
-        """Append every key up to its query's bound to its query's buffer; count them all."""
+    def histogram_bytes(self, n: int) -> int:
+        """Bytes of the histograms of n queries."""
+        return 4 * n * self.bins
+
+    @staticmethod
+    def ticket_bytes(n: int) -> int:
+        """Bytes of the tickets by which a sample's last block is found."""
+        return 4 * -(-n // planner.SAMPLE_QUERIES)
+
+    def scan(
+        self, packed: int, n: int, bounds: int, begin: int, counts: int, keys: int, *,
+        part: int = planner.ALL, every: int = 1,
+    ) -> None:  # fmt: skip
+        """Append every key up to its query's bound to its query's buffer; count them all.
+
+        counts: zero before. part, every: see ``planner.plan_scan``.
+        """
+        device = self.device
         plan = planner.plan_scan(
-            bits=self.bits, rows=self.rows, queries=n, arch=self.device.arch,
-            processors=self.device.processors, count=not keys,
+            bits=self.bits, rows=self.rows, queries=n, arch=device.arch,
+            processors=device.processors, count=not keys, part=part, every=every,
         )  # fmt: skip
-        self.device.fill(counts, 0, 4 * n)
         given = parameters(
             "ScanParams", codes=self.codes, stride=planner.padded_rows(self.rows), queries=packed,
             bounds=bounds, begin=begin, counts=counts, keys=keys, removed=self.removed,
-            rows=self.rows, n_queries=n, group=plan.group,
+            rows=self.rows, n_queries=n, group=plan.group, part=part, every=every,
+            keep=planner.fits_cache(self.rows, self.bits, device.cache),
         )  # fmt: skip
-        self.device.launch(plan.kernel, plan.grid, planner.THREADS, given)
+        if plan.grid[0]:
+            device.launch(plan.kernel, plan.grid, planner.THREADS, given)
 
     def count(self, packed: int, n: int, bounds: int, counts: int) -> None:
-        """Count the keys up to each query's bound."""
+        """Count the keys up to each query's bound; counts: zero before."""
         self.scan(packed, n, bounds, 0, counts, 0)
+
+    def second_bound(self, n: int, rank: int, **buffers: int) -> None:
+        """Lower the bounds to the ``rank``-th kept key; buffers: fields of SecondBoundParams."""
+        given = parameters(
+            "SecondBoundParams", bins=self.bins, rank=rank, rows=self.rows, **buffers
+        )
+        self.device.launch("second_bound", (n, 1), planner.THREADS, given)
 
     def first_keys(self, n: int, **buffers: int) -> None:
         """Sort the first k keys of each query's buffer; buffers: fields of FirstKeysParams."""

@@ -49,6 +49,10 @@ class Device(Protocol):
         """Number of streaming multiprocessors."""
 
     @property
+    def cache(self) -> int:
+        """Bytes of the L2 cache."""
+
+    @property
     def stream(self) -> int:
         """Handle of its stream; 0 for the default stream."""
 

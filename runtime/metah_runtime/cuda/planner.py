@@ -28,8 +28,19 @@ MAX_ROWS = 1 << 31
 MAX_QUERIES = 16384
 """Queries of one launch; the y axis of a grid ends at 65535."""
 
-_MMA_QUERIES = 48  # from here on the tensor cores are faster
+SAMPLE_QUERIES = _KERNELS.numbers["SAMPLE_QUERIES"]
+"""Queries that one load of the sample meets."""
+
+MMA_QUERIES = {2: 4, 4: 5} | dict.fromkeys((8, 12, 16, 20, 24, 28, 32), 7)
+"""Queries from which the tensor cores are faster, by words: the model of benchmarks/gpu_predict.py
+on the machine code for 9.0, whose table shows each crossing; to be measured."""
+
+ALL, FIRST, REST = 0, 1, 2
+"""Parts of a scan: all blocks of codes, or one in ``every`` of them, and then the others."""
+
 _KEY = 8  # bytes
+_PAIRS = 1 << 30  # queries times rows from which a second bound pays for its two launches
+_MANY = 1 << 14  # keys of a query past the first bound, from which it pays for any batch
 
 
 def padded_words(bits: int) -> int:
@@ -67,45 +78,82 @@ class SamplePlan:
 
 
 def plan_scan(
-    *, bits: int, rows: int, queries: int, arch: int, processors: int, count: bool = False
+    *,
+    bits: int,
+    rows: int,
+    queries: int,
+    arch: int,
+    processors: int,
+    count: bool = False,
+    part: int = ALL,
+    every: int = 1,
 ) -> ScanPlan:
-    """Plan a scan of ``rows`` codes for ``queries`` queries; count: only count, by popcount.
+    """Plan a scan of ``rows`` codes for ``queries`` queries; count: only count.
 
-    Tensor cores have a native binary AND-popcount product on some architectures only.
+    part: ALL blocks of codes, the FIRST of each ``every`` of them, or the REST. Tensor cores have a
+    native binary AND-popcount product on some architectures only.
     """
     words, numbers = padded_words(bits), _KERNELS.numbers
     native = numbers["MMA_ARCH_FIRST"] <= arch < numbers["MMA_ARCH_END"]
-    if native and not count and words in _KERNELS.mma_tiles and queries >= _MMA_QUERIES:
-        name, unit = "mma", numbers["MMA_QUERY_TILE"]
+    if native and words in _KERNELS.mma_tiles and queries >= MMA_QUERIES[words]:
+        name, unit = "mma_count" if count else "mma", numbers["MMA_QUERY_TILE"]
         codes = THREADS // 32 * numbers["MMA_TILE_CODES"] * _KERNELS.mma_tiles[words]
     else:
         name, unit = "count" if count else "scan", numbers["QUERY_TILE"]
         codes = THREADS * _KERNELS.popc_codes[words]
     across = -(-rows // codes)
+    if part != ALL:
+        first = -(-across // every)
+        across = first if part == FIRST else across - first
     groups = -(-queries // unit)
-    wanted = -(-8 * processors // across)  # blocks enough for every multiprocessor
+    wanted = -(-8 * processors // max(1, across))  # blocks enough for every multiprocessor
     down = max(1, min(groups, wanted))
     group = -(-groups // down) * unit
     return ScanPlan(kernel=f"{name}_w{words}", grid=(across, -(-queries // group)), group=group)
 
 
-def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> SamplePlan:
-    """Plan the sample whose ``rank``-th distance bounds the k-th of all with near certainty.
+def fits_cache(rows: int, bits: int, cache: int) -> bool:
+    """Whether codes stay in an L2 cache of ``cache`` bytes from one search to the next."""
+    return 4 * code_bytes(rows, bits) <= 3 * cache
 
-    With e = k size / rows sampled codes expected among the k nearest, rank = e + 4 sqrt(e) + 4.
+
+def plan_rank(*, expected: float) -> int:
+    """Rank in a sample that bounds the k-th of all with near certainty; expected: of the k there.
+
+    e + 4 sqrt(e) + 4: four standard deviations above e, and 4 for a small e.
     """
+    return min(math.ceil(expected + 4 * math.sqrt(expected) + 4), (1 << 32) - 1)
+
+
+def plan_sample(*, rows: int, queries: int, k: int, rank: int | None = None) -> SamplePlan:
+    """Plan the sample whose ``rank``-th distance bounds the k-th of all; default ``plan_rank``."""
     size = min(rows, max(4096, min(65536, rows // 8)))
     runs = max(1, size // RUN)
-    expected = k * RUN * runs / rows
     if rank is None:
-        rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
-    blocks = max(1, min(-(-runs // 8), 1024 // queries))
+        rank = plan_rank(expected=k * RUN * runs / rows)
+    groups = -(-queries // SAMPLE_QUERIES)
+    blocks = max(1, min(-(-runs // 8), 1024 // groups))
     return SamplePlan(runs=runs, step=rows // runs, rank=min(rank, (1 << 32) - 1), blocks=blocks)
 
 
-def plan_room(*, rows: int, k: int, sample: SamplePlan | None) -> int:
-    """Keys that the buffer of one query holds: three times what the bound lets through, >= k."""
+def plan_parts(*, rows: int, queries: int, sample: SamplePlan | None) -> int:
+    """Return ``every``: one block of codes in so many is scanned before a second bound; 1: none.
+
+    The keys that the first part leaves are a larger sample than the first one.
+    """
+    if sample is None:
+        return 1
+    through = sample.rank * rows // (RUN * sample.runs)
+    if through >= _MANY:
+        return 64
+    return 16 if rows * queries >= _PAIRS and rows >= 1 << 20 else 1
+
+
+def plan_room(*, rows: int, k: int, sample: SamplePlan | None, every: int = 1) -> int:
+    """Keys that the buffer of one query holds: three times what the bounds let through, >= k."""
     through = rows if sample is None else sample.rank * rows // (RUN * sample.runs)
+    if every > 1:
+        through = through // every + plan_rank(expected=k / every) * every
     return min(rows, max(2048, k + 3 * through))
 
 

@@ -54,7 +54,9 @@ def _bounds(chunk: DeviceChunk, n: int, radius: int) -> int:
 
 def _count(chunk: DeviceChunk, packed: int, n: int, radius: int) -> NDArray[np.int64]:
     counts = chunk.workspace.get("counts", 4 * n)
-    chunk.count(packed, n, _bounds(chunk, n, radius), counts)
+    bounds = _bounds(chunk, n, radius)
+    chunk.device.fill(counts, 0, 4 * n)
+    chunk.count(packed, n, bounds, counts)
     hits = np.empty(n, np.uint32)
     chunk.device.read(counts, hits)
     return hits.astype(np.int64)
@@ -83,10 +85,11 @@ def _fill(chunk: DeviceChunk, packed: int, hits: NDArray[np.int64], radius: int)
     chunk.device.write(starts, begin)
     counts = get("counts", 4 * n)
     keys, scratch = get("keys", KEY_BYTES * total), get("scratch", KEY_BYTES * total)
+    chunk.device.fill(counts, 0, 4 * n)
     chunk.scan(packed, n, bounds, starts, counts, keys)
     chunk.first_keys(
         n, keys=keys, scratch=scratch, begin=starts, counts=counts, k=ALL_ROWS, out_begin=starts,
-        out=keys, kth=0,
+        out=keys,
     )  # fmt: skip
     out = np.empty(total, np.uint64)
     chunk.device.read(keys, out)

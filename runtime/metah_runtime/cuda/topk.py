@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.chunk import KEY_BYTES, NO_KEY, DeviceChunk, Keys
-from metah_runtime.cuda.interface import parameters
 from metah_runtime.cuda.queries import DeviceCodes, Queries, slice_queries
 from metah_runtime.cuda.workspace import Workspace
 from metah_runtime.errors import ConfigError
@@ -27,6 +27,8 @@ class TopkPlan:
     rank: int | None
     batch: int
     """Queries of one scan."""
+    every: int
+    """One block of codes in so many is scanned before a second bound; 1: there is none."""
 
 
 def plan_topk(chunk: DeviceChunk, n: int, k: int) -> TopkPlan:
@@ -34,10 +36,12 @@ def plan_topk(chunk: DeviceChunk, n: int, k: int) -> TopkPlan:
     k = min(k, chunk.alive)
     sample = None
     if chunk.rows > UNSAMPLED_ROWS:
-        sample = planner.plan_sample(rows=chunk.rows, queries=max(1, min(n, 64)), k=k)
-    room = planner.plan_room(rows=chunk.rows, k=k, sample=sample)
+        sample = planner.plan_sample(rows=chunk.rows, queries=max(1, n), k=k)
+    every = planner.plan_parts(rows=chunk.rows, queries=n, sample=sample)
+    room = planner.plan_room(rows=chunk.rows, k=k, sample=sample, every=every)
     batch = planner.plan_queries(room=room, budget=chunk.workspace.budget)
-    return TopkPlan(k=k, room=room, rank=None if sample is None else sample.rank, batch=batch)
+    rank = None if sample is None else sample.rank
+    return TopkPlan(k=k, room=room, rank=rank, batch=batch, every=every)
 
 
 def search_topk(chunk: DeviceChunk, queries: Queries, k: int, ceilings: Keys | None = None) -> Keys:
@@ -76,7 +80,9 @@ class TopkResult:
 class TopkScan:
     """One scan: its buffers, its launches and its result.
 
-    bounds: (n,) largest keys to keep, default those of the plan's rank in a sample.
+    bounds: (n,) largest keys to keep, default those of the plan's rank in a sample. Copied back is
+    ``result``: keys (n, k), bounds (n,) if sampled, counts (n,) uint32. What must
+    be zero before lies behind.
     """
 
     def __init__(
@@ -86,19 +92,25 @@ class TopkScan:
         get = chunk.workspace.get
         self._chunk, self._plan, self._n, self._ceilings = chunk, plan, n, ceilings
         self.packed = get("queries", 4 * n * chunk.words)
-        self.size = n * plan.k * KEY_BYTES + 4 * n
-        self.result = get("result", self.size)
-        self._kth, self._bounds = get("kth", KEY_BYTES * n), get("bounds", KEY_BYTES * n)
+        self.size = n * (plan.k * KEY_BYTES + KEY_BYTES + 4)
+        self._sampled = bounds is None and plan.rank is not None
+        self._zeroed = 4 * n
+        if self._sampled:
+            self._zeroed += chunk.ticket_bytes(n) + chunk.histogram_bytes(n)
+        self.result = get("result", self.size - 4 * n + self._zeroed)
+        self._counts = self.result + self.size - 4 * n
+        self._bounds = self._counts - KEY_BYTES * n
         self._keys = get("keys", n * plan.room * KEY_BYTES)
         self._scratch = get("scratch", n * plan.room * KEY_BYTES)
         self._limits = self._tables()
-        self._sampled = bounds is None and plan.rank is not None
-        if self._sampled:
-            self._histogram = get("histogram", 4 * n * chunk.bins)
-        elif bounds is not None:
+        self._given = self._full() if bounds is None else bounds
+        if bounds is not None:
             chunk.device.write(self._bounds, bounds)
-        else:
+        elif not self._sampled:
             self._bounds = self._limits
+
+    def _full(self) -> Keys:
+        return np.full(self._n, NO_KEY) if self._ceilings is None else self._ceilings
 
     def _tables(self) -> int:
         """Return ceilings (n), starts of the buffers (n + 1) and of the answers (n), as uint64."""
@@ -106,10 +118,9 @@ class TopkScan:
         address = workspace.get("tables", KEY_BYTES * (3 * n + 1))
         contents = address, n, self._plan.k, self._plan.room
         if self._ceilings is not None or contents != workspace.tables:
-            limits = np.full(n, NO_KEY) if self._ceilings is None else self._ceilings
             begin = np.arange(n + 1, dtype=np.uint64) * np.uint64(self._plan.room)
             starts = np.arange(n, dtype=np.uint64) * np.uint64(self._plan.k)
-            self._chunk.device.write(address, np.concatenate([limits, begin, starts]))
+            self._chunk.device.write(address, np.concatenate([self._full(), begin, starts]))
             workspace.tables = contents if self._ceilings is None else None
         return address
 
@@ -117,13 +128,24 @@ class TopkScan:
         """Launch everything from the packed queries to the result, without waiting."""
         chunk, n, plan = self._chunk, self._n, self._plan
         begin = self._limits + KEY_BYTES * n
-        counts = self.result + n * plan.k * KEY_BYTES
+        chunk.device.fill(self._counts, 0, self._zeroed)
         if self._sampled:
             self._sample_bounds()
-        chunk.scan(self.packed, n, self._bounds, begin, counts, self._keys)
+        scan = partial(
+            chunk.scan, self.packed, n, self._bounds, begin, self._counts, self._keys
+        )  # fmt: skip
+        if self._sampled and plan.every > 1:
+            scan(part=planner.FIRST, every=plan.every)
+            chunk.second_bound(
+                n, planner.plan_rank(expected=plan.k / plan.every), keys=self._keys, begin=begin,
+                counts=self._counts, bounds=self._bounds,
+            )  # fmt: skip
+            scan(part=planner.REST, every=plan.every)
+        else:
+            scan()
         chunk.first_keys(
-            n, keys=self._keys, scratch=self._scratch, begin=begin, counts=counts, k=plan.k,
-            out_begin=begin + KEY_BYTES * (n + 1), out=self.result, kth=self._kth,
+            n, keys=self._keys, scratch=self._scratch, begin=begin, counts=self._counts, k=plan.k,
+            out_begin=begin + KEY_BYTES * (n + 1), out=self.result,
         )  # fmt: skip
 
     def on(self, chunk: DeviceChunk) -> "TopkScan":
@@ -134,15 +156,12 @@ class TopkScan:
 
     def _sample_bounds(self) -> None:
         chunk, n, plan = self._chunk, self._n, self._plan
-        sample = planner.plan_sample(
-            rows=chunk.rows, queries=min(n, 1024), k=plan.k, rank=plan.rank
-        )
-        chunk.sample(sample, self.packed, n, self._histogram)
-        given = parameters(
-            "FirstBoundParams", histogram=self._histogram, ceilings=self._limits,
-            bounds=self._bounds, bins=chunk.bins, rank=sample.rank, rows=chunk.rows,
+        sample = planner.plan_sample(rows=chunk.rows, queries=n, k=plan.k, rank=plan.rank)
+        tickets = self._counts + 4 * n
+        chunk.sample(
+            sample, self.packed, n, histogram=tickets + chunk.ticket_bytes(n), tickets=tickets,
+            ceilings=self._limits, bounds=self._bounds,
         )  # fmt: skip
-        chunk.device.launch("first_bound", (n, 1), 32, given)
 
     def read(self) -> TopkResult:
         """Wait, and copy the result to the CPU."""
@@ -151,20 +170,20 @@ class TopkScan:
         return self.check(answer)
 
     def check(self, answer: NDArray[np.uint8]) -> TopkResult:
-        """Find the queries whose buffer overflowed, or whose bound let fewer than k keys pass."""
-        n, k, room, device = self._n, self._plan.k, self._plan.room, self._chunk.device
+        """Find the queries whose buffer overflowed, or whose k-th key is beyond their last bound.
+
+        Such a key is a sharper bound, since the k-th of some rows is never below that of all.
+        """
+        n, k, room = self._n, self._plan.k, self._plan.room
         found = answer[: n * k * KEY_BYTES].view(np.uint64).reshape(n, k)
-        hits = answer[n * k * KEY_BYTES :].view(np.uint32)
+        bounds = self._given
+        if self._sampled:
+            bounds = answer[n * k * KEY_BYTES : n * (k + 1) * KEY_BYTES].view(np.uint64)
+        hits = answer[n * (k + 1) * KEY_BYTES :].view(np.uint32)
         found = np.where(np.arange(k) < np.minimum(hits, room)[:, None], found, NO_KEY)
-        over, short = hits > room, hits < k
-        if not (over | short).any():
-            return TopkResult(found, np.empty(0, np.intp), np.empty(0, np.uint64))
-        bounds, kth = np.empty(n, np.uint64), np.empty(n, np.uint64)
-        device.read(self._bounds, bounds)
-        full = np.full(n, NO_KEY) if self._ceilings is None else self._ceilings
-        failed = np.flatnonzero(over | (short & (bounds < full)))
-        device.read(self._kth, kth)
-        return TopkResult(found, failed, np.where(over, kth, NO_KEY)[failed])
+        kth = found[:, k - 1]
+        failed = np.flatnonzero((hits > room) | ((kth > bounds) & (bounds < self._full())))
+        return TopkResult(found, failed, kth[failed])
 
 
 def complete(
@@ -172,9 +191,9 @@ def complete(
 ) -> Keys:
     """Scan failed queries again until none is left; return the keys of all.
 
-    After an overflow the k-th key kept is a sharper bound, and the next buffer has four times the
-    room. A bound that let fewer than k keys pass is taken from a higher rank of the sample. Both
-    end: with room for all rows, and without a bound.
+    With k keys kept, the k-th is the next bound, and the next buffer has four times the room. A
+    bound that let fewer than k keys pass is taken from a higher rank of the sample. Both end: with
+    room for all rows, and without a bound.
     """
     keys = first.keys
     todo = [(first.failed, plan, first.bounds)] if first.failed.size else []
@@ -197,6 +216,7 @@ def _retries(
 ) -> Iterator[tuple[NDArray[np.intp], TopkPlan, Keys | None]]:
     """Yield (queries, plan, bounds or None to sample) of the scans that failed queries need."""
     over = bounds != NO_KEY
+    plan = replace(plan, every=1)
     more = replace(plan, room=min(chunk.rows, 4 * plan.room))
     higher = replace(plan, rank=None if plan.rank is None else 16 * plan.rank)
     for chosen, retry, sharper in ((rows[over], more, bounds[over]), (rows[~over], higher, None)):
@@ -224,9 +244,10 @@ class CapturedSearch:
     """
 
     def __init__(self, chunk: DeviceChunk, n: int, k: int) -> None:
-        self._plan = plan_topk(chunk, 1, k)
+        known = isinstance(n, int) and not isinstance(n, bool)
+        self._plan = plan_topk(chunk, max(1, n) if known else 1, k)
         most = self._plan.batch
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
+        if not known or not 1 <= n <= most:
             raise ConfigError(
                 f"batch must be a whole number in 1..{most} for the {k} nearest on this GPU, "
                 f"got {n!r}"

@@ -52,6 +52,7 @@ class BindingsDevice:
             key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         ) + self._attribute(key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self.processors = self._attribute(key.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self.cache = self._attribute(key.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
 
     def _attribute(self, key: Any) -> int:
         return int(check(cuda.cuDeviceGetAttribute(key, self._device)))

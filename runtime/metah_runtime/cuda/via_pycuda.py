@@ -73,6 +73,7 @@ class PycudaDevice:
         major, minor = self._device.compute_capability()
         self.arch = 10 * major + minor
         self.processors = int(self._device.multiprocessor_count)
+        self.cache = int(self._device.l2_cache_size)
 
     @property
     def stream(self) -> int:

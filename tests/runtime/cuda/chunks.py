@@ -3,7 +3,7 @@
 import numpy as np
 
 from metah_runtime.cuda import planner
-from metah_runtime.cuda.chunk import DeviceChunk
+from metah_runtime.cuda.chunk import NO_KEY, DeviceChunk
 from metah_runtime.cuda.uploader import Uploader
 from metah_runtime.cuda.workspace import Workspace
 
@@ -37,3 +37,22 @@ def put_queries(chunk, queries):
     address = chunk.workspace.get("queries", 4 * len(queries) * chunk.words)
     chunk.put_queries(queries, address)
     return address
+
+
+def sample(chunk, plan, queries, ceilings=None):
+    """Run one sample; return (histograms (q, bins), bounds (q,)), which no search shows."""
+    n, device = len(queries), chunk.device
+    sizes = {"histogram": chunk.histogram_bytes(n), "tickets": chunk.ticket_bytes(n)}
+    buffers = {name: device.alloc(size) for name, size in sizes.items()}
+    for name, address in buffers.items():
+        device.fill(address, 0, sizes[name])
+    buffers |= {name: device.alloc(8 * n) for name in ("ceilings", "bounds")}
+    limits = np.full(n, NO_KEY) if ceilings is None else ceilings
+    device.write(buffers["ceilings"], limits)
+    chunk.sample(plan, put_queries(chunk, queries), n, **buffers)
+    histogram, bounds = np.empty((n, chunk.bins), np.uint32), np.empty(n, np.uint64)
+    device.read(buffers["histogram"], histogram)
+    device.read(buffers["bounds"], bounds)
+    for address in buffers.values():
+        device.free(address)
+    return histogram, bounds

@@ -56,7 +56,7 @@ int cuDeviceGetCount(int* count) { return *count = 1, started ? ok : not_initial
 int cuDeviceGet(int* device, int number) { return *device = number, number == 0 ? ok : invalid_value; }
 int cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, length, "NVIDIA Fake"), ok; }
 int cuDeviceGetAttribute(int* value, int key, int) {
-  *value = key == 75 ? 9 : key == 76 ? 0 : key == 16 ? 4 : 0;
+  *value = key == 75 ? 9 : key == 76 ? 0 : key == 16 ? 4 : key == 38 ? 50 << 20 : 0;
   return ok;
 }
 int cuDeviceComputeCapability(int* major, int* minor, int) { return *major = 9, *minor = 0, ok; }

@@ -125,6 +125,7 @@ def fake_pycuda(device):
 
     class Device:
         multiprocessor_count = 132
+        l2_cache_size = 50 << 20
 
         def __init__(self, number):
             assert number == 0

@@ -13,6 +13,7 @@ from tests.runtime.cuda.simulator import SimulatedDevice, build, kernel_sources
 
 from metah_runtime import reference
 from metah_runtime.cuda import planner
+from metah_runtime.cuda.chunk import NO_KEY
 from metah_runtime.cuda.driver import DeviceError
 from metah_runtime.cuda.search import CudaSearch
 
@@ -29,10 +30,12 @@ def sources():
         texts["interface.h"] = re.sub(
             rf"(#define {kind}_WIDTHS\(X\)).*", r"\1 X(2, 8)", texts["interface.h"]
         )
-    main = texts["hamming.cu"]
-    assert main.count(f"if ((hits >> lane & 1) && {ROOM})") == 1
-    main = main.replace(f"&& {ROOM})", f"&& (metah_removed == {NO_ROOM_CHECK} || {ROOM}))")
-    texts["hamming.cu"] = f'extern "C" int metah_removed; int metah_removed = -1;\n{main}'
+    popc = texts["popc.cuh"]
+    assert popc.count(f"if ((hits >> lane & 1) && {ROOM})") == 1
+    popc = popc.replace(f"&& {ROOM})", f"&& (metah_removed == {NO_ROOM_CHECK} || {ROOM}))")
+    texts["popc.cuh"] = popc
+    declared = 'extern "C" int metah_removed; int metah_removed = -1;\n'
+    texts["hamming.cu"] = declared + texts["hamming.cu"]
     for number, name in barriers():
         before, after = texts[name].split(f" {BARRIER}", 1)
         texts[name] = f"{before} if (metah_removed != {number}) {BARRIER[:-1]} ;{after}"
@@ -87,21 +90,48 @@ def _exact(library, arch, seed, n, q, k):
 
 
 def sample_exact(library, seed):
-    """Whether the sample of 64-bit codes counts every distance once."""
+    """Whether the sample of 64-bit codes counts every distance once, before it makes the bound."""
+    try:
+        return _sample_exact(library, seed)
+    except DeviceError:
+        return False
+
+
+def _sample_exact(library, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256, (1000, 8), dtype=np.uint8)
+    plan = planner.SamplePlan(runs=32, step=32, rank=300, blocks=4)
     with SimulatedDevice(library, seed=seed) as device:
-        chunk = chunks.load(device, codes)
-        histogram = device.alloc(4 * 65)
-        packed = chunks.put_queries(chunk, codes[:1])
-        chunk.sample(planner.SamplePlan(runs=32, step=32, rank=1, blocks=1), packed, 1, histogram)
-        found = np.empty(65, np.uint32)
-        device.read(histogram, found)
-    truth = np.bincount(reference.distances(codes[:1], codes)[0], minlength=65)
-    return np.array_equal(found, truth)
+        histogram, bounds = chunks.sample(chunks.load(device, codes), plan, codes[:9])
+    distances = reference.distances(codes[:9], codes)
+    counts = [np.bincount(row, minlength=65) for row in distances]
+    return np.array_equal(histogram, counts) and np.array_equal(
+        bounds >> np.uint64(32), np.sort(distances)[:, 299]
+    )
+
+
+def second_bound_exact(library, seed):
+    """Whether the second bound counts every key that was kept once."""
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 65, 1000).astype(np.uint64) << np.uint64(32)
+    with SimulatedDevice(library, seed=seed) as device:
+        chunk = chunks.load(device, np.zeros((1000, 8), np.uint8))
+        buffers = {
+            "keys": keys,
+            "begin": np.array([0, 1000], np.uint64),
+            "counts": np.array([1000], np.uint32),
+            "bounds": np.array([NO_KEY], np.uint64),
+        }
+        places = {name: device.alloc(array.nbytes) for name, array in buffers.items()}
+        for name, array in buffers.items():
+            device.write(places[name], array)
+        chunk.second_bound(1, 300, **places)
+        bound = np.empty(1, np.uint64)
+        device.read(places["bounds"], bound)
+    return bound[0] >> np.uint64(32) == np.sort(keys)[299] >> np.uint64(32)
 
 
 __all__ = [
     "NO_ROOM_CHECK", "POPC", "TENSOR", "barriers", "build", "exact", "remove", "sample_exact",
-    "sources",
+    "second_bound_exact", "sources",
 ]  # fmt: skip

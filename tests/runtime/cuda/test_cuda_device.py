@@ -35,7 +35,7 @@ def test_queries_on_the_device_stay_there(simulate, monkeypatch):
     same(index.search(given, 30), truth)
     device.copies.clear()
     same(index.search(given, 30), truth)
-    assert device.copies == [("read", 12 * (30 * 8 + 4))]
+    assert device.copies == [("read", 12 * (30 * 8 + 8 + 4))]
     monkeypatch.setattr(planner, "plan_room", lambda k, **_: k)
     device.copies.clear()
     same(index.search(given, 30), truth)
@@ -113,9 +113,9 @@ def test_a_captured_search(simulate, monkeypatch, deferred):
         part = DeviceCodes(given.address + start * 6, 4, 6)
         same(index.search(part, 30), truth)
     assert len(device.replays) == 6
-    size = 4 * (30 * 8 + 4)
+    size = 4 * (30 * 8 + 8 + 4)
     assert device.copies == 3 * [("write", 24), ("read", size), ("read", size)]
-    assert device.launches[:5] == ["pack", "sample_w2", "first_bound", "scan_w2", "first_keys"]
+    assert device.launches[:5] == ["pack", "sample_w2", "mma_w2", "first_keys", "pack"]
     same(index.search(queries[:3], 30), reference.search(queries[:3], codes, 30))
     same(index.search(queries[:4], 29), reference.search(queries[:4], codes, 29))
     assert len(device.replays) == 6
@@ -142,6 +142,29 @@ def test_a_captured_search_that_overflows(simulate, monkeypatch):
     for some in (codes[:4], given):
         same(index.search(some, 50), reference.search(codes[:4], codes, 50))
     assert scans(device) > 4
+
+
+@pytest.mark.parametrize("arch", [90, 120])
+@pytest.mark.parametrize("order", ["uniform", "clustered", "farthest first", "nearest first"])
+def test_a_second_bound(simulate, monkeypatch, arch, order):
+    """Scanned in two parts, eager and as a graph, whatever the order of the rows."""
+    monkeypatch.setattr(planner, "plan_parts", lambda **_: 4)
+    rng = np.random.default_rng(12)
+    codes = make(rng, 20000, 8, "clustered" if order == "clustered" else "uniform")
+    queries = make(rng, 9, 8, "uniform")
+    if order.endswith("first"):
+        near = np.argsort(reference.distances(queries[:1], codes)[0])
+        codes = codes[near if order == "nearest first" else near[::-1]]
+    removed = rng.random(len(codes)) < 0.3
+    rest = np.flatnonzero(~removed)
+    device = simulate(arch=arch, seed=3, deferred=True)
+    index = CudaSearch(codes, removed=removed, devices=[device])
+    for k in (1, 60, 3000):
+        truth = reference.search(queries, codes[rest], k, rest)
+        same(index.search(queries, k), truth)
+        index.capture(9, k)
+        same(index.search(queries, k), truth)
+    assert device.launches.count("second_bound") >= 6
 
 
 def test_what_cannot_be_captured(simulate):

@@ -275,7 +275,7 @@ def test_code_index_on_a_gpu(simulate, monkeypatch, with_ids):
         cpu.capture(5, 20)
     with pytest.raises(ConfigError, match=r"batch must be a whole number in 1..\d+ .*, got 0"):
         gpu.capture(0, 20)
-    assert "scan_w2" in device.launches
+    assert "mma_w2" in device.launches
     with pytest.raises(ConfigError, match="device must be one of"):
         CodeIndex(CODES, device="tpu")
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,21 +70,22 @@ def test_popc_of_the_inner_loop(code):
 def test_tensor_cores_where_they_are(code):
     arch, kernels = code
     for width in WIDTHS[1:]:
-        name = f"mma_w{width}"
-        if arch not in TENSOR:
-            assert name not in kernels, "emulated there, slower than POPC"
-            continue
-        hot = sass.hot_loop(kernels[name])
-        shape = "168128" if width == 2 else "168256"
-        native = [o for o in hot if o.opcode == f"BMMA.{shape}.AND.POPC"]
-        tiles = {2: 8, 4: 8, 8: 4, 12: 2, 16: 2}.get(width, 1)
-        assert len(native) == tiles * max(1, width // 4), name
-        assert sass.opcode_counts(hot)["POPC"] == 0, name
+        for name in (f"mma_w{width}", f"mma_count_w{width}"):
+            if arch not in TENSOR:
+                assert name not in kernels, "emulated there, slower than POPC"
+                continue
+            hot = sass.hot_loop(kernels[name])
+            tiles = {2: 8, 4: 4, 8: 4}.get(width, 2)
+            planes = 1 if width == 2 else width // 4  # products of 128 bits, two in one of 256
+            shapes = Counter(o.opcode for o in hot if o.opcode.startswith("BMMA"))
+            wanted = {"168256": tiles * (planes // 2), "168128": tiles * (planes % 2)}
+            assert shapes == {f"BMMA.{s}.AND.POPC": n for s, n in wanted.items() if n}, name
+            assert sass.opcode_counts(hot)["POPC"] == 0, name
 
 
 def test_all_kernels_are_there(code):
     arch, kernels = code
-    assert len(kernels) == 3 * 10 + 4 + (9 if arch in TENSOR else 0)
+    assert len(kernels) == 3 * 10 + 4 + (18 if arch in TENSOR else 0)
 
 
 def test_hot_loop_leaves_out_the_rare_path():

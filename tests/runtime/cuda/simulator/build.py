@@ -29,7 +29,7 @@ def kernel_names(texts: dict[str, str]) -> list[str]:
     """Return the names of the kernels in source texts."""
     header = interface.parse(texts[interface.HEADER])
     names = [f"{kind}_w{w}" for w in header.popc_codes for kind in ("scan", "count", "sample")]
-    names += [f"mma_w{w}" for w in header.mma_tiles]
+    names += [f"{kind}_w{w}" for w in header.mma_tiles for kind in ("mma", "mma_count")]
     return names + [name for text in texts.values() for name in _ENTRY.findall(text)]
 
 

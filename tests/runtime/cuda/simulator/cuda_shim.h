@@ -358,7 +358,7 @@ uint32_t __match_any_sync(uint32_t mask, T value, METAH_HERE) {
   });
 }
 
-// d += ones(a & b) with the fragments of mma.m16n8k128 (PARTS 1) and mma.m16n8k256 (PARTS 2), .b1, by the tables of the
+// d = c + ones(a & b) with the fragments of mma.m16n8k128 (PARTS 1) and mma.m16n8k256 (PARTS 2), .b1, by the tables of the
 // PTX ISA: lane 4 g + t holds, for each part of 128 columns, word t of rows g and g + 8 of a and of column g of b, and
 // of d the rows g, g, g + 8, g + 8 at columns 2 t, 2 t + 1, 2 t, 2 t + 1.
 template <size_t PARTS>
@@ -379,11 +379,15 @@ void mma_b1_parts(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32
     return 0;
   });
 }
-inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1], METAH_HERE) {
-  mma_b1_parts<1>(d, a, b, place);
+inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1], const uint32_t (&c)[4], METAH_HERE) {
+  uint32_t sum[4] = {c[0], c[1], c[2], c[3]};
+  mma_b1_parts<1>(sum, a, b, place);
+  std::copy(sum, sum + 4, d);
 }
-inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], METAH_HERE) {
-  mma_b1_parts<2>(d, a, b, place);
+inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const uint32_t (&c)[4], METAH_HERE) {
+  uint32_t sum[4] = {c[0], c[1], c[2], c[3]};
+  mma_b1_parts<2>(sum, a, b, place);
+  std::copy(sum, sum + 4, d);
 }
 
 // ---- the rest of the language --------------------------------------------------------------------------------------
@@ -393,5 +397,8 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline uint32_t atomicAdd(uint32_t* at, uint32_t value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline uint64_t policy_of(uint32_t) { return 0; }
 template <class T>
-T __ldcs(const T* at) { return *at; }
+T load_hinted(const T* at, uint64_t) { return *at; }

@@ -85,8 +85,8 @@ class SimulatedDevice:
     """The CPU in the place of a GPU.
 
     seed: order of blocks, warps and lanes, 0 as numbered; cores: OS threads; room: bytes of its
-    memory; arch and processors: what it claims to be; deferred: do nothing before it is waited for,
-    so that work which should have waited for other work comes too early.
+    memory; arch, processors and cache (bytes of L2): what it claims to be; deferred: do nothing
+    before it is waited for, so that work which should have waited for other work comes too early.
     launches, copies, replays: logs of the kernels that ran, of the copies between host and device
     as ("write" or "read", bytes), and of the graphs that were replayed.
     """
@@ -103,6 +103,7 @@ class SimulatedDevice:
         room: int = 1 << 30,
         arch: int = 90,
         processors: int = 4,
+        cache: int = 1 << 18,
         deferred: bool = False,
     ) -> None:
         self._library = ctypes.CDLL(str(library or build()))
@@ -110,6 +111,7 @@ class SimulatedDevice:
         self._library.shim_alloc.argtypes = [ctypes.c_uint64]
         self._library.shim_free.argtypes = [ctypes.c_void_p]
         self.seed, self.cores, self.arch, self.processors = seed, cores, arch, processors
+        self.cache = cache
         self.launches: list[str] = []
         self.copies: list[tuple[str, int]] = []
         self.replays: list[int] = []
