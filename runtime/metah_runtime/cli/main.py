@@ -21,6 +21,7 @@ COMMANDS = {
     "list": (f"{_HERE}.list_:list_", "List images with their paths and attributes."),
     "find": (f"{_HERE}.list_:find", "Find an image by its path."),
     "duplicates": (f"{_HERE}.duplicates:duplicates", "Find groups of near-identical images."),
+    "drift": (f"{_HERE}.drift:drift", "Tell whether new images still look like an index."),
     "label": (f"{_HERE}.label:label", "Give images labels and other attributes."),
     "rebase": (f"{_HERE}.rebase:rebase", "Say where the folder of images is now."),
     "export": (f"{_HERE}.export:export", "Write all codes to a file or a database."),

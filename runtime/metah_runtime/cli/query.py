@@ -12,6 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from metah_runtime.catalogue.vote import vote as count_votes
 from metah_runtime.checks import check_k, check_radius
 from metah_runtime.cli import console
 from metah_runtime.cli.model_options import domain_option, model_options, open_encoder
@@ -21,6 +22,7 @@ from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, ImageError
 from metah_runtime.images.find import on_disk
 from metah_runtime.index import Index
+from metah_runtime.index.attributes import OF_FILES
 from metah_runtime.index.conditions import Where
 from metah_runtime.index.reader import IndexReader
 from metah_runtime.results import IndexLike, Matches, RangeMatches
@@ -48,6 +50,11 @@ Search: TypeAlias = tuple[str, int]
 @model_options
 @domain_option("IMAGES")
 @console.json_option
+@click.option(
+    "--vote",
+    metavar="NAME",
+    help="name the value of this attribute, such as label, that most neighbours have",
+)
 @click.option("--strict", is_flag=True, help="stop at the first image that cannot be used")
 @click.option(
     "--html", type=click.Path(path_type=Path), help="write a gallery: one self-contained page"
@@ -64,6 +71,7 @@ def query(
     threads: int | None,
     domain: Domain,
     as_json: bool,
+    vote: str | None,
     strict: bool,
     html: Path | None,
 ) -> None:
@@ -89,8 +97,27 @@ def query(
     packed, good, bad = query_codes(
         store, index, images, codes, bundle, device, threads, strict, domain
     )
+    check_vote(store, vote)
     found = find(store, good, packed, search, chosen)
+    if vote is not None:
+        found = [item | {"vote": _voted(item["matches"], vote)} for item in found]
     answer(store, index, found, bad, search, html, {"index": index} if as_json else None)
+
+
+def check_vote(store: Index, name: str | None) -> None:
+    """Raise ConfigError if no image of the index has the attribute to vote on."""
+    kinds = store.attribute_kinds()
+    if name is not None and name not in kinds:
+        known = ", ".join(kind for kind in kinds if not kind.startswith(OF_FILES)) or "none"
+        raise ConfigError(
+            f"--vote {name}: the index has no such attribute, it has {known}; "
+            "fix: metah-search label INDEX --layout label"
+        )
+
+
+def _voted(matches: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    labelled = [(hit.get("attributes", {}).get(name), hit["distance"]) for hit in matches]
+    return {"name": name, **dataclasses.asdict(count_votes(labelled))}
 
 
 def open_index(index: Path, device: str) -> Index:
@@ -262,6 +289,16 @@ def with_attributes(
     return [hit | {"attributes": some} for hit, some in zip(matches, given, strict=True)]
 
 
+def vote_text(vote: dict[str, Any]) -> str:
+    """Return what the neighbours of a query vote for, as one line."""
+    if vote["value"] is None:
+        return printable(f"{vote['name']}: no neighbour has one")
+    return printable(
+        f"{vote['name']}: {vote['value']} ({vote['votes']} of {vote['counted']}, margin "
+        f"{vote['margin']:.2f})"
+    )
+
+
 def attribute_text(hit: dict[str, Any]) -> str:
     """Return the attributes of a match as one line."""
     return printable(", ".join(f"{n}={v}" for n, v in hit.get("attributes", {}).items()))
@@ -291,6 +328,8 @@ def _print_tables(found: Sequence[dict[str, Any]], search: Search) -> None:
         else:
             reach = "the index is empty" if kind == "k" else f"no code within {value} bits"
             click.echo(f"{title}: {reach}")
+        if "vote" in item:
+            click.echo(vote_text(item["vote"]))
 
 
 def _write_gallery(
@@ -344,5 +383,6 @@ def _row(item: dict[str, Any]) -> "Row":
         query=gallery.file_tile(item["image"], missing=item["code"]),
         neighbours=[_tile(hit) for hit in matches[:SHOWN_TILES]],
         heading=Path(item["image"]).name if item["image"] else item["code"],
-        note=f"{len(matches):,} found{cut}{tied}",
+        note=f"{len(matches):,} found{cut}{tied}"
+        + (f"; {vote_text(item['vote'])}" if "vote" in item else ""),
     )
