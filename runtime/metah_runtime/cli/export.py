@@ -51,12 +51,18 @@ def export(
     to = formats.Target.of(target, kind, table)
     with Index.open(index) as store:
         count, form = len(store), store.code_format
+        source = store.info()["domains"]["source"]
         with console.progress_bar("exporting", count, "codes") as advance:
             formats.export(cast(Index, _Watched(store, advance)), to, exists=exists)
     if as_json:
         console.print_json({"index": index, "target": str(to), "codes": count})
     else:
         console.say(f"wrote {count:,} codes to {console.printable(str(to))}")
+    if source and to.format != "parquet":
+        console.warn(
+            f"{to.format} has no place for domains: {source:,} images of the source come back as "
+            "of the target; fix: export to parquet too"
+        )
     if form.detail_bits and to.format in ("faiss", "npy"):
         weight = f" --code-weight {form.code_weight}" if form.code_weight > 1 else ""
         console.note(

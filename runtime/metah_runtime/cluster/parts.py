@@ -185,7 +185,8 @@ def finish(folder: Path, listing: FileListing, job: Job) -> tuple[int, list[BadI
     def batches() -> Iterator[Batch]:
         for start in range(0, len(good), STEP):
             rows = good[start : start + STEP]
-            yield codes[rows], None, [os.fsencode(listing.paths[row]) for row in rows]
+            names: list[bytes | None] = [os.fsencode(listing.paths[row]) for row in rows]
+            yield codes[rows], None, names
 
     rows = Rows(job.code_format, batches, job.fingerprint, job.model)
     parquet_file.write_rows(folder / CODES, rows, ids=False)

@@ -10,9 +10,21 @@ from typing import Any
 import numpy as np
 
 from metah_runtime import files
-from metah_runtime.errors import DataError, MissingExtra, StorageError
+from metah_runtime.domain import TARGET, Domain, check_domain
+from metah_runtime.errors import ConfigError, DataError, MissingExtra, StorageError
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Batch, BinaryFile, Rows, format_of
+from metah_runtime.interop.rows import (
+    STEP,
+    Batch,
+    BinaryFile,
+    Rows,
+    domain_runs,
+    format_of,
+    has_source,
+)
+
+_DOMAINS = "metah.domain_column"
+"""Metadata of files that were written here with a column domain; that of others means nothing."""
 
 
 def read(path: Path) -> Rows:
@@ -27,6 +39,8 @@ def read(path: Path) -> Rows:
         schema, count = file.schema_arrow, int(file.metadata.num_rows)
         notes = {k: v.decode() for k, v in (schema.metadata or {}).items() if b"metah" in k}
     names = ["code", *(name for name in ("id", "path") if name in schema.names)]
+    if _DOMAINS.encode() in notes and "domain" in schema.names:
+        names.append("domain")
     for name in names:
         kinds = [field.type for field in schema if field.name == name]
         if len(kinds) != 1 or not _fits(arrow.types, name, kinds[0]):
@@ -55,7 +69,12 @@ def read(path: Path) -> Rows:
                 ids = np.array(_column(batch, "id", path), np.int64) if "id" in names else None
                 packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width)
                 paths = _paths(batch) if "path" in names else None
-            yield packed, ids, paths
+                given = _column(batch, "domain", path) if "domain" in names else []
+            if not given:
+                yield packed, ids, paths
+            for domain, run in domain_runs(_checked_domains(given, path)):
+                some = None if ids is None else ids[run]
+                yield packed[run], some, None if paths is None else paths[run], domain
 
     detail, weight = (notes.get(key, "") for key in (b"metah.detail_bits", b"metah.code_weight"))
     numbers = (
@@ -72,7 +91,16 @@ def _fits(types: Any, name: str, kind: Any) -> bool:
         return bool(types.is_integer(kind))
     binary = (types.is_fixed_size_binary, types.is_binary, types.is_large_binary)
     text = (types.is_string, types.is_large_string)
+    if name == "domain":
+        return any(test(kind) for test in text)
     return any(test(kind) for test in (binary if name == "code" else binary + text))
+
+
+def _checked_domains(given: list[Any], path: Path) -> list[Domain]:
+    try:
+        return [check_domain(value) for value in given]
+    except ConfigError as error:
+        raise DataError(f"{path}: column domain: {error}") from None
 
 
 def _first_width(file: Any, path: Path) -> int:
@@ -105,15 +133,20 @@ def _errors(arrow: Any, path: Path) -> Iterator[None]:
 
 
 def write(index: Index, path: Path, *, replace: bool = True) -> None:
-    """Write columns id, code and path; the fingerprint stands in the metadata of the file."""
+    """Write columns id, code and path; the fingerprint stands in the metadata of the file.
+
+    A column domain is written if some images are of the source.
+    """
     rows = Rows(index.code_format, lambda: _batches(index), index.fingerprint, index.model)
-    write_rows(path, rows, replace=replace)
+    write_rows(path, rows, domains=has_source(index), replace=replace)
 
 
-def write_rows(path: Path, rows: Rows, *, ids: bool = True, replace: bool = True) -> None:
-    """Write rows as ``read`` gives them; ids: whether they have any."""
+def write_rows(
+    path: Path, rows: Rows, *, ids: bool = True, domains: bool = False, replace: bool = True
+) -> None:
+    """Write rows as ``read`` gives them; ids, domains: whether to write these columns."""
     arrow = _pyarrow()
-    files.write_file(path, lambda file: _write(arrow, file, rows, ids), replace=replace)
+    files.write_file(path, lambda file: _write(arrow, file, rows, ids, domains), replace=replace)
 
 
 def _batches(index: Index) -> Iterator[Batch]:
@@ -121,10 +154,12 @@ def _batches(index: Index) -> Iterator[Batch]:
     for start in range(0, len(ids), STEP):
         some = ids[start : start + STEP]
         paths = [None if p is None else os.fsencode(p) for p in index.paths(some)]
-        yield index.codes(some), some, paths
+        codes = index.codes(some)
+        for domain, run in domain_runs(index.domains(some)):
+            yield codes[run], some[run], paths[run], domain
 
 
-def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool) -> None:
+def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool, domains: bool) -> None:
     notes = {"metah.fingerprint": rows.fingerprint, "metah.model": rows.model}
     form, width = rows.code_format, rows.code_format.width
     if form.detail_bits:
@@ -135,6 +170,9 @@ def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool) -> None:
         arrow.field("code", arrow.binary(width), nullable=False),
         arrow.field("path", arrow.binary()),
     ]
+    if domains:
+        notes[_DOMAINS] = "domain"
+        fields.append(arrow.field("domain", arrow.string(), nullable=False))
     schema = arrow.schema(
         fields if ids else fields[1:],
         metadata={key: value for key, value in notes.items() if value is not None},
@@ -142,11 +180,13 @@ def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool) -> None:
     sink = arrow.PythonFile(_Sink(file), mode="w")
     try:
         with arrow.parquet.ParquetWriter(sink, schema) as writer:
-            for codes, numbers, paths in rows.batches():
+            for codes, numbers, paths, *domain in rows.batches():
                 columns = [
                     arrow.array([bytes(code) for code in codes], arrow.binary(width)),
                     arrow.array(paths or [None] * len(codes), arrow.binary()),
                 ]
+                if domains:
+                    columns.append(arrow.array([domain[0] if domain else TARGET] * len(codes)))
                 if ids:
                     columns.insert(0, arrow.array(numbers))
                 writer.write_batch(arrow.record_batch(columns, schema=schema))

@@ -3,8 +3,9 @@
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -13,12 +14,16 @@ from numpy.typing import NDArray
 
 from metah_runtime import files
 from metah_runtime.codes import CodeFormat, Codes
+from metah_runtime.domain import Domain
 from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
 
-Batch: TypeAlias = tuple[Codes, Ids | None, list[bytes | None] | None]
-"""Codes (n, width) uint8, their ids (n,) or None, their paths or None."""
+Batch: TypeAlias = (
+    tuple[Codes, Ids | None, list[bytes | None] | None]
+    | tuple[Codes, Ids | None, list[bytes | None] | None, Domain]
+)
+"""Codes (n, width) uint8, their ids (n,) or None, their paths or None, the domain if known."""
 
 STEP: Final = 1 << 18
 """Rows of a batch."""
@@ -112,6 +117,20 @@ def format_of(
         )
     except ConfigError as error:
         raise DataError(f"{name}: {error}") from None
+
+
+def domain_runs(domains: Sequence[Domain]) -> Iterator[tuple[Domain, slice]]:
+    """Yield the domain and the place of each run of rows of one domain."""
+    start = 0
+    for domain, run in groupby(domains):
+        stop = start + sum(1 for _ in run)
+        yield domain, slice(start, stop)
+        start = stop
+
+
+def has_source(index: Index) -> bool:
+    """Return whether an index holds images of the source."""
+    return bool(index.info()["domains"]["source"])
 
 
 def path_texts(index: Index, ids: Ids) -> list[bytes | None]:

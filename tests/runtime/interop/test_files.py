@@ -425,6 +425,40 @@ def test_rows_with_a_detail_code_there_and_back(
     assert not (tmp_path / "no").exists()
 
 
+def test_domains_go_through_parquet_and_are_missed_elsewhere(
+    index: Index, tmp_path: Path, make_codes: Make, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    for row in range(6):
+        domain = "source" if row % 3 else "target"
+        index.add(make_codes(2), ids=[2 * row, 100 - row], paths=["a", None], domain=domain)  # type: ignore[arg-type]
+    ids = index.ids()
+    for kind in ("parquet", "npy"):
+        file, back = tmp_path / f"x.{kind}", tmp_path / f"back-{kind}"
+        status, _, err = run("export", index.path, file)
+        assert (status, "8 images of the source" in err) == (0, kind != "parquet")
+        given = ["--ids", f"{file}.ids.npy"] if kind == "npy" else []
+        assert run("import", back, file, "--fingerprint", "f" * 64, *given)[0] == 0
+        again = Index.open(back)
+        assert np.array_equal(again.codes(ids), index.codes(ids))
+        due = index.domains(ids) if kind == "parquet" else ["target"] * 12
+        assert again.domains(ids) == due
+        if kind == "parquet":
+            assert again.paths(ids) == index.paths(ids)
+
+
+def test_a_column_domain_of_others_means_nothing(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "x.parquet"
+    table = arrow.table({"code": arrow.array([b"ab"], arrow.binary(2)), "domain": ["sketch"]})
+    arrow.parquet.write_table(table, path)
+    ((codes, ids, paths),) = read(Target(str(path), "parquet")).batches()
+    assert (codes.tolist(), ids, paths) == ([[97, 98]], None, None)
+    noted = table.replace_schema_metadata({"metah.domain_column": "domain"})
+    arrow.parquet.write_table(noted, path)
+    with pytest.raises(DataError, match="column domain: domain must be one of target, source"):
+        list(read(Target(str(path), "parquet")).batches())
+
+
 def test_faiss_finds_by_whole_rows_what_we_find_at_weight_1(
     tmp_path: Path, make_codes: Make
 ) -> None:
