@@ -329,7 +329,7 @@ void search_details(const Database& db, const SearchedCodes& from, Queries queri
     if (rest.empty()) return;
     std::vector<uint8_t> packed(rest.size() * view.width());
     for (size_t i = 0; i < rest.size(); ++i)
-        view.pack(queries.codes + rest[i] * db.stride(), &packed[i * view.width()]);
+        view.pack(queries.codes + rest[i] * db.stride(), 1, &packed[i * view.width()]);
     top_k<NearestRows>(whole, {packed.data(), rest.size()}, k, threads,
                        [&](size_t i, const std::vector<Ranked>& rows) { output(rest[i], rows); });
 }

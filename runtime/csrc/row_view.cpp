@@ -21,13 +21,29 @@ void renumber(void* context, uint32_t query, const Hit* hits, uint32_t n) {
     to.scan.consume(to.scan.context, query, to.hits.data(), n);
 }
 
-// Without a call for whole words.
-void copy(uint8_t* out, const uint8_t* from, size_t bytes) {
-    if (bytes % 8) {
-        std::memcpy(out, from, bytes);
-    } else {
-        for (size_t i = 0; i < bytes; i += 8) std::memcpy(out + i, from + i, 8);
-    }
+// Copies a hash code of kWidth bytes (0: any number) `copies` times, then a detail code.
+template <size_t kWidth>
+inline void pack_row(const uint8_t* row, size_t width, size_t copies, size_t detail, uint8_t* out) {
+    if constexpr (kWidth) width = kWidth;
+    for (size_t i = 0; i < copies; ++i, out += width) std::memcpy(out, row, width);
+    row += width;
+    for (; detail >= 8; detail -= 8, row += 8, out += 8) std::memcpy(out, row, 8);
+    if (detail) std::memcpy(out, row, detail);
+}
+
+template <size_t kWidth>
+void pack_rows(const Database& db, size_t copies, size_t detail, const uint8_t* rows, size_t count,
+               uint8_t* out, size_t step) {
+    const size_t width = db.width, stride = db.stride();
+    if (copies == 1 && !detail)
+        for (; count; --count, rows += stride, out += step)
+            pack_row<kWidth>(rows, width, 1, 0, out);
+    else if (detail == 8)
+        for (; count; --count, rows += stride, out += step)
+            pack_row<kWidth>(rows, width, copies, 8, out);
+    else
+        for (; count; --count, rows += stride, out += step)
+            pack_row<kWidth>(rows, width, copies, detail, out);
 }
 
 }  // namespace
@@ -40,19 +56,17 @@ RowView::RowView(const Database& db, Part part)
     if (width_ != db.stride() && width_ > 8) width_ = std::bit_ceil(width_);
 }
 
-void RowView::pack(const uint8_t* row, uint8_t* out) const {
-    const uint8_t* end = out + width_;
-    for (size_t i = 0; i < copies_; ++i, out += db_.width) copy(out, row, db_.width);
-    if (detail_) {
-        copy(out, row + db_.width, db_.detail);
-        out += db_.detail;
-    }
-    std::fill(out, const_cast<uint8_t*>(end), uint8_t{0});
+void RowView::pack(const uint8_t* rows, size_t count, uint8_t* out) const {
+    const auto pack = db_.width == 4   ? pack_rows<4>
+                      : db_.width == 6 ? pack_rows<6>
+                      : db_.width == 8 ? pack_rows<8>
+                                       : pack_rows<0>;
+    pack(db_, copies_, detail_ ? db_.detail : 0, rows, count, out, width_);
 }
 
 std::vector<uint8_t> RowView::packed(const uint8_t* rows, size_t count) const {
     std::vector<uint8_t> out(count * width_);
-    for (size_t i = 0; i < count; ++i) pack(rows + i * db_.stride(), &out[i * width_]);
+    pack(rows, count, out.data());
     return out;
 }
 
@@ -76,14 +90,7 @@ void RowView::scan(Scan scan) const {
     for (to.base = scan.first; to.base < scan.last; to.base += rows) {
         part.last = std::min(rows, scan.last - to.base);
         part.end = block.data() + part.last * width_;
-        const uint8_t* row = db_.code(to.base);
-        if (width_ == 8) {
-            for (size_t i = 0; i < part.last; ++i, row += db_.stride())
-                std::memcpy(&block[i * 8], row, 8);
-        } else {
-            for (size_t i = 0; i < part.last; ++i, row += db_.stride())
-                pack(row, &block[i * width_]);
-        }
+        pack(db_.code(to.base), part.last, block.data());
         db_.kernels->scan(part);
     }
 }

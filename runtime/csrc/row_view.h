@@ -24,8 +24,9 @@ class RowView {
     size_t width() const { return width_; }
     int bits() const { return static_cast<int>(width_) * 8; }
 
-    // Copies the compared bytes of one row (stride bytes) to out (width bytes).
-    void pack(const uint8_t* row, uint8_t* out) const;
+    // Copies the compared bytes of rows (stride bytes each) to out (width bytes each), where what
+    // fills them up is zero already.
+    void pack(const uint8_t* rows, size_t count, uint8_t* out) const;
     std::vector<uint8_t> packed(const uint8_t* rows, size_t count) const;
 
     // As Kernels::scan and Kernels::distance_histograms; codes, end and width are filled in.

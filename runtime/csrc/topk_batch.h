@@ -73,7 +73,7 @@ class TopKBatch {
         if (least > kSample / 4) return;
         std::vector<uint8_t> sample(kSample * width_);
         for (size_t i = 0; i < kSample; ++i)
-            view_.pack(source_.db().code(first + rows * i / kSample), &sample[i * width_]);
+            view_.pack(source_.db().code(first + rows * i / kSample), 1, &sample[i * width_]);
         Scan scan{};
         scan.codes = sample.data();
         scan.end = sample.data() + sample.size();
