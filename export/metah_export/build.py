@@ -14,9 +14,10 @@ from metah_export import reference_set
 from metah_export.calibrate import Calibration
 from metah_export.config import MIN_IMAGES, BuildConfig
 from metah_export.engine import make_engine
+from metah_export.exclusion import lower_within_limits
 from metah_export.onnx_rules import load_model, opset_of
 from metah_export.parity import LIMITS, Parity
-from metah_export.precision import CALIBRATED, gate, lower, ort_version
+from metah_export.precision import CALIBRATED, Lowering, gate, ort_version
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
 from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
@@ -78,13 +79,14 @@ def build(
     )
     check = partial(gate, reference=reference, threads=config.threads, progress=progress)
     bits, shape = run.config.bits, run.preprocess.shape
+    excluded: tuple[str, ...] = ()
     with progress("exporting to ONNX"):
         model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
     if config.precision == "fp32":
         result = check(model, "fp32", limits=config.allowed)
     else:
         check(model, "fp32", limits=LIMITS["fp32"])
-        model = lower(
+        lowering = Lowering(
             model,
             config.precision,
             bits=bits,
@@ -94,7 +96,16 @@ def build(
             target=target,
             progress=progress,
         )
-        result = check(model, config.precision, limits=config.allowed)
+        model, result, excluded = lower_within_limits(
+            lowering,
+            reference,
+            partial(check, precision=config.precision, limits=config.allowed),
+            exclude=config.exclude,
+            auto=config.auto,
+            threads=config.threads,
+            progress=progress,
+            warn=warn,
+        )
     engines = []
     if engine is not None:
         entry, plan, reason = make_engine(
@@ -118,7 +129,7 @@ def build(
         precision=config.precision,
         opset=opset_of(load_model(model)),
         versions=versions(),
-        training=_training(run, config, evaluation, target),
+        training=_training(run, config, evaluation, target, excluded),
         parity=result.to_dict(),
         extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
@@ -203,7 +214,11 @@ def calibration_images(split: "Split", calibration: Calibration) -> NDArray[np.u
 
 
 def _training(
-    run: Run, config: BuildConfig, evaluation: dict[str, object] | None, target: str
+    run: Run,
+    config: BuildConfig,
+    evaluation: dict[str, object] | None,
+    target: str,
+    excluded: tuple[str, ...],
 ) -> dict[str, object]:
     """Return the run's settings and scores, and the settings of the export, for the manifest."""
     calibration: dict[str, Any] | None = None
@@ -217,6 +232,7 @@ def _training(
         "data": run.data,
         "direction": run.direction,
         "evaluation": evaluation,
+        **({"excluded": list(excluded)} if excluded else {}),
         "licence": config.licence,
         "pretrained": run.model.backbone.pretrained or None,
         "run": run.digest,

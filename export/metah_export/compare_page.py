@@ -122,6 +122,7 @@ def _summary(report: Parity) -> str:
         else "",
         f"flip rate {limits.flip_rate:.3%}" if limits.flip_rate is not None else "",
         f"MAP loss {limits.map_delta:g}" if limits.map_delta is not None else "",
+        f"{limits.top10:.0%} of the ten nearest" if limits.top10 is not None else "",
     ]
     detail = report.detail
     stated.append(

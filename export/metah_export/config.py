@@ -25,8 +25,9 @@ class BuildConfig:
     precision: of the weights and activations between pixels and hash head; images: how many the
     codes are compared on, of both domains; seed: of their choice; limits: what may differ, None for
     the default of the precision; calibration: of int8 and fp8; target: what int8 is made for, 'cpu'
-    or 'tensorrt', None = by the engine that is built with it; threads: CPU threads, None = all;
-    licence: of the model, one line that its card repeats, None = not stated.
+    or 'tensorrt', None = by the engine that is built with it; exclude: layers that stay fp32; auto:
+    whether those that flip the most bits stay fp32 too, where a limit is broken; threads: CPU
+    threads, None = all; licence: of the model, one line that its card repeats, None = not stated.
     """
 
     precision: str = "fp32"
@@ -35,6 +36,8 @@ class BuildConfig:
     limits: Limits | None = None
     calibration: Calibration = field(default_factory=Calibration)
     target: str | None = None
+    exclude: tuple[str, ...] = ()
+    auto: bool = False
     threads: int | None = None
     licence: str | None = None
 
@@ -51,6 +54,11 @@ class BuildConfig:
             raise ConfigError(
                 f"target {self.target!r} is a form of int8, the precision is {self.precision}; "
                 "fix: --precision int8, or leave the target out"
+            )
+        if self.precision == "fp32" and (self.exclude or self.auto):
+            raise ConfigError(
+                "exclude and auto keep layers in fp32, the precision is fp32 already; "
+                "fix: --precision fp16, bf16, int8 or fp8, or leave them out"
             )
         if self.images < MIN_IMAGES:
             raise ConfigError(f"images must be at least {MIN_IMAGES}, got {self.images}")

@@ -5,6 +5,7 @@ how far from zero those logits were, and what the flips do to distances, ranking
 the hash code and of the detail code are counted apart.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metah_export.detail_parity import DetailParity, check_counts, compare_details, ints
-from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
-from metah_runtime import codes, metrics, schema
+from metah_export.reference_set import SOURCE, ReferenceSet
+from metah_export.retrieval import compare_retrieval
+from metah_runtime import codes, schema
 from metah_runtime.codes import Codes
 from metah_runtime.errors import ConfigError, ParityError
 from metah_runtime.model.runners.interface import Runner
 from metah_runtime.reporting import Progress, no_progress
-from metah_runtime.search import CodeIndex
 
-TOP = 10
 MARGIN_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.logspace(-5, 2, 29)])
 """Edges of the |logit| histogram; the last bin is open."""
 
@@ -33,7 +33,8 @@ class Limits:
     margin: logits nearer to 0 than this may flip freely, those of the detail code nearer than this
     times their root mean square; far_flips: flips allowed beyond it, in each part; flip_rate,
     detail_flip_rate: flipped bits by all bits, of the hash code and of the detail code; map_delta:
-    loss of MAP@H<=2.
+    loss of MAP@H<=2, broken if the whole 95 % interval of the change lies beyond it; top10: part of
+    the ten nearest that must stay.
     """
 
     margin: float = 1e-3
@@ -41,9 +42,10 @@ class Limits:
     flip_rate: float | None = None
     map_delta: float | None = None
     detail_flip_rate: float | None = None
+    top10: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("margin", "far_flips", "flip_rate", "map_delta", "detail_flip_rate"):
+        for name in ("margin", "far_flips", "flip_rate", "map_delta", "detail_flip_rate", "top10"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"limit {name} must be >= 0, got {value}")
@@ -51,10 +53,10 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(far_flips=0),
-    "fp16": Limits(flip_rate=0.0005, detail_flip_rate=0.0005, map_delta=0.005),
-    "bf16": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005),
-    "int8": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005),
-    "fp8": Limits(flip_rate=0.03, detail_flip_rate=0.03, map_delta=0.02),
+    "fp16": Limits(flip_rate=0.0005, detail_flip_rate=0.0005, map_delta=0.005, top10=0.95),
+    "bf16": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005, top10=0.8),
+    "int8": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005, top10=0.8),
+    "fp8": Limits(flip_rate=0.03, detail_flip_rate=0.03, map_delta=0.02, top10=0.6),
 }
 """Default limits of each precision."""
 
@@ -71,7 +73,7 @@ class Parity:
     |logit| > limits.margin), worst_flip (the largest at a flip, 0 if none) and margin_edges,
     margin_counts, margin_flips (its histogram, and the flips in each bin); max_error: largest
     difference of a logit. map_h2_truth, map_h2: MAP@H<=2 of the trained model's codes and of these,
-    None without labels.
+    None without labels; map_delta_interval: 95 % interval of the change.
     """
 
     precision: str
@@ -97,6 +99,7 @@ class Parity:
     top10_overlap: float | None
     limits: Limits
     detail: DetailParity | None = None
+    map_delta_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers of a damaged manifest, which no comparison gives."""
@@ -127,19 +130,45 @@ class Parity:
         if self.detail is not None:
             broken += self.detail.violations(limits.far_flips, limits.detail_flip_rate)
         delta = self.map_delta
-        if limits.map_delta is not None and delta is not None and -delta > limits.map_delta:
-            broken.append(f"MAP@H2 falls by {-delta:.4f}, limit {limits.map_delta:.4f}")
+        high = self.map_delta_interval[1] if self.map_delta_interval else delta
+        if limits.map_delta is not None and high is not None and -high > limits.map_delta:
+            broken.append(
+                f"MAP@H2 falls by {-(delta or 0):.4f} (95 % sure of {-high:.4f}), "
+                f"limit {limits.map_delta:.4f}"
+            )
+        kept = self.top10_overlap
+        if limits.top10 is not None and kept is not None and kept < limits.top10:
+            broken.append(f"{kept:.1%} of the ten nearest stay, limit {limits.top10:.1%}")
         return tuple(broken)
+
+    @property
+    def hopeless(self) -> tuple[str, ...]:
+        """The limits of flips that a sample breaks beyond its own noise of three deviations."""
+        counts = np.repeat(np.arange(len(self.hamming)), self.hamming) / self.bits
+        noise = 3 * float(counts.std()) / max(1, len(counts)) ** 0.5
+        sure = dataclasses.replace(
+            self,
+            flip_rate=max(0.0, self.flip_rate - noise),
+            detail=None,
+            map_h2=None,
+            map_delta_interval=None,
+            top10_overlap=None,
+        )
+        return sure.violations
 
     def check(self) -> "Parity":
         """Return self; raise ParityError listing the limits that are broken."""
         if self.violations:
-            raise ParityError(
-                f"{self.precision} on {self.runner} does not give the trained model's codes on "
-                f"{self.images} images: {'; '.join(self.violations)} "
-                f"(worst image {self.worst_image}, {self.worst_image_flips} bits)"
-            )
+            raise self.error(self.violations)
         return self
+
+    def error(self, violations: tuple[str, ...]) -> ParityError:
+        """Return the error that names these broken limits."""
+        return ParityError(
+            f"{self.precision} on {self.runner} does not give the trained model's codes on "
+            f"{self.images} images: {'; '.join(violations)} "
+            f"(worst image {self.worst_image}, {self.worst_image_flips} bits)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values for a manifest; without a detail code they say nothing of one."""
@@ -218,7 +247,7 @@ def compare(
     worst = int(per_image.argmax())
     edges = MARGIN_EDGES
     bins = np.searchsorted(edges, margin, side="right") - 1
-    map_truth, map_here, overlap = _retrieval(reference, packed)
+    search = compare_retrieval(reference, packed)
     source = int((reference.roles == SOURCE).sum())
     return Parity(
         precision=precision,
@@ -239,9 +268,10 @@ def compare(
         margin_edges=tuple(float(edge) for edge in edges),
         margin_counts=ints(np.bincount(bins.ravel(), minlength=len(edges))),
         margin_flips=ints(np.bincount(bins[flipped], minlength=len(edges))),
-        map_h2_truth=map_truth,
-        map_h2=map_here,
-        top10_overlap=overlap,
+        map_h2_truth=search.map_truth,
+        map_h2=search.map_here,
+        map_delta_interval=search.interval,
+        top10_overlap=search.top10_overlap,
         limits=limits,
         detail=compare_details(reference, packed, limits.margin),
     )
@@ -249,32 +279,7 @@ def compare(
 
 def stored(value: Mapping[str, Any]) -> Parity:
     """Return the report that ``Parity.to_dict`` gave; raise ValueError if it is none."""
-    found: Any = {"detail": None, **value}
+    found: Any = {"detail": None, "map_delta_interval": None, **value}
     if isinstance(found.get("limits"), Mapping):
-        found["limits"] = {"detail_flip_rate": None, **found["limits"]}
+        found["limits"] = {"detail_flip_rate": None, "top10": None, **found["limits"]}
     return schema.from_json(Parity, found)
-
-
-def _retrieval(
-    reference: ReferenceSet, packed: Codes
-) -> tuple[float | None, float | None, float | None]:
-    """Return MAP@H<=2 of the reference codes and of these, and the overlap of the ten nearest."""
-    query, database = reference.roles == QUERY, reference.roles == DATABASE
-    if not query.any() or not database.any():
-        return None, None, None
-    old, new = reference.codes, packed
-    near_old, near_new = (
-        CodeIndex(c[database], code_format=reference.code_format).search(c[query], TOP).ids
-        for c in (old, new)
-    )
-    shared = [len(set(a) & set(b)) / len(a) for a, b in zip(near_old, near_new, strict=True)]
-    overlap = float(np.mean(shared))
-    if reference.labels is None:
-        return None, None, overlap
-    scores = [
-        metrics.evaluate(
-            c[query], reference.labels[query], c[database], reference.labels[database]
-        ).map_h2
-        for c in map(reference.code_format.code_part, (old, new))
-    ]
-    return scores[0], scores[1], overlap

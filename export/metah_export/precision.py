@@ -5,6 +5,7 @@ The packing of bits stays exact in every precision; so do the heads, in fp32.
 
 import importlib.metadata
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from metah_export import parity
 from metah_export.calibrate import Calibration
-from metah_export.graph import check_layers, weighted_layers
+from metah_export.graph import check_layers, find_body, weighted_layers
 from metah_export.half import HALF, emulate, to_half
 from metah_export.onnx_rules import check_model, load_model
 from metah_export.parity import Limits, Parity
@@ -25,6 +26,8 @@ from metah_runtime.model.runners.onnxruntime_runner import OrtRunner
 from metah_runtime.reporting import Progress, no_progress
 
 CALIBRATED = ("int8", "fp8")
+FIRST_LOOK = 32
+"""Images that are compared before all others, so that what is far off fails soon."""
 
 
 class Lowering:
@@ -72,6 +75,10 @@ class Lowering:
         """Names of the layers with weights that are lowered, in their order."""
         return weighted_layers(self._proto)
 
+    def alone(self, layer: str) -> bytes:
+        """Return the model with one layer lowered and all else in fp32."""
+        return self._rewrite(find_body(self._proto).names - {layer})
+
     def model(self, exclude: Collection[str] = ()) -> bytes:
         """Return the model in the precision; the layers named in ``exclude`` stay fp32.
 
@@ -81,6 +88,9 @@ class Lowering:
         check_layers(self._proto, exclude)
         if not set(self.layers) - set(exclude):
             raise ConfigError("every layer is excluded: nothing is left to lower; fix: fp32")
+        return self._rewrite(exclude)
+
+    def _rewrite(self, exclude: Collection[str]) -> bytes:
         if self._quantizer is not None:
             result = self._quantizer.quantize(exclude)
         else:
@@ -146,6 +156,7 @@ def forms(
             image_shape=image_shape,
             precision=kind,
             threads=threads,
+            spin=False,
             name=name,
         )
 
@@ -168,7 +179,7 @@ def gate(
 ) -> Parity:
     """Compare every form of a model with the reference set; return the report with the most flips.
 
-    Raises ParityError for the first that breaks a limit.
+    A few images are looked at first. Raises ParityError for the first form that breaks a limit.
     """
     shape = reference.images.shape[1:]
     found = forms(
@@ -179,10 +190,13 @@ def gate(
         image_shape=(shape[0], shape[1], shape[2]),
         threads=threads,
     )
-    reports = [
-        parity.measure(
-            runner, reference, precision=precision, limits=limits, label=label, progress=progress
-        ).check()
-        for label, runner in found
-    ]
+    first = reference.sample(FIRST_LOOK)
+    measure = partial(parity.measure, precision=precision, limits=limits)
+    reports = []
+    for label, runner in found:
+        if len(reference) > 2 * FIRST_LOOK:
+            early = measure(runner, first, label=label)
+            if early.hopeless:
+                raise early.error(early.hopeless)
+        reports.append(measure(runner, reference, label=label, progress=progress).check())
     return max(reports, key=lambda report: report.flips)

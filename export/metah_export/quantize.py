@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from metah_export.calibrate import Calibration, find_ranges
 from metah_export.graph import find_body, name_nodes
@@ -123,7 +124,29 @@ class Quantizer:
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         result: onnx.ModelProto = quantizer.model.model
+        _shield(result.graph, exclude)
         return result
+
+
+def _shield(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Put a Clip without bounds before the layers that stay fp32.
+
+    ONNX Runtime would round the weights of a layer that reads a DequantizeLinear, whatever the
+    graph says.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.name in names and node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            shielded = f"{node.output[0]}/fp32"
+            nodes.append(
+                helper.make_node("Clip", [node.input[0]], [shielded], name=f"{node.name}/fp32")
+            )
+            node.input[0] = shielded
+        nodes.append(node)
+    made = onnx.GraphProto()
+    made.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(made.node)
 
 
 def target_of(model: onnx.ModelProto) -> str:

@@ -71,6 +71,15 @@ class ReferenceSet:
         rows = np.flatnonzero((self.roles == SOURCE) == (domain != TARGET))
         if not len(rows):
             raise BundleError(f"{FILE} holds no images of the {domain}; fix: export again")
+        return self.subset(rows)
+
+    def sample(self, count: int) -> "ReferenceSet":
+        """Return ``count`` images, evenly spaced, or all if there are fewer."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.intp)
+        return self.subset(rows)
+
+    def subset(self, rows: NDArray[np.intp]) -> "ReferenceSet":
+        """Return the images of these rows."""
         arrays = {name: getattr(self, name) for name in (*_KINDS, *_LOGITS)}
         kept = {name: array[rows] for name, array in arrays.items() if array is not None}
         return replace(self, **kept)

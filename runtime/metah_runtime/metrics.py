@@ -129,6 +129,26 @@ def evaluate(
     )
 
 
+def average_precisions(
+    query_codes: Codes,
+    query_labels: Any,
+    db_codes: Codes,
+    db_labels: Any,
+    *,
+    radius: int = 2,
+    seed: int | None = 0,
+) -> NDArray[np.float64]:
+    """Return the average precision of each query inside the ball, (q,): ``map_h2`` is their mean.
+
+    Arguments and errors as for ``evaluate``.
+    """
+    task = RetrievalTask(query_codes, query_labels, db_codes, db_labels, seed)
+    found = np.zeros(task.queries)
+    for part, hits in task.balls(check_radius(radius)):
+        found[part] = hits.average_precision()
+    return found
+
+
 def average_precision(relevant: Any) -> float:
     """Return AP of one ranking: (1/R) sum_k P(k) rel(k), R = sum rel; 0 if R = 0 or it is empty.
 

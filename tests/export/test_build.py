@@ -16,9 +16,8 @@ from metah_export import parity, reference_set
 from metah_export.build import build, collect_reference_set
 from metah_export.cli import main as cli
 from metah_export.config import BuildConfig
-from metah_export.parity import Limits, Parity
+from metah_export.parity import Limits
 from metah_export.verify import load_reference_set, verify
-from metah_runtime import schema
 from metah_runtime.cli import console
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, DataError, ParityError
@@ -64,7 +63,7 @@ def test_the_bundle_says_what_it_is(built: Bundle, run: Run) -> None:
     assert manifest.training["evaluation"] is None
     assert "Not evaluated" in built.read("MODEL_CARD.md").decode()
     assert {"torch", "onnx", "onnxruntime", "metah", "python"} <= set(manifest.versions)
-    found = schema.from_json(Parity, manifest.parity)
+    found = parity.stored(manifest.parity)
     assert found.images == 600
     assert (found.source_images, found.target_images) == (150, 450)
     assert found.far_flips == 0
@@ -223,7 +222,7 @@ def test_verify_repeats_the_parity(bundle: Bundle) -> None:
     assert found.parity is not None
     assert found.parity.far_flips == 0
     assert dataclasses.replace(found.parity, runner="", max_error=0.0) == dataclasses.replace(
-        schema.from_json(Parity, bundle.manifest.parity), runner="", max_error=0.0
+        parity.stored(bundle.manifest.parity), runner="", max_error=0.0
     )
 
 

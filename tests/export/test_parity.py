@@ -13,6 +13,7 @@ import pytest
 from metah_export import parity
 from metah_export.parity import LIMITS, Limits, Parity, compare
 from metah_export.reference_set import DATABASE, QUERY, SOURCE, ReferenceSet
+from metah_export.retrieval import bootstrap
 from metah_runtime import schema
 from metah_runtime.codes import pack
 from metah_runtime.errors import BundleError, ConfigError, ParityError
@@ -133,7 +134,11 @@ def test_a_flip_near_zero_is_allowed_and_one_far_from_it_is_not() -> None:
     ("limits", "match"),
     [
         (Limits(flip_rate=0.01), r"of bits flip, limit 1\.0000%"),
-        (Limits(map_delta=0.005), r"MAP@H2 falls by 0\.\d+, limit 0\.0050"),
+        (
+            Limits(map_delta=0.005),
+            r"MAP@H2 falls by 0\.\d+ \(95 % sure of 0\.\d+\), limit 0\.0050",
+        ),
+        (Limits(top10=0.99), r"\d\d\.\d% of the ten nearest stay, limit 99\.0%"),
         (Limits(far_flips=3), r"flipped bits with .* limit 3"),
     ],
 )
@@ -143,6 +148,51 @@ def test_each_limit_stops(limits: Limits, match: str) -> None:
     found = against(reference, (reference.logits + 0.8 * noise).astype(np.float32), limits)
     with pytest.raises(ParityError, match=match):
         found.check()
+
+
+def test_the_change_of_map_is_judged_by_its_interval() -> None:
+    reference = make_reference(n=400)
+    logits = reference.logits.copy()
+    logits[20] *= -1  # one query of ten loses its ball
+    found = against(reference, logits, Limits(map_delta=0.005)).check()
+    assert found.map_delta is not None
+    assert found.map_delta < -0.005
+    assert found.map_delta_interval is not None
+    low, high = found.map_delta_interval
+    assert low < found.map_delta < high
+    assert high >= -0.005
+    logits[21:30] *= -1
+    found = against(reference, logits, Limits(map_delta=0.005))
+    with pytest.raises(ParityError, match="MAP@H2 falls"):
+        found.check()
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    values = np.random.default_rng(3).standard_normal(40) + 0.3
+    rng = np.random.default_rng(0)
+    means = sorted(
+        float(np.mean([values[row] for row in rows])) for rows in rng.integers(0, 40, (2000, 40))
+    )
+    low, high = bootstrap(values)
+    assert means[45] < low < means[55]
+    assert means[-55] < high < means[-45]
+    assert bootstrap(np.zeros(5)) == (0, 0)
+
+
+def test_a_first_look_refuses_what_is_far_off_and_nothing_else() -> None:
+    reference = make_reference(n=400, bits=48, logits=np.ones((400, 48), np.float32))
+    first = reference.sample(32)
+    assert list(first.names[[0, -1]]) == ["0.png", "399.png"]
+    limits = Limits(flip_rate=0.01, map_delta=0.0, top10=1.0)
+    logits = first.logits.copy()
+    logits[:8, :3] = -1  # 1.6 % of the bits, in a quarter of the images
+    assert against(first, logits, limits).hopeless == ()
+    logits[:, :3] = -1
+    assert "of bits flip" in against(first, logits, limits).hopeless[0]
+    logits[:, :] = 1
+    logits[0, 0] = -1
+    assert against(first, logits, LIMITS["fp32"]).hopeless
+    assert against(first, first.logits, LIMITS["fp32"]).hopeless == ()
 
 
 def test_codes_that_are_not_the_signs_of_the_logits_are_refused() -> None:

@@ -1,5 +1,6 @@
 """metah-export build: export a training run to a bundle."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ from metah_runtime.model.manifest import ENGINE_KINDS, PRECISIONS
     type=click.Choice(("minmax", "entropy", "percentile")),
     help="How int8 finds its ranges  [default: minmax]",
 )
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="LAYER",
+    help="Layer of the backbone that stays fp32, as a refusal names it; may be repeated.",
+)
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Keep the layers that flip the most bits in fp32, where a limit is broken.",
+)
 @click.option("--licence", metavar="TEXT", help="Licence of the model, for its model card.")
 @click.option(
     "--engine",
@@ -62,6 +74,8 @@ def build(
     targets: tuple[str, ...],
     tf32: bool,
     as_json: bool,
+    exclude: tuple[str, ...],
+    auto: bool,
     **settings: Any,
 ) -> None:
     """Export the training run RUN to a new bundle.
@@ -75,11 +89,13 @@ def build(
       metah-export build runs/metah --out small.bundle --precision int8
       metah-export build runs/metah --out gpu.bundle --precision int8 --target tensorrt
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of torch that wait do not spin
     from metah_export import build as stage
     from metah_export import config as configs
 
     target, capabilities = options.split_targets(targets)
-    config = configs.load(file, {**settings, "target": target})
+    settings |= {"target": target, "exclude": exclude or None, "auto": auto or None}
+    config = configs.load(file, settings)
     engine = None if kind == "none" else options.engine_config(kind, batch, capabilities, tf32)
     bundle, parity = stage.build(
         run, out, config, engine=engine, progress=console.progress_bar, warn=console.warn

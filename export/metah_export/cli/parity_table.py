@@ -30,6 +30,9 @@ def print_parity(parity: "Parity", domain: "Domain" = TARGET) -> None:
         ]
     if parity.map_h2 is not None and parity.map_delta is not None:
         rows.append(("MAP@H2 (change)", f"{parity.map_h2:.4f} ({parity.map_delta:+.4f})"))
+    if parity.map_delta_interval is not None and parity.flips:
+        low, high = parity.map_delta_interval
+        rows.append(("95 % interval of the change", f"{low:+.4f} to {high:+.4f}"))
     if parity.top10_overlap is not None:
         rows.append(("ten nearest that stay", f"{parity.top10_overlap:.2%}"))
     title = "parity" if domain == TARGET else f"parity, images of the {domain}"
