@@ -54,10 +54,11 @@ class Settings:
     ``skipped``: images that are left out, for they cannot be read: their names in their domain,
     after ``source/`` or ``target/``.
     ``detail``: bits of the detail code beside the ``bits`` of the hash code, 0 for none; it is
-    fitted after training on the backbone's ``trained`` features, on the ``pooled`` ones below the
-    layers that it adds to a pre-trained network, or on ``both``. ``code_weight``: how many bits of
-    detail one bit of the hash code counts in the order of answers. ``head`` itq: the hash head is
-    fitted anew after training, of which the trained one has ``train_bits`` (default: ``bits``).
+    fitted after training on the backbone's ``trained`` features, on the ``pooled`` feature maps
+    below its last layers (of a network without these, its features), or on ``both``.
+    ``code_weight``: how many bits of detail one bit of the hash code counts in the order of
+    answers. ``head`` itq: the hash head is fitted anew after training, of which the trained one has
+    ``train_bits`` (default: ``bits``).
     """
 
     method: str = "metah"
@@ -96,7 +97,7 @@ class Settings:
     labels: str | None = None
     skipped: tuple[str, ...] = ()
     detail: int = 64
-    detail_features: str = "trained"
+    detail_features: str = "both"
     code_weight: int = 1
     head: str = "trained"
     train_bits: int | None = None
@@ -168,7 +169,7 @@ class Settings:
         return self.stage(
             bits=bits,
             detail=0,
-            detail_features="trained",
+            detail_features=Settings.detail_features,
             code_weight=1,
             head="trained",
             train_bits=None,
@@ -201,7 +202,7 @@ ADDED: dict[str, Any] = {
     "labels": None,
     "skipped": (),
     "detail": 0,
-    "detail_features": "trained",
+    "detail_features": "both",
     "code_weight": 1,
     "head": "trained",
     "train_bits": None,

@@ -21,7 +21,7 @@ from metah_train.training.loop import fit
 QUICK = ["epochs=1", "batch=12", "features=32", "warmup=2", "threads=1"]
 
 
-def reference(domains: list[np.ndarray], bits: int) -> np.ndarray:
+def reference(domains: list[np.ndarray], bits: int, whitening: float = 0) -> np.ndarray:
     """PCA-ITQ of features (n, d) a domain: one SVD, then 50 alternations; (d, bits)."""
     X = np.concatenate([f - f.mean(0) for f in domains])
     X /= np.linalg.norm(X, axis=1, keepdims=True)
@@ -30,6 +30,7 @@ def reference(domains: list[np.ndarray], bits: int) -> np.ndarray:
     r = min(bits, np.count_nonzero(noise < S))
     W = Vt[:r].T
     W *= np.sign(W[np.abs(W).argmax(0), np.arange(r)])  # a component has no sign of its own
+    W /= ((X - X.mean(0)) @ W).std(0) ** whitening
     P = (X - X.mean(0)) @ W
     R = np.linalg.svd(torch.randn(bits, bits, dtype=torch.float64).numpy())[0][:r]
     for _ in range(50):
@@ -41,14 +42,17 @@ def reference(domains: list[np.ndarray], bits: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [8, 24, 64])
 @pytest.mark.parametrize("n", [(3, 4), (97, 31), (20, 257)])
-def test_a_projection_is_the_reference(bits: int, n: tuple[int, int]) -> None:
+@pytest.mark.parametrize("whitening", [0, 0.25, 1])
+def test_a_projection_is_the_reference(bits: int, n: tuple[int, int], whitening: float) -> None:
     rng = np.random.default_rng(bits + n[0])
     scales = np.linspace(3, 0.2, 40)
     source, target = (rng.standard_normal((m, 40)) * scales + 5 * i for i, m in enumerate(n))
     layer = torch.nn.Linear(40, bits)
-    bias = projections.fit(layer, {"target": target, "source": source}, 3, "detail")
+    bias = projections.fit(
+        layer, {"target": target, "source": source}, 3, "detail", whitening=whitening
+    )
     seed_step(3, "detail", 0)
-    W = reference([target, source], bits)
+    W = reference([target, source], bits, whitening)
     for f, own in ((target, layer.bias), (source, bias)):
         found = torch.from_numpy(f).float() @ layer.weight.T + own
         due = (f - f.mean(0)) @ W
@@ -64,7 +68,7 @@ def test_lengths_of_joined_features_do_not_matter() -> None:
     for scale in (1.0, 512.0):
         layer = torch.nn.Linear(24, 16)
         domains = {"target": np.hstack([one, scale * two]), "source": np.hstack([two, scale * one])}
-        projections.fit(layer, domains, 0, "detail", (12, 12))
+        projections.fit(layer, domains, 0, "detail", parts=(12, 12))
         codes.append(torch.from_numpy(domains["target"]).float() @ layer.weight.T + layer.bias > 0)
     assert torch.equal(*codes)
 
@@ -193,13 +197,20 @@ def test_an_early_run_opens_without_detail(make_split: Any, tmp_path: Path) -> N
     assert encode(run.model, make_split().query)[0].shape == (30, 2)
 
 
-@pytest.mark.parametrize("kind", ["trained", "pooled", "both"])
-def test_features_of_a_network_without_added_layers_are_its_own(
-    kind: str, make_split: Any, tmp_path: Path
+@pytest.mark.parametrize(("kind", "width"), [("trained", 32), ("pooled", 128), ("both", 160)])
+def test_the_detail_code_is_fitted_on_the_features_asked_for(
+    kind: str, width: int, make_split: Any, tmp_path: Path
 ) -> None:
     run = run_of(make_split, tmp_path / kind, f"detail_features={kind}")
     assert run.model.detail is not None
-    assert run.model.detail.in_features == 32
+    assert run.model.detail.in_features == width
+    images = torch.from_numpy(make_split().query.load(np.arange(4)))
+    maps = run.model.backbone.convolutions(run.model.scaled(images)).mean((2, 3))
+    trained = run.model.features(images)
+    due = {"trained": trained, "pooled": maps, "both": torch.cat([trained, maps], 1)}[kind]
+    logits, details = run.model.outputs(images)
+    torch.testing.assert_close(details, run.model.detail(due))
+    torch.testing.assert_close(logits, run.model(images))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ class Backbone(nn.Module):
 
     unused: beginnings of the names of a weights file's tensors that the backbone leaves out.
     added: layers that pre-trained weights lack; they train at the rate of the heads.
-    pools: whether ``drop_pooled`` is possible. pooled_width: of the features below ``added``, 0
-    where there are none. pretrained: the weights that come with it, for the model card.
+    pools: whether ``drop_pooled`` is possible. pooled_width: of the features below the last
+    layers, 0 where there are none. pretrained: the weights that come with it, for the model card.
     """
 
     unused: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         return None
 
     def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return features (n, d) and the pooled features (n, pooled_width) below ``added``."""
+        """Return features (n, d) and pooled features (n, pooled_width), None where it is 0."""
         return self(images), None
 
     def drop_pooled(self, rate: float) -> None:

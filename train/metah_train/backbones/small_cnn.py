@@ -12,7 +12,10 @@ class SmallCNN(Backbone):
 
     (n, C, H, W) -> (n, features), H and W multiples of 8 and >= 16; batch norm after every layer.
     The first convolution halves the image, a pooling before each of the others: fast on a CPU.
+    The pooled features are the means of the last feature maps.
     """
+
+    pooled_width = 128
 
     def __init__(self, channels: int, height: int, width: int, features: int) -> None:
         super().__init__()
@@ -39,6 +42,11 @@ class SmallCNN(Backbone):
         """Return features (n, features), >= 0."""
         features: torch.Tensor = self.linear(self.convolutions(images))
         return features
+
+    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (n, features), >= 0, and pooled features (n, 128)."""
+        maps = self.convolutions(images)
+        return self.linear(maps), maps.mean((2, 3))
 
 
 def _block(inputs: int, outputs: int, *, kernel: int, stride: int) -> tuple[nn.Module, ...]:

@@ -2,7 +2,8 @@
 
 With features f of domain D, their mean m_D, and X = ((f - m_D) / |f - m_D|) over both domains:
 
-    W = V R : V the first principal components of X, R the rotation of ITQ (``methods.itq``)
+    W = V S^-a R : V the first principal components of X, S their deviations, R the rotation of ITQ
+    (``methods.itq``); whitening a, so that bits differ inside of a class too
     bit k of an image of domain D = ((f - m_D) W)_k > 0 : one linear layer, with a bias a domain
 
 Lengths do not matter to the sign, so the layer takes features as they are.
@@ -26,6 +27,9 @@ from metah_train.settings import Settings
 IMAGES = 10_000
 """Training images of a domain that a fit reads, spread evenly."""
 
+WHITENING = {"trained": 0.25, "pooled": 0.5, "both": 0.25}
+"""The power a by the kind of detail features; docs/decisions/0013 tells how it was chosen."""
+
 ITERATIONS = 50
 BATCH = 256
 
@@ -47,14 +51,15 @@ def add_projections(model: HashModel, config: Settings, split: Split) -> None:
         source["head.bias"] = fit(model.head, found["head"], config.seed, "head")
     if config.detail:
         width = found["detail"]["target"].shape[1]
-        model.detail, model.detail_features = (
-            nn.Linear(width, config.detail),
-            config.detail_features,
-        )
-        parts = (config.features, width - config.features)
-        joined = config.detail_features == "both" and parts[1] > 0
+        model.detail, model.detail_features = nn.Linear(width, config.detail), kind
+        joined = kind == "both" and width > config.features
         source["detail.bias"] = fit(
-            model.detail, found["detail"], config.seed, "detail", parts if joined else None
+            model.detail,
+            found["detail"],
+            config.seed,
+            "detail",
+            whitening=WHITENING[kind],
+            parts=(config.features, width - config.features) if joined else None,
         )
     model.to(model.mean.device)
     model.set_source(source)
@@ -65,6 +70,8 @@ def fit(
     found: Domains,
     seed: int,
     stream: str,
+    *,
+    whitening: float = 0.0,
     parts: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
     """Set a layer's weight, and its bias for the target; return the bias for the source.
@@ -84,14 +91,14 @@ def fit(
     directions = np.concatenate(
         [unit_rows((found[domain] - means[domain]) * scale) for domain in DOMAINS]
     )
-    weight = (scale[:, None] * projection(directions, layer.out_features)).T
+    weight = (scale[:, None] * projection(directions, layer.out_features, whitening)).T
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(-weight @ means["target"]))
     return torch.from_numpy(-weight @ means["source"]).to(layer.bias)
 
 
-def projection(X: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+def projection(X: NDArray[np.float64], bits: int, whitening: float = 0.0) -> NDArray[np.float64]:
     """Return W (d, bits) of rows X (n, d); raises DataError for rows without any difference."""
     if not X.any():
         raise DataError(
@@ -99,7 +106,8 @@ def projection(X: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
             "fix: --set detail=0, or longer training"
         )
     V, W, _ = principal_components(X, bits)
-    found: NDArray[np.float64] = W @ rotation(V, bits, ITERATIONS)
+    scale = V.std(0) ** -whitening
+    found: NDArray[np.float64] = (W * scale) @ rotation(V * scale, bits, ITERATIONS)
     return found
 
 
