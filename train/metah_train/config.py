@@ -24,7 +24,7 @@ from metah_train.settings import ADDED, NESTED, Options, Settings, listed
 if TYPE_CHECKING:
     from metah_train.methods.base import Method
 
-RECIPES = ("digits", "emoji", "metah-plus", "paper", "photos")
+RECIPES = ("digits", "emoji", "metah-plus", "paper", "photos", "small")
 """Recipes that ship with the package; any other name is the path of a TOML file."""
 
 
@@ -67,9 +67,12 @@ def load(
     recipe: str | Path = "digits",
     settings: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Config:
     """Build the Config of ``recipe`` < ``settings`` (Config fields) < ``assignments`` (key=value).
 
+    defaults: Config fields that go over the recipe, below what is given.
     ``epochs`` in a later layer takes the place of an earlier layer's ``steps``; ``steps`` go before
     ``epochs``. The method keeps the terms that define it: TAH drops the classifier's weight that a
     recipe states for METAH, while an assignment that contradicts the method is an error.
@@ -82,6 +85,7 @@ def load(
     given.update({key: value for key, value in assigned if "." not in key})
     direction = given.get("direction")
     layers = [table, *([directions[direction]] if direction in directions else [])]
+    layers.append(dict(defaults or {}))
     values: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for layer in (*layers, given):

@@ -69,7 +69,7 @@ def compare(
     methods: str | None,
     bits: str,
     seeds: tuple[str, ...],
-    recipe: str,
+    recipe: str | None,
     assignments: tuple[str, ...],
     variants: tuple[str, ...],
     out: Path,
@@ -89,6 +89,7 @@ def compare(
       metah-train compare --seeds metah=5 --set metah:epochs=20 --out grid --workers 2
       metah-train compare --methods metah-plus --row warm=metah-plus,warmup=200 --out rows
     """
+    from metah_train.automatic import KINDS, Choice, choose
     from metah_train.compare import grid
     from metah_train.compare.comparison import TrialStore, locked
     from metah_train.compare.publish import document, publish
@@ -99,7 +100,6 @@ def compare(
     names = grid.PAPER if methods is None else tuple(part.strip() for part in methods.split(","))
     plan = partial(
         grid.plan,
-        recipe,
         data=data,
         direction=direction,
         labels=labels,
@@ -109,14 +109,21 @@ def compare(
         assignments=assignments,
         variants=variants,
     )
-    trials = plan()
+    chosen = Choice(recipe=recipe or "digits")
+    trials = plan(chosen.recipe)
     split = split_of(trials[0].config, missing_ok=skip_bad)
     split.check_labelled()
+    if recipe is None and trials[0].config.data.partition(":")[0] in KINDS:
+        chosen = choose(split)
+        plan = partial(plan, defaults=chosen.defaults)
+        trials = plan(chosen.recipe)
+        split = split_of(trials[0].config, missing_ok=skip_bad)
+        console.note(f"chosen: recipe {chosen.recipe} ({chosen.why})")
     split, bad = leave_out_unreadable(
         split, skip=skip_bad, progress=console.progress_bar, warn=console.warn
     )
     if bad:
-        trials = plan(skipped=bad)
+        trials = plan(chosen.recipe, skipped=bad)
     comparison = TrialStore(out)
     with locked(out / "lock", wait=False):
         for text in comparison.check_images(trials, split):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from metah_runtime.cli import console
 from metah_runtime.errors import ConfigError
@@ -23,9 +22,8 @@ LABELS = click.option(
 )
 RECIPE = click.option(
     "--recipe",
-    default="digits",
-    show_default=True,
-    help="digits, emoji, metah-plus, paper, photos, or a TOML file.",
+    show_default="small or photos, by the size of own images; else digits",
+    help="digits, emoji, metah-plus, paper, photos, small, or a TOML file.",
 )
 
 
@@ -33,7 +31,10 @@ RECIPE = click.option(
 @click.option("--data", help="Data set; see metah-train data info --help.  [default: digits]")
 @click.option("--direction", help="Which domain is the source; see metah-train data info.")
 @LABELS
-@click.option("--method", help=f"{', '.join(METHODS)}.  [default: metah]")
+@click.option(
+    "--method",
+    help=f"{', '.join(METHODS)}.  [default: metah-plus for folder: and listfile:, else metah]",
+)
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @RECIPE
@@ -53,7 +54,7 @@ RECIPE = click.option(
 @click.option("--evaluate/--no-evaluate", default=True, help="Score the run at the end.")
 @console.json_option
 def fit(
-    recipe: str,
+    recipe: str | None,
     assignments: tuple[str, ...],
     out: Path | None,
     resume: bool,
@@ -75,6 +76,7 @@ def fit(
       metah-train fit --data folder:renders/:photos/ --set epochs=20 --out runs/mine
       metah-train fit --out runs/metah --resume
     """
+    from metah_train import automatic
     from metah_train import config as configs
     from metah_train.data import split_of
     from metah_train.data.readable import leave_out_unreadable
@@ -83,18 +85,21 @@ def fit(
     from metah_train.training import checkpoint, loop
 
     given = {name: value for name, value in settings.items() if value is not None}
-    if out is None or not resume:
-        config = configs.load(recipe, given, assignments)
-    out = default_out(config) if out is None else out
-    loop.check_folder(out, resume=resume, overwrite=overwrite)
     if resume:
-        config = checkpoint.settings_of(out)
-        context = click.get_current_context()
-        chosen = context.get_parameter_source("recipe") is not ParameterSource.DEFAULT
-        changed = configs.differences(config, recipe if chosen else None, given, assignments)
+        if out is None:
+            out = default_out(automatic.load(recipe, given, assignments, missing_ok=True)[0])
+        loop.check_folder(out, resume=True, overwrite=overwrite)
+        config, why = checkpoint.settings_of(out), ""
+        changed = configs.differences(config, recipe, given, assignments)
         if changed:
             raise ConfigError(f"run {out} was started with other settings: {changed}")
-    split = split_of(config, missing_ok=skip_bad)
+        split = split_of(config, missing_ok=skip_bad)
+    else:
+        if out is not None:
+            loop.check_folder(out, overwrite=overwrite)
+        config, split, why = automatic.load(recipe, given, assignments, missing_ok=skip_bad)
+        out = default_out(config) if out is None else out
+        loop.check_folder(out, overwrite=overwrite)
     bad: tuple[str, ...] = ()
     if not (out / checkpoint.CONFIG).exists() or overwrite:
         split, bad = leave_out_unreadable(
@@ -112,7 +117,7 @@ def fit(
             done = step
 
         def begin() -> None:
-            console.note("\n".join(describe(split)))
+            console.note("\n".join([*describe(split), *([why] if why else [])]))
 
         run = loop.fit(
             config,

@@ -65,6 +65,7 @@ def plan(
     variants: Iterable[str] = (),
     labels: str | None = None,
     skipped: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
     """Return the trials, seed by seed, so that an early table already has every method.
 
@@ -72,6 +73,7 @@ def plan(
     a table only for those that read it) or ``METHOD:KEY=VALUE`` for one. variants: further rows,
     ``NAME=METHOD[,KEY=VALUE]...``, of one of ``methods`` and with its seeds and settings, changed.
     labels: a file that labels images of the target. skipped: images that all trials leave out.
+    defaults: settings that go over the recipe, below what is given.
     Raises ConfigError.
     """
     known = ", ".join(METHODS)
@@ -101,7 +103,7 @@ def plan(
                 settings = {**common, "method": name, "bits": width, "seed": seeds[name][turn]}
                 if any(text.partition("=")[0].strip() == "threads" for text in changes):
                     del settings["threads"]
-                config = load(recipe, settings, changes)
+                config = load(recipe, settings, changes, defaults=defaults)
                 if config.devices > 1:
                     raise ConfigError(
                         f"devices must be 1, got {config.devices}: the grid trains each trial in a "
