@@ -1,12 +1,14 @@
 """The command metah-train evaluate: score a run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from metah_runtime.cli import console
+from metah_runtime.errors import RunError
 
 WITH_DETAIL = "_with_detail"
 """Ending of the scores of whole codes, as in ``metah_train.evaluation.encode``."""
@@ -37,6 +39,9 @@ CRITERIA = {
     "purity": ("high", "part of a ball of radius {radius} with the predicted class"),
 }
 """Criterion -> its better end, and what it tells; see ``metah_train.evaluation.criteria``."""
+
+REFERENCES = {"source": "source only", "itq": "ITQ, same features", "lsh": "LSH, same features"}
+"""Reference -> its name in a table; see ``metah_train.evaluation.references``."""
 
 
 @click.command()
@@ -73,13 +78,17 @@ def evaluate(run: Path, radius: int, shifts: tuple[str, ...], pairs: bool, as_js
     """
     from metah_train.data import split_of
     from metah_train.evaluation.evaluate import evaluate as score
+    from metah_train.evaluation.evaluate import stored_evaluation
     from metah_train.training.checkpoint import Run, warn_if_changed
 
     opened = Run.open(run)
     split = split_of(opened.config)
     warn_if_changed(opened, split, console.warn)
+    kept = None
+    with suppress(RunError):
+        kept = (stored_evaluation(opened) or {}).get("references")
     with console.step("scoring"):
-        result = score(opened, split, radius=radius, shifts=shifts, pairs=pairs)
+        result = score(opened, split, radius=radius, shifts=shifts, pairs=pairs, references=kept)
     if as_json:
         console.print_json(result)
         return
@@ -125,6 +134,12 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
             )
     valid = result[f"source_validation{ending}"][f"map_h{radius}"]
     click.echo(f"without target labels: source validation MAP@H{radius} {valid:.3f}")
+    twin = result.get("references", {}).get("source", {}).get("metrics")
+    if twin is not None and f"map_h{radius}" in twin:
+        click.echo(
+            f"source only, without adaptation: MAP@H{radius} {twin[f'map_h{radius}']:.3f}, "
+            f"recall@H{radius} {twin[f'recall_h{radius}']:.3f}, full MAP {twin['map_full']:.3f}"
+        )
 
 
 def _number(value: float) -> str:
@@ -135,14 +150,28 @@ def _print_unlabelled(result: Mapping[str, Any]) -> None:
     """Print what reads no label of the target, each number with its meaning."""
     valid = result["source_validation"]
     radius = valid["radius"]
+    others: Mapping[str, Any] = result.get("references", {})
+    key = f"map_h{radius}"
+    held = [part.get("source_validation", {}).get(key) for part in (result, *others.values())]
     rows = [
-        (f"source MAP@H{radius}", f"{valid[f'map_h{radius}']:.3f}", "high", SOURCE_MEANS),
+        (
+            f"source MAP@H{radius}",
+            *("-" if value is None else f"{value:.3f}" for value in held),
+            "high",
+            SOURCE_MEANS,
+        ),
         *(
-            (name, f"{result['criteria'][name]:.3f}", better, text.format(radius=radius))
+            (
+                name,
+                *(f"{part['criteria'][name]:.3f}" for part in (result, *others.values())),
+                better,
+                text.format(radius=radius),
+            )
             for name, (better, text) in CRITERIA.items()
         ),
     ]
-    columns = ("without target labels", "value", "better", "what it tells")
+    named = [REFERENCES[name] for name in others]
+    columns = ("without target labels", "value", *named, "better", "what it tells")
     console.print_table(columns, rows, _title(result))
 
 

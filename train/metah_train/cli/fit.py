@@ -1,7 +1,8 @@
 """The command metah-train fit: train a run and score it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,12 @@ from metah_train.methods import METHODS
 
 if TYPE_CHECKING:
     from metah_train.config import Config
+    from metah_train.data import Split
+    from metah_train.training.checkpoint import Run
+    from metah_train.training.loop import StepReport
+
+OWN = ("folder", "listfile")
+"""First parts of the names of a user's own data sets."""
 
 LABELS = click.option(
     "--labels",
@@ -52,6 +59,12 @@ RECIPE = click.option(
 @click.option("--skip-bad", is_flag=True, help="Train without the images that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in the output folder.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Score the run at the end.")
+@click.option(
+    "--references/--no-references",
+    default=None,
+    show_default="on for folder: and listfile:",
+    help="Train a twin on the source alone and say if adapting looks worse.",
+)
 @console.json_option
 def fit(
     recipe: str | None,
@@ -61,6 +74,7 @@ def fit(
     skip_bad: bool,
     overwrite: bool,
     evaluate: bool,
+    references: bool | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -82,6 +96,7 @@ def fit(
     from metah_train.data.readable import leave_out_unreadable
     from metah_train.data.splits import describe
     from metah_train.evaluation.evaluate import evaluate as score
+    from metah_train.evaluation.references import warning as references_warning
     from metah_train.training import checkpoint, loop
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -107,18 +122,11 @@ def fit(
         )
         config = config.stage(skipped=(*config.skipped, *bad))
     start = time.monotonic()
-    done = 0
-    with console.progress_bar(config.method, unit="step") as advance:
 
-        def report(step: int, total: int, terms: Mapping[str, float]) -> None:
-            nonlocal done
-            note = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
-            advance(step - done, note=note, total=total)
-            done = step
+    def begin() -> None:
+        console.note("\n".join([*describe(split), *([why] if why else [])]))
 
-        def begin() -> None:
-            console.note("\n".join([*describe(split), *([why] if why else [])]))
-
+    with _steps(config.method) as report:
         run = loop.fit(
             config,
             split,
@@ -135,8 +143,13 @@ def fit(
     if evaluate:
         if not split.labelled:
             console.note(f"not scored: {split.unscored}")
+        beside = None
+        if references if references is not None else config.data.partition(":")[0] in OWN:
+            beside = _references(run, split)
         with console.step("scoring"):
-            result = score(run, split)
+            result = score(run, split, references=beside)
+        if text := references_warning(result):
+            console.warn(text)
     if as_json:
         facts = {"run": run.path, "run_digest": run.digest, "seconds": seconds}
         if config.skipped:
@@ -144,6 +157,30 @@ def fit(
         console.print_json({**facts, "evaluation": result})
     elif result is not None:
         print_evaluation(result)
+
+
+@contextmanager
+def _steps(label: str) -> "Iterator[StepReport]":
+    """Show the steps of a training; yield what is to be called after each."""
+    done = 0
+    with console.progress_bar(label, unit="step") as advance:
+
+        def report(step: int, total: int, terms: Mapping[str, float]) -> None:
+            nonlocal done
+            note = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
+            advance(step - done, note=note, total=total)
+            done = step
+
+        yield report
+
+
+def _references(run: "Run", split: "Split") -> dict[str, Any] | None:
+    from metah_train.evaluation import references
+
+    if not references.has_references(run.config):
+        return None
+    with _steps("source only, to compare") as report:
+        return references.references(run, split, report=report)
 
 
 def default_out(config: "Config") -> Path:

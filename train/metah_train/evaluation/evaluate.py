@@ -1,6 +1,6 @@
 """Score the retrieval of a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -49,6 +49,7 @@ def evaluate(
     radius: int = 2,
     shifts: Sequence[str] = (),
     pairs: bool = False,
+    references: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a run on the queries and the database of a split; write RUN/evaluation.json.
 
@@ -60,7 +61,8 @@ def evaluate(
     and database under each of ``metah_train.evaluation.shifts``, in ``shifts``: domains that
     training never saw. pairs: equal file stems are pairs, where the split names none. Scores of the
     whole code are beside them, in ``metrics_with_detail`` and so on. Where nothing is labelled
-    there are no metrics; ``unscored`` says why. Raises DataError if no pairs are found.
+    there are no metrics; ``unscored`` says why. references: what ``evaluation.references``
+    measured, kept beside the scores. Raises DataError if no pairs are found.
     """
     twins = find_pairs(split, by_stem=pairs)
     parts: dict[str, Any] = {}
@@ -85,6 +87,8 @@ def evaluate(
         result["unscored"] = split.unscored
     elif first != "target":
         result["database"] = first
+    if references:
+        result["references"] = dict(references)
     if twins is not None:
         result.update({f"pairs{key}": value for key, value in score_pairs(run, twins).items()})
     files.write_json(run.path / EVALUATION, result)
