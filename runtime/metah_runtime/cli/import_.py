@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,7 +12,7 @@ from metah_runtime.cli.format_options import format_options
 from metah_runtime.codes import CodeFormat
 from metah_runtime.errors import ConfigError, IndexMismatch
 from metah_runtime.index import Index
-from metah_runtime.index.batch import check_on_duplicate
+from metah_runtime.index.batch import OnDuplicate
 from metah_runtime.index.manifest import is_vacant
 
 
@@ -64,15 +64,20 @@ def import_(
         )
     model = fingerprint or rows.fingerprint
     form = _code_format(source, rows, detail_bits, code_weight)
-    check_on_duplicate(on_duplicate)
+    if on_duplicate not in get_args(OnDuplicate):
+        raise ConfigError(f"--on-duplicate must be error or upsert, got {on_duplicate!r:.60}")
     batches = _counted(rows)
     first = next(batches, None)  # a file that cannot be read leaves no index behind
     with _open_or_create(index, rows, form, model) as store:
         read = () if first is None else (first,)
-        count = store.add_batches(
-            chain(read, batches),
-            on_duplicate=on_duplicate,  # type: ignore[arg-type]
-        )
+        try:
+            count = store.add_batches(
+                chain(read, batches),
+                on_duplicate=on_duplicate,  # type: ignore[arg-type]
+            )
+        except IndexMismatch as error:
+            text = str(error).replace("on_duplicate='upsert'", "--on-duplicate upsert")
+            raise IndexMismatch(text) from None
         total = len(store)
     if as_json:
         bits = {"bits": form.bits, "detail_bits": form.detail_bits}

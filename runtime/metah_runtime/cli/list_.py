@@ -1,5 +1,7 @@
 """metah-search list: the images of an index, their paths and attributes."""
 
+import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +12,30 @@ import click
 from metah_runtime.cli import console
 from metah_runtime.cli.where_options import checked_where, path_condition, where_option
 from metah_runtime.errors import ConfigError, DataError
+from metah_runtime.files import write_bytes
 from metah_runtime.images.find import on_disk
 from metah_runtime.index import Index
+from metah_runtime.index.attributes import OF_FILES
+
+STEP = 1 << 16
 
 
 @click.command("list")
 @click.argument("index", type=click.Path(path_type=Path))
 @where_option
 @click.option("--path", "pattern", help="only these, such as 'holiday/*' or holiday/")
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path), help="write all of them, with codes, as CSV"
+)
 @click.option("--limit", type=int, default=100, show_default=True, help="at most so many; 0: all")
 @console.json_option
 def list_(
-    index: Path, where: Sequence[str], pattern: str | None, limit: int, as_json: bool
+    index: Path,
+    where: Sequence[str],
+    pattern: str | None,
+    table: Path | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List the images in INDEX, in ascending order of ids, with paths and attributes.
 
@@ -29,12 +43,17 @@ def list_(
     Examples:
       metah-search list photos.index
       metah-search list photos.index --where label=cat --limit 0 --json
+      metah-search list photos.index --csv photos.csv
     """
     if limit < 0:
         raise ConfigError(f"--limit must be >= 0, got {limit}")
     with Index.open(index) as store:
         conditions = [*where, *([] if pattern is None else [path_condition(store, pattern)])]
         ids = store.select(checked_where(conditions))
+        if table is not None:
+            _write_csv(table, store, ids)
+            console.say(f"wrote {len(ids):,} images to {console.printable(table)}")
+            return
         rows = described(store, ids[: limit or len(ids)])
     show_images(index, rows, len(ids), as_json)
 
@@ -72,6 +91,20 @@ def described(store: Index, ids: Any) -> list[dict[str, Any]]:
     """Return id, path and attributes of some images."""
     columns = {"id": ids.tolist(), "path": store.paths(ids)} | store.attributes(ids)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _write_csv(path: Path, store: Index, ids: Any) -> None:
+    """Write id, code in hex, path and attributes of images."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    names = [name for name in store.attribute_kinds() if not name.startswith(OF_FILES)]
+    rows.writerow(["id", "code", "path", *names])
+    for start in range(0, len(ids), STEP):
+        some = ids[start : start + STEP]
+        codes = [code.tobytes().hex() for code in store.codes(some)]
+        columns = store.attributes(some, names)
+        rows.writerows(zip(some.tolist(), codes, store.paths(some), *columns.values(), strict=True))
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def show_images(index: Path, rows: Sequence[dict[str, Any]], total: int, as_json: bool) -> None:

@@ -111,6 +111,11 @@ def open_encoder(
         raise BundleError(f"{error}; or --bundle BUNDLE if it has moved") from error
     if store is not None and store.fingerprint != encoder.fingerprint:
         theirs = store.fingerprint[:12] if store.fingerprint else "none"
+        if store.fingerprint is None:
+            raise IndexMismatch(
+                f"{index} does not say which model made its codes; fix: if it was bundle {where}, "
+                f"import them again with --fingerprint {encoder.fingerprint}"
+            )
         raise IndexMismatch(
             f"{index} holds codes of model {theirs}, bundle {where} is model "
             f"{encoder.fingerprint[:12]}: their codes cannot be compared; "

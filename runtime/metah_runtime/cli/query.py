@@ -94,6 +94,7 @@ def query(
     check_html(html)
     chosen = checked_where(where)
     store = open_index(index, device)
+    check_reach(search, store, index)
     packed, good, bad = query_codes(
         store, index, images, codes, bundle, device, threads, strict, domain
     )
@@ -143,6 +144,16 @@ def check_search(
     if radius is not None:
         return "radius", check_radius(radius)
     return "k", check_k(10 if k is None else k)
+
+
+def check_reach(search: Search, store: IndexLike, index: Path) -> None:
+    """Raise ConfigError for a radius above the length of the hash code."""
+    kind, value = search
+    if kind == "radius" and value > store.bits:
+        raise ConfigError(
+            f"--radius {value} is more than the {store.bits} bits of a hash code in {index}: all "
+            f"{len(store):,} images lie within it; fix: --radius 2"
+        )
 
 
 def check_html(html: Path | None) -> None:

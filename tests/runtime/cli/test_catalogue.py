@@ -55,6 +55,16 @@ def test_list_shows_paths_and_attributes(ask: Callable[..., Any], run: Run, tmp_
     assert "2 of 6" in err
 
 
+def test_a_list_may_be_a_table(ask: Callable[..., Any], run: Run, tmp_path: Path) -> None:
+    assert run("list", "i", "--where", "label=dog", "--csv", "t.csv")[0] == 0
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert lines[0] == "id,code,path,label"
+    assert [line.split(",")[0] for line in lines[1:]] == ["2", "3"]
+    code = lines[1].split(",")[1]
+    found = ask("query", "i", "--code", code, "-k", 1)["queries"][0]["matches"]
+    assert found[0]["distance"] == 0
+
+
 def test_find_names_an_image(ask: Callable[..., Any], run: Run) -> None:
     assert [i["id"] for i in ask("find", "i", "p/dog/2.png")["images"]] == [2]
     assert [i["id"] for i in ask("find", "i", "4.png")["images"]] == [5]
@@ -102,6 +112,7 @@ def test_labels_come_from_values_and_tables(
         (["rebase", "i", "nothing"], "no folder"),
         (["rebase", "i", "p", "--from", "/nowhere"], "no path below"),
         (["query", "i", "p/cat/0.png", "--where", "x"], "NAME=VALUE"),
+        (["query", "i", "p/cat/0.png", "--radius", "17"], "fix: --radius 2"),
         (["add", "i", "p", "--base", "."], "rebase"),
     ],
 )
