@@ -11,8 +11,11 @@ namespace metah {
 namespace {
 
 constexpr int kMostBits = 24;         // a table of offsets is at most 64 MiB
-constexpr double kProbeCost = 25;     // nanoseconds: two cache misses, prefetched
-constexpr double kCandidateCost = 3;  // nanoseconds
+// Nanoseconds of one thread: two cache misses, prefetched; one code in a row of them. On a busy Zen 3
+// machine `CodeIndex.count` of 4,000 queries on 2^20 and 2^22 random codes of 64 bits takes 0.5 to 1.6
+// times the sum of them at radius 1 to 4.
+constexpr double kProbeCost = 25;
+constexpr double kCandidateCost = 3;
 
 uint32_t substring(const uint8_t* code, size_t width, int first, int length) {
     uint64_t word = 0;

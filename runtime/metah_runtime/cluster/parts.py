@@ -20,7 +20,7 @@ from metah_runtime import files, schema
 from metah_runtime.codes import CodeFormat, Codes
 from metah_runtime.errors import ClusterError, ConfigError, DataError, require
 from metah_runtime.interop import parquet_file
-from metah_runtime.interop.rows import STEP, Batch, Rows
+from metah_runtime.interop.rows import STEP, CodeBatch, CodeRows
 from metah_runtime.model.encoder import BadImage
 
 JOB: Final = "job.json"
@@ -182,13 +182,13 @@ def finish(folder: Path, listing: FileListing, job: Job) -> tuple[int, list[BadI
     good = [row for row in range(len(listing)) if row not in reasons]
     bad = [BadImage(listing.paths[row], reasons[row]) for row in sorted(reasons)]
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[CodeBatch]:
         for start in range(0, len(good), STEP):
             rows = good[start : start + STEP]
             names: list[bytes | None] = [os.fsencode(listing.paths[row]) for row in rows]
             yield codes[rows], None, names
 
-    rows = Rows(job.code_format, batches, job.fingerprint, job.model)
+    rows = CodeRows(job.code_format, batches, job.fingerprint, job.model)
     parquet_file.write_rows(folder / CODES, rows, ids=False)
     return len(good), bad
 

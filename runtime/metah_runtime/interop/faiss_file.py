@@ -14,7 +14,7 @@ from metah_runtime import files
 from metah_runtime.errors import DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, BinaryFile, FileArray, Rows, format_of, in_steps
+from metah_runtime.interop.rows import STEP, BinaryFile, CodeRows, FileArray, format_of, in_steps
 
 # fourcc, bits, bytes a code, codes, trained, metric: faiss/impl/index_write.cpp, version 1.15.
 _FAISS_HEAD: Final = struct.Struct("<4siiq?i")
@@ -23,7 +23,7 @@ _FLAT, _WITH_IDS, _WITH_IDS_2 = b"IBxF", b"IBMp", b"IBM2"
 _METRIC_L2: Final = 1
 
 
-def read(path: Path) -> Rows:
+def read(path: Path) -> CodeRows:
     """Open a file of FAISS; raise DataError naming what is wrong with it."""
     file = BinaryFile(path)
     at = 0
@@ -75,7 +75,7 @@ def read(path: Path) -> Rows:
         ids = array("<i8", (count,), "ids")
     if at != file.size:
         raise DataError(f"{path}: {file.size - at} bytes too many at its end")
-    return Rows(format_of(path, bits), lambda: in_steps(codes, ids), count=count)
+    return CodeRows(format_of(path, bits), lambda: in_steps(codes, ids), count=count)
 
 
 def write(index: Index, path: Path, *, replace: bool = True) -> None:

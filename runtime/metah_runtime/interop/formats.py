@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from metah_runtime.errors import ConfigError
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import Rows
+from metah_runtime.interop.rows import CodeRows
 
 FileFormat: TypeAlias = Literal["faiss", "npy", "parquet"]
 Database: TypeAlias = Literal["pgvector", "milvus"]
@@ -85,7 +85,7 @@ def export(index: Index, target: Target, *, exists: Exists = "error") -> None:
         raise _taken(error.filename or path) from None
 
 
-def read(target: Target, ids: Path | None = None) -> Rows:
+def read(target: Target, ids: Path | None = None) -> CodeRows:
     """Open what the other side holds; raise DataError naming what is wrong with it.
 
     ids: a .npy file of (n,) whole numbers for codes that carry none.
@@ -99,7 +99,7 @@ def read(target: Target, ids: Path | None = None) -> Rows:
         rows = module.read(Path(target.place), ids)
     else:
         rows = module.read(Path(target.place))
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, CodeRows)
     return rows
 
 

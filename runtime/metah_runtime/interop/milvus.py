@@ -24,8 +24,8 @@ from metah_runtime.errors import (
     StorageError,
 )
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import Batch, Rows, path_texts
-from metah_runtime.interop.table import Facts, Table, check_same_codes, read_note, write_note
+from metah_runtime.interop.rows import CodeBatch, CodeRows, path_texts
+from metah_runtime.interop.table import Table, TableInfo, check_same_codes, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 MOST: Final = 16_384
@@ -52,7 +52,7 @@ class MilvusTable(Table):
         self._client = _connect(address, must_exist=True)
         self._name = collection
         with _errors(collection):
-            self._facts = _facts(self._client, collection)
+            self._info = _info(self._client, collection)
             self._client.load_collection(collection)
 
     def close(self) -> None:
@@ -203,20 +203,20 @@ def write(index: Index, address: str, collection: str, *, exists: str = "error")
         client.close()
 
 
-def read(address: str, collection: str) -> Rows:
+def read(address: str, collection: str) -> CodeRows:
     """Open a collection that has the fields id and code; raise DataError if it has not."""
     client = _connect(address, must_exist=True)
     try:
         with _errors(collection):
-            facts = _facts(client, collection)
+            info = _info(client, collection)
             client.load_collection(collection)
             count = _count(client, collection)
     finally:
         client.close()
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[CodeBatch]:
         client = _connect(address, must_exist=True)
-        fields = ["id", "code", *(["path"] if facts.paths else [])]
+        fields = ["id", "code", *(["path"] if info.paths else [])]
         try:
             with _errors(collection):
                 client.load_collection(collection)
@@ -224,20 +224,20 @@ def read(address: str, collection: str) -> Rows:
                     collection, batch_size=_ROWS, output_fields=fields, consistency_level="Strong"
                 )
                 while some := rows.next():
-                    yield _batch(some, facts.code_format.width)
+                    yield _batch(some, info.code_format.width)
         finally:
             client.close()
 
-    form, known = facts.code_format, facts.fingerprint is not None
-    return Rows(form, batches, facts.fingerprint, facts.model, count, says_format=known)
+    form, known = info.code_format, info.fingerprint is not None
+    return CodeRows(form, batches, info.fingerprint, info.model, count, says_format=known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Facts(Facts):
+class _MilvusInfo(TableInfo):
     paths: bool
 
 
-def _facts(client: Any, collection: str) -> _Facts:
+def _info(client: Any, collection: str) -> _MilvusInfo:
     """Return what a collection is; raise DataError if codes cannot be searched in it."""
     from pymilvus import DataType
 
@@ -261,7 +261,7 @@ def _facts(client: Any, collection: str) -> _Facts:
     bits = int(fields["code"]["params"]["dim"])
     note = read_note(about.get("description"), bits, f"collection {collection}")
     paths = fields.get("path", {}).get("type") == DataType.VARCHAR
-    return _Facts(**vars(note), paths=paths)
+    return _MilvusInfo(**vars(note), paths=paths)
 
 
 def _count(client: Any, collection: str) -> int:
@@ -288,9 +288,9 @@ def _create(client: Any, collection: str, index: Index) -> None:
 
 def _check_addition(client: Any, collection: str, index: Index) -> None:
     with _errors(collection):
-        facts = _facts(client, collection)
-        check_same_codes(f"collection {collection}", facts, index)
-        if not facts.paths:
+        info = _info(client, collection)
+        check_same_codes(f"collection {collection}", info, index)
+        if not info.paths:
             raise DataError(f"collection {collection} needs a field path of type VARCHAR")
         ids = index.ids()
         client.load_collection(collection)
@@ -321,7 +321,7 @@ def _records(index: Index) -> Iterator[list[dict[str, Any]]]:
         ]
 
 
-def _batch(rows: Any, width: int) -> Batch:
+def _batch(rows: Any, width: int) -> CodeBatch:
     ids = np.array([row["id"] for row in rows], np.int64)
     paths = [row.get("path", "").encode() or None for row in rows]
     return _packed([row["code"] for row in rows], width), ids, paths if any(paths) else None

@@ -19,8 +19,8 @@ from metah_runtime.interop.new_files import write_files
 from metah_runtime.interop.rows import (
     STEP,
     BinaryFile,
+    CodeRows,
     FileArray,
-    Rows,
     format_of,
     in_steps,
 )
@@ -46,7 +46,7 @@ def write(index: Index, path: Path, *, replace: bool = True) -> None:
     write_files(fills, replace=replace)
 
 
-def read(path: Path, ids: Path | None = None) -> Rows:
+def read(path: Path, ids: Path | None = None) -> CodeRows:
     """Open an array of packed codes, and one of their ids; raise DataError if they are not that."""
     codes = _array(path)
     if codes.dtype == np.int8 and codes.ndim == 2:
@@ -64,7 +64,7 @@ def read(path: Path, ids: Path | None = None) -> Rows:
             f"{ids}: must be {len(codes)} whole numbers, one a code, got {own.dtype} {own.shape}"
         )
     form = format_of(path, codes.shape[1] * 8)
-    return Rows(form, lambda: in_steps(codes, own), count=len(codes))
+    return CodeRows(form, lambda: in_steps(codes, own), count=len(codes))
 
 
 def _array(path: Path) -> FileArray | NDArray[Any]:

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from metah_runtime.errors import ConfigError, DataError, MissingExtra, StorageEr
 from metah_runtime.index.index import Index
 from metah_runtime.interop.rows import (
     STEP,
-    Batch,
     BinaryFile,
-    Rows,
+    CodeBatch,
+    CodeRows,
     domain_runs,
     format_of,
     has_source,
@@ -27,7 +28,7 @@ _DOMAINS = "metah.domain_column"
 """Metadata of files that were written here with a column domain; that of others means nothing."""
 
 
-def read(path: Path) -> Rows:
+def read(path: Path) -> CodeRows:
     """Open a table with a column code; raise DataError naming what is wrong with it.
 
     code: binary, fixed-size or all of one length; id: whole numbers; path: text or binary.
@@ -56,7 +57,7 @@ def read(path: Path) -> Rows:
         else:
             width = _first_width(file, path)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[CodeBatch]:
         rows = file.iter_batches(STEP, columns=names)
         while True:
             with _errors(arrow, path):
@@ -82,7 +83,7 @@ def read(path: Path) -> Rows:
     )
     form = format_of(path, width * 8, *numbers)
     fingerprint, model = notes.get(b"metah.fingerprint"), notes.get(b"metah.model")
-    return Rows(form, batches, fingerprint, model, count, says_format=fingerprint is not None)
+    return CodeRows(form, batches, fingerprint, model, count, says_format=fingerprint is not None)
 
 
 def _fits(types: Any, name: str, kind: Any) -> bool:
@@ -137,19 +138,26 @@ def write(index: Index, path: Path, *, replace: bool = True) -> None:
 
     A column domain is written if some images are of the source.
     """
-    rows = Rows(index.code_format, lambda: _batches(index), index.fingerprint, index.model)
+    rows = CodeRows(index.code_format, lambda: _batches(index), index.fingerprint, index.model)
     write_rows(path, rows, domains=has_source(index), replace=replace)
 
 
 def write_rows(
-    path: Path, rows: Rows, *, ids: bool = True, domains: bool = False, replace: bool = True
+    path: Path, rows: CodeRows, *, ids: bool = True, domains: bool = False, replace: bool = True
 ) -> None:
-    """Write rows as ``read`` gives them; ids, domains: whether to write these columns."""
+    """Write rows as ``read`` gives them; ids, domains: whether to write these columns.
+
+    The column path is text; where a path is not UTF-8, the column is binary, so that none is lost.
+    """
     arrow = _pyarrow()
-    files.write_file(path, lambda file: _write(arrow, file, rows, ids, domains), replace=replace)
+    fill = partial(_write, arrow, rows, ids, domains)
+    try:
+        files.write_file(path, partial(fill, arrow.string()), replace=replace)
+    except UnicodeDecodeError:
+        files.write_file(path, partial(fill, arrow.binary()), replace=replace)
 
 
-def _batches(index: Index) -> Iterator[Batch]:
+def _batches(index: Index) -> Iterator[CodeBatch]:
     ids = index.ids()
     for start in range(0, len(ids), STEP):
         some = ids[start : start + STEP]
@@ -159,7 +167,10 @@ def _batches(index: Index) -> Iterator[Batch]:
             yield codes[run], some[run], paths[run], domain
 
 
-def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool, domains: bool) -> None:
+def _write(
+    arrow: Any, rows: CodeRows, ids: bool, domains: bool, path_type: Any, file: files.NewFile
+) -> None:
+    """Write the table; raises UnicodeDecodeError if a path is no text and ``path_type`` is."""
     notes = {"metah.fingerprint": rows.fingerprint, "metah.model": rows.model}
     form, width = rows.code_format, rows.code_format.width
     if form.detail_bits:
@@ -168,7 +179,7 @@ def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool, domains: bool
     fields = [
         arrow.field("id", arrow.int64(), nullable=False),
         arrow.field("code", arrow.binary(width), nullable=False),
-        arrow.field("path", arrow.binary()),
+        arrow.field("path", path_type),
     ]
     if domains:
         notes[_DOMAINS] = "domain"
@@ -181,9 +192,12 @@ def _write(arrow: Any, file: files.NewFile, rows: Rows, ids: bool, domains: bool
     try:
         with arrow.parquet.ParquetWriter(sink, schema) as writer:
             for codes, numbers, paths, *domain in rows.batches():
+                names: list[Any] = paths or [None] * len(codes)
+                if path_type == arrow.string():
+                    names = [None if name is None else name.decode() for name in names]
                 columns = [
                     arrow.array([bytes(code) for code in codes], arrow.binary(width)),
-                    arrow.array(paths or [None] * len(codes), arrow.binary()),
+                    arrow.array(names, path_type),
                 ]
                 if domains:
                     columns.append(arrow.array([domain[0] if domain else TARGET] * len(codes)))

@@ -22,8 +22,8 @@ from metah_runtime.errors import (
     StorageError,
 )
 from metah_runtime.index.index import Index
-from metah_runtime.interop.rows import STEP, Batch, Rows, path_texts
-from metah_runtime.interop.table import Facts, Table, check_same_codes, read_note, write_note
+from metah_runtime.interop.rows import STEP, CodeBatch, CodeRows, path_texts
+from metah_runtime.interop.table import Table, TableInfo, check_same_codes, read_note, write_note
 from metah_runtime.results import Matches, RangeMatches
 
 # Binary COPY of PostgreSQL ("File Formats" of its manual): big-endian, a size before each value.
@@ -54,7 +54,7 @@ class PgTable(Table):
         self._connection = _connect(database)
         try:
             with _errors(table):
-                self._facts = _facts(self._connection, table)
+                self._info = _info(self._connection, table)
                 schema = _schema_of_pgvector(self._connection)
         except BaseException:
             self._connection.close()
@@ -181,21 +181,21 @@ def write(index: Index, database: str, table: str, *, exists: str = "error") -> 
             copy.write(_COPY_END)
 
 
-def read(database: str, table: str) -> Rows:
+def read(database: str, table: str) -> CodeRows:
     """Open a table of id and code, of path too if it is text; raise DataError if it is none."""
     from psycopg import sql
 
     with _connect(database) as connection, _errors(table):
-        facts = _facts(connection, table)
-        ask = sql.SQL("SELECT count(*) FROM {}").format(facts.identifier)
+        info = _info(connection, table)
+        ask = sql.SQL("SELECT count(*) FROM {}").format(info.identifier)
         count = int(connection.execute(ask).fetchone()[0])
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[CodeBatch]:
         texts = ("text", "character varying")
-        path = sql.SQL("path" if facts.columns.get("path", "").startswith(texts) else "NULL")
+        path = sql.SQL("path" if info.columns.get("path", "").startswith(texts) else "NULL")
         command = sql.SQL(
             "COPY (SELECT id::bigint, code, {}::text FROM {} ORDER BY id) TO STDOUT (FORMAT BINARY)"
-        ).format(path, facts.identifier)
+        ).format(path, info.identifier)
         with (
             _connect(database) as connection,
             _errors(table),
@@ -204,19 +204,19 @@ def read(database: str, table: str) -> Rows:
         ):
             rows = copy.rows()
             while held := list(islice(rows, STEP)):
-                yield _batch(held, facts.code_format.width)
+                yield _batch(held, info.code_format.width)
 
-    form, known = facts.code_format, facts.fingerprint is not None
-    return Rows(form, batches, facts.fingerprint, facts.model, count, says_format=known)
+    form, known = info.code_format, info.fingerprint is not None
+    return CodeRows(form, batches, info.fingerprint, info.model, count, says_format=known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Facts(Facts):
+class _PgInfo(TableInfo):
     identifier: Any
     columns: dict[str, str]
 
 
-def _facts(connection: Any, table: str) -> _Facts:
+def _info(connection: Any, table: str) -> _PgInfo:
     """Return what a table is; raise DataError if codes cannot be searched in it."""
     name = _identifier(table)
     oid = _oid(connection, name)
@@ -244,7 +244,7 @@ def _facts(connection: Any, table: str) -> _Facts:
     comment = connection.execute("SELECT obj_description(%s, 'pg_class')", [oid]).fetchone()[0]
     note = read_note(comment, int(width[1]), f"table {table}")
     kinds = {key: value[0] for key, value in columns.items()}
-    return _Facts(
+    return _PgInfo(
         identifier=name,
         columns=kinds,
         code_format=note.code_format,
@@ -257,15 +257,15 @@ def _prepare(connection: Any, table: str, index: Index, exists: str) -> None:
     """Check that codes of the index may stand in the table; empty it if it is to be replaced."""
     from psycopg import sql
 
-    facts = _facts(connection, table)
-    if facts.columns.get("path") != "text":
+    info = _info(connection, table)
+    if info.columns.get("path") != "text":
         raise DataError(
             f"table {table} needs a column path of type text; "
-            f"fix: ALTER TABLE {facts.identifier.as_string(connection)} ADD COLUMN path text"
+            f"fix: ALTER TABLE {info.identifier.as_string(connection)} ADD COLUMN path text"
         )
-    check_same_codes(f"table {table}", facts, index, model=exists == "append")
+    check_same_codes(f"table {table}", info, index, model=exists == "append")
     if exists == "replace":
-        connection.execute(sql.SQL("TRUNCATE {}").format(facts.identifier))
+        connection.execute(sql.SQL("TRUNCATE {}").format(info.identifier))
 
 
 def _records(codes: Codes, ids: NDArray[np.int64], paths: list[bytes | None]) -> bytes:
@@ -288,7 +288,7 @@ def _records(codes: Codes, ids: NDArray[np.int64], paths: list[bytes | None]) ->
     )
 
 
-def _batch(rows: list[tuple[bytes, bytes, bytes | None]], width: int) -> Batch:
+def _batch(rows: list[tuple[bytes, bytes, bytes | None]], width: int) -> CodeBatch:
     ids, codes, paths = zip(*rows, strict=True)
     packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(rows), 4 + width)
     keys = np.frombuffer(b"".join(ids), ">i8").astype(np.int64)

@@ -19,7 +19,7 @@ from metah_runtime.errors import ConfigError, DataError
 from metah_runtime.index.ids import Ids
 from metah_runtime.index.index import Index
 
-Batch: TypeAlias = (
+CodeBatch: TypeAlias = (
     tuple[Codes, Ids | None, list[bytes | None] | None]
     | tuple[Codes, Ids | None, list[bytes | None] | None, Domain]
 )
@@ -30,14 +30,14 @@ STEP: Final = 1 << 18
 
 
 @dataclass(frozen=True)
-class Rows:
+class CodeRows:
     """Codes of another program: their format, their rows in batches, how many there are.
 
     says_format: whether the other side says where the hash code ends; else it is all of a row.
     """
 
     code_format: CodeFormat
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[[], Iterator[CodeBatch]]
     fingerprint: str | None = None
     model: str | None = None
     count: int | None = None
@@ -100,7 +100,7 @@ class FileArray:
 Array: TypeAlias = NDArray[Any] | FileArray
 
 
-def in_steps(codes: Array, ids: Array | None) -> Iterator[Batch]:
+def in_steps(codes: Array, ids: Array | None) -> Iterator[CodeBatch]:
     """Cut arrays in memory or in a file into batches."""
     for start in range(0, len(codes), STEP):
         part = slice(start, start + STEP)

@@ -12,7 +12,7 @@ from metah_runtime.interop.rows import format_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class TableInfo:
     """What a table says of its codes; model: name of the model that made them, if known."""
 
     code_format: CodeFormat
@@ -29,7 +29,7 @@ def write_note(index: Index) -> str:
     return json.dumps({"metah": note})
 
 
-def read_note(text: str | None, total_bits: int, name: str) -> Facts:
+def read_note(text: str | None, total_bits: int, name: str) -> TableInfo:
     """Return what a table's comment says; another's comment says nothing of the model.
 
     total_bits: of a row; name: of the table in messages. Raises DataError for a detail code that
@@ -48,19 +48,19 @@ def read_note(text: str | None, total_bits: int, name: str) -> Facts:
             f"{name}: its comment says detail_bits {detail!r:.40}, code_weight {weight!r:.40}"
         )
     form = format_of(name, total_bits, detail, weight)
-    return Facts(code_format=form, fingerprint=fingerprint, model=model)
+    return TableInfo(code_format=form, fingerprint=fingerprint, model=model)
 
 
-def check_same_codes(name: str, facts: Facts, index: Index, *, model: bool = True) -> None:
+def check_same_codes(name: str, info: TableInfo, index: Index, *, model: bool = True) -> None:
     """Raise IndexMismatch unless the codes of a table and an index may stand together.
 
     model: whether the models must be the same too.
     """
-    if facts.code_format != index.code_format:
-        raise IndexMismatch(f"{name} holds codes of {facts.code_format}, not {index.code_format}")
-    if model and facts.fingerprint != index.fingerprint:
+    if info.code_format != index.code_format:
+        raise IndexMismatch(f"{name} holds codes of {info.code_format}, not {index.code_format}")
+    if model and info.fingerprint != index.fingerprint:
         raise IndexMismatch(
-            f"{name} holds codes of model {facts.fingerprint or '(unknown)'}, the index of "
+            f"{name} holds codes of model {info.fingerprint or '(unknown)'}, the index of "
             f"{index.fingerprint or '(none)'}"
         )
 
@@ -68,7 +68,7 @@ def check_same_codes(name: str, facts: Facts, index: Index, *, model: bool = Tru
 class Table(ABC):
     """An open table of codes; close it, or use it as a context manager."""
 
-    _facts: Facts
+    _info: TableInfo
 
     @abstractmethod
     def close(self) -> None:
@@ -83,12 +83,12 @@ class Table(ABC):
     @property
     def bits(self) -> int:
         """Length of the hash code in bits."""
-        return self._facts.code_format.bits
+        return self._info.code_format.bits
 
     @property
     def code_format(self) -> CodeFormat:
         """What a row of codes holds."""
-        return self._facts.code_format
+        return self._info.code_format
 
     def _checked(self, queries: Any) -> Codes:
         return check_codes(queries, bits=self.code_format.total_bits, name="queries")
@@ -96,4 +96,4 @@ class Table(ABC):
     @property
     def fingerprint(self) -> str | None:
         """Fingerprint of the model that made the codes, None if the table does not say."""
-        return self._facts.fingerprint
+        return self._info.fingerprint

@@ -237,6 +237,24 @@ def test_parquet(gaps: Index, tmp_path: Path) -> None:
         assert new.ids().tolist() == ids
         assert new.paths(ids) == gaps.paths(ids)
     assert b"\xff" in paths
+    assert str(table.schema.field("path").type) == "binary"
+
+
+def test_paths_in_parquet_are_text(make_codes: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = ["a.png", None, "b/ü.png"]
+    path = tmp_path / "x.parquet"
+    with Index.create(tmp_path / "i", bits=64) as index:
+        index.add(make_codes(3), paths=names)
+        export(index, Target(str(path), "parquet"))
+    table = parquet.read_table(path)
+    assert table.schema.field("path").type == arrow.string()
+    assert table.column("path").to_pylist() == names
+    now = rows(path, "parquet")
+    column = arrow.array([None if n is None else n.encode() for n in names], arrow.binary())
+    parquet.write_table(table.set_column(2, "path", column), path)  # as it was written before
+    assert rows(path, "parquet")[2] == now[2]
 
 
 def test_bad_parquet(tmp_path: Path) -> None:
