@@ -1,7 +1,7 @@
 """metah-search serve: an index and its model behind HTTP, with a page."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,13 @@ def limit_options(command: F) -> F:
 @click.option("--token", help="what requests must bear; seen by all users of this machine")
 @click.option("--token-file", type=click.Path(path_type=Path), help="take the token from FILE")
 @click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="address or network of a proxy whose X-Forwarded-For names the client",
+)
+@click.option(
     "--images", type=click.Path(path_type=Path), help="serve thumbnails of files below it"
 )
 @click.option(
@@ -71,6 +78,7 @@ def serve(
     port: int,
     token: str | None,
     token_file: Path | None,
+    trusted_proxies: Sequence[str],
     images: Path | None,
     base: Path | None,
     layout: str | None,
@@ -102,6 +110,7 @@ def serve(
         host=host,
         port=port,
         token=_token(token, token_file),
+        trusted_proxies=tuple(trusted_proxies),
         images=images,
         base=base,
         **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from metah_runtime.index.attributes import OF_FILES
 from metah_runtime.index.conditions import Where
 from metah_runtime.serve.body import MAX_ID, read_query
 from metah_runtime.serve.decoding import DecoderDied, DecoderSlow, TooManyPixels
+from metah_runtime.serve.docs_page import POLICY, docs_page
 from metah_runtime.serve.guard import UNEXPECTED, Guard
 from metah_runtime.serve.logs import log
 from metah_runtime.serve.openapi import (
@@ -176,6 +177,11 @@ def create_app(service: Service, page: FilePath = PAGE) -> Guard:
     async def metrics() -> Response:
         """Give the counters, in the text format of Prometheus."""
         return Response(service.metrics.text(), media_type=service.metrics.media_type)
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return Response(docs_page(api.openapi()), media_type="text/html", headers=headers)
 
     for name, (kind, data) in _page_files(page).items():
         _serve_file(api, name, kind, data)

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from metah_runtime.serve.logs import log
 from metah_runtime.serve.metrics import Metrics
 from metah_runtime.serve.problems import Problem, busy
+from metah_runtime.serve.proxies import TrustedProxies
 from metah_runtime.serve.settings import ServerSettings, is_loopback
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -51,11 +52,13 @@ class Guard:
         self._metrics = metrics
         self._token = None if settings.token is None else _digest(settings.token.encode())
         self._drop = settings.max_body
+        self._proxies = TrustedProxies(settings.trusted_proxies)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, not {scope['type']!r}")
+        scope = self._proxies.of_client(scope)
         request = _Request(scope, receive, send, self._drop)
         method = scope["method"]
         if method == "HEAD":  # a GET whose body is not sent: uvicorn sends none for its own scope

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections.abc import Container
 from typing import Any
 
 import h11
@@ -45,13 +46,17 @@ class _Connection(h11.Connection):
 
 
 def protocol(
-    *, header_timeout: float, write_timeout: float, connections: int
+    *,
+    header_timeout: float,
+    write_timeout: float,
+    connections: int,
+    proxies: Container[str] = (),
 ) -> type[asyncio.Protocol]:
     """Return the protocol class of a server.
 
     header_timeout: seconds from the first byte of a request, or the connection, to the end of its
     head; write_timeout: seconds for a client to make room for an answer; connections: at once, of
-    which one client may have ``SHARE``.
+    which one client may have ``SHARE``; proxies: addresses that are no one client.
     """
     share = math.ceil(SHARE * connections)
 
@@ -66,13 +71,16 @@ def protocol(
             transport.max_size = READ  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > connections:
                 self._refuse(connections, "at once")
-            elif self._of_same_client() > share:
+            elif self._address() not in proxies and self._of_same_client() > share:
                 self._refuse(share, "of one client")
             else:
                 self._watch_head()
 
+        def _address(self) -> str:
+            return self.client[0] if self.client else ""
+
         def _of_same_client(self) -> int:
-            client = self.client and self.client[0]
+            client = self._address()
             others = (getattr(other, "client", None) for other in self.connections)
             return sum(other is not None and other[0] == client for other in others)
 

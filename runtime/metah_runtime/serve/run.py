@@ -12,6 +12,7 @@ import uvicorn
 from metah_runtime.errors import ConfigError
 from metah_runtime.serve.app import create_app
 from metah_runtime.serve.protocol import protocol
+from metah_runtime.serve.proxies import TrustedProxies
 from metah_runtime.serve.service import Service
 
 LATE = 4.0
@@ -91,6 +92,7 @@ def make_server(service: Service, ready: Callable[[], None] = lambda: None) -> S
             header_timeout=settings.header_timeout,
             write_timeout=settings.body_timeout,
             connections=settings.connections,
+            proxies=TrustedProxies(settings.trusted_proxies),
         ),
         ws="none",
         lifespan="off",

@@ -29,6 +29,7 @@ class ServerSettings:
     """One server. Sizes in bytes, times in seconds.
 
     token: that every request under /v1 and /metrics must bear, None for no check (loopback only).
+    trusted_proxies: addresses and networks whose X-Forwarded-For names the client.
     images: folder below which the pictures of indexed images may be read, None for no thumbnails.
     base: path of that folder when the index was built, default its present one.
     max_body, max_pixels: of one image. max_k: neighbours in one answer. queue: requests at work
@@ -43,6 +44,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
+    trusted_proxies: tuple[str, ...] = ()
     images: Path | None = None
     base: Path | None = None
     max_body: int = 16 * MIB

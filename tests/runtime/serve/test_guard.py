@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from metah_runtime.errors import ConfigError
 from metah_runtime.serve import guard
 from metah_runtime.serve.logs import JsonLines
+from metah_runtime.serve.proxies import TrustedProxies
 
 from .conftest import Running, World, running
 
@@ -269,3 +271,37 @@ def test_metrics_count_what_happened(world: World) -> None:
     ):
         assert line in lines
     assert "path/of/the/client" not in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "due"),
+    [
+        ("10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        ("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.9", "1.2.3.4"),
+        ("10.0.0.1", "nonsense, 10.0.0.9", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "2001:db8::1", "2001:db8::1"),
+        ("9.9.9.9", "1.2.3.4", "9.9.9.9"),
+    ],
+)
+def test_trusted_proxies_name_the_client(peer: str, named: str, due: str) -> None:
+    proxies = TrustedProxies(["10.0.0.0/8", "::1"])
+    headers = [(b"x-forwarded-for", named.encode())] if named else []
+    scope = {"type": "http", "client": (peer, 5), "headers": headers}
+    assert proxies.of_client(scope)["client"][0] == due
+    assert TrustedProxies([]).of_client(scope) is scope
+
+
+def test_a_proxy_that_is_no_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--trusted-proxy must be an address"):
+        TrustedProxies(["example.org"])
+
+
+def test_the_interface_is_described_for_people(served: Running) -> None:
+    answer = served.get("/docs")
+    assert answer.status == 200
+    page = answer.body.decode()
+    for text in ("POST /v1/search", "Neighbour", "where", "code_distance"):
+        assert text in page
+    assert "<script" not in page
+    assert "unsafe-inline" in answer.headers["content-security-policy"]
