@@ -84,6 +84,11 @@ class Device(Protocol):
     def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
         """Start a kernel by name; params: its struct, from ``interface.parameters``."""
 
+    def prepare(
+        self, kernel: str, grid: tuple[int, int], threads: int, params: bytes
+    ) -> Callable[[], None]:
+        """Return what starts the kernel as ``launch`` does, at the least cost for the CPU."""
+
     def synchronize(self) -> None:
         """Wait for all work of the stream."""
 
@@ -116,6 +121,9 @@ class Device(Protocol):
 
     def wait_stream(self, stream: int, /) -> None:
         """Make later work wait for what was sent to another stream of this GPU so far."""
+
+    def wait_for_all(self) -> None:
+        """Wait on the CPU for all work of all streams of this GPU."""
 
     def alloc_pinned(self, size: int, /) -> NDArray[np.uint8]:
         """Return page-locked memory of the CPU."""
@@ -192,12 +200,16 @@ def open_devices(library: str | None = None, stream: Any = None) -> list[Device]
 
 @cache
 def shared_devices() -> tuple[Device, ...]:
-    """Return every GPU on its default stream, opened once a process.
+    """Return every GPU on a stream of its own, opened once a process.
 
     Indexes and models that take their GPU from here share its stream, so that their work is in
     order, and the buffers of searches. Raises BackendUnavailable.
     """
-    return tuple(open_devices())
+    own = []
+    for device in open_devices():
+        with device:
+            own.append(device.with_new_stream())
+    return tuple(own)
 
 
 def _importable(module: str) -> bool:

@@ -9,6 +9,9 @@ from metah_runtime.codes import Codes
 from metah_runtime.cuda.driver import Device
 from metah_runtime.errors import DataError
 
+UNKNOWN = -1
+"""The stream of an array whose library does not name it (PyTorch's): wait for all streams."""
+
 _LEGACY = 1  # how __cuda_array_interface__ names the default stream
 
 
@@ -16,8 +19,8 @@ _LEGACY = 1  # how __cuda_array_interface__ names the default stream
 class DeviceCodes:
     """Packed codes in a GPU's memory: address of (count, width) bytes, C-contiguous.
 
-    stream: address of the stream that still writes them, 0 for the default stream, None if they
-    are complete. logits: address of the (count, 8 width) float32 whose signs they are, or 0.
+    stream: address of the stream that still writes them, 0 for the default stream, UNKNOWN, None if
+    they are complete. logits: address of the (count, 8 width) float32 whose signs they are, or 0.
     owner: object that keeps the memory alive.
     """
 
@@ -76,7 +79,7 @@ def take_queries(queries: Any, width: int) -> Queries:
         )
     if interface.get("strides") not in (None, (width, 1)):
         raise DataError("queries on the GPU must be C-contiguous")
-    stream = interface.get("stream")
+    stream = interface.get("stream", UNKNOWN)
     return DeviceCodes(
         interface["data"][0],
         shape[0],

@@ -12,7 +12,7 @@ from metah_runtime.codes import Codes
 from metah_runtime.cuda.device_rows import DeviceRows
 from metah_runtime.cuda.device_search import DeviceSearch
 from metah_runtime.cuda.driver import Device, open_devices, shared_devices
-from metah_runtime.cuda.queries import DeviceCodes, Queries, take_queries
+from metah_runtime.cuda.queries import UNKNOWN, DeviceCodes, Queries, take_queries
 from metah_runtime.results import Matches, RangeMatches, merge_matches, merge_ranges
 
 ROWS_PER_GPU = 1 << 20  # fewer rows are not worth another GPU
@@ -121,7 +121,9 @@ class CudaSearch:
             return given
         first = self._searches[0]
         with first.lock, first.device as device:
-            if given.stream not in (None, device.stream):
+            if given.stream == UNKNOWN:
+                device.wait_for_all()
+            elif given.stream not in (None, device.stream):
                 device.wait_stream(given.stream)
             return given if len(self._searches) == 1 else given.to_host(device)
 

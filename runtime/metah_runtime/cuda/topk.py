@@ -1,21 +1,26 @@
 """The k nearest rows of one chunk: sample, bound, scan and select; rescan what failed."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metah_runtime.cuda import planner
 from metah_runtime.cuda.chunk import KEY_BYTES, NO_KEY, DeviceChunk, Keys
+from metah_runtime.cuda.driver import Device
 from metah_runtime.cuda.queries import DeviceCodes, Queries, slice_queries
 from metah_runtime.cuda.workspace import Workspace
 from metah_runtime.errors import ConfigError
 
 UNSAMPLED_ROWS = 4096
 """Up to this many rows are scanned without a bound, so without a sample."""
+
+SCANS = 16
+"""Scans of a GPU, by rows, batch and k, whose launches stay prepared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,43 @@ def search_topk(chunk: DeviceChunk, queries: Queries, k: int, ceilings: Keys | N
         stop = min(start + plan.batch, len(queries))
         some = slice_queries(queries, start, stop)
         limits = None if ceilings is None else ceilings[start:stop]
-        scan = TopkScan(chunk, len(some), plan, limits)
+        scan = _scan_for(chunk, len(some), plan, limits)
         chunk.put_queries(some, scan.packed)
         scan.start()
         out[start:stop, : plan.k] = complete(chunk, some, plan, limits, scan.read())
     return out
+
+
+def _scan_for(chunk: DeviceChunk, n: int, plan: TopkPlan, ceilings: Keys | None) -> "TopkScan":
+    """Return a scan; without ceilings one whose launches the search before has prepared."""
+    known = chunk.workspace.scans
+    if ceilings is None and (chunk, n, plan) in known:
+        scan: TopkScan = known[chunk, n, plan]
+        scan.write_tables()
+        return scan
+    scan = TopkScan(chunk, n, plan, ceilings)
+    if ceilings is None:
+        if len(known) >= SCANS:
+            known.clear()
+        known[chunk, n, plan] = scan
+    return scan
+
+
+class _Recorder:
+    """Prepares what a device would be sent; it has what the launches of a scan use."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.calls: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def launch(self, kernel: str, grid: tuple[int, int], threads: int, params: bytes) -> None:
+        self.calls.append(self._device.prepare(kernel, grid, threads, params))
+
+    def fill(self, address: int, value: int, size: int) -> None:
+        self.calls.append(partial(self._device.fill, address, value, size))
 
 
 @dataclass(frozen=True)
@@ -102,7 +139,8 @@ class TopkScan:
         self._bounds = self._counts - KEY_BYTES * n
         self._keys = get("keys", n * plan.room * KEY_BYTES)
         self._scratch = get("scratch", n * plan.room * KEY_BYTES)
-        self._limits = self._tables()
+        self._limits = self.write_tables()
+        self._calls: list[Callable[[], None]] = []
         self._given = self._full() if bounds is None else bounds
         if bounds is not None:
             chunk.device.write(self._bounds, bounds)
@@ -112,7 +150,7 @@ class TopkScan:
     def _full(self) -> Keys:
         return np.full(self._n, NO_KEY) if self._ceilings is None else self._ceilings
 
-    def _tables(self) -> int:
+    def write_tables(self) -> int:
         """Return ceilings (n), starts of the buffers (n + 1) and of the answers (n), as uint64."""
         n, workspace = self._n, self._chunk.workspace
         address = workspace.get("tables", KEY_BYTES * (3 * n + 1))
@@ -126,11 +164,19 @@ class TopkScan:
 
     def start(self) -> None:
         """Launch everything from the packed queries to the result, without waiting."""
-        chunk, n, plan = self._chunk, self._n, self._plan
+        if not self._calls:
+            recorder = _Recorder(self._chunk.device)
+            self._prepare(replace(self._chunk, device=cast(Device, recorder)))
+            self._calls = recorder.calls
+        for call in self._calls:
+            call()
+
+    def _prepare(self, chunk: DeviceChunk) -> None:
+        n, plan = self._n, self._plan
         begin = self._limits + KEY_BYTES * n
         chunk.device.fill(self._counts, 0, self._zeroed)
         if self._sampled:
-            self._sample_bounds()
+            self._sample_bounds(chunk)
         scan = partial(
             chunk.scan, self.packed, n, self._bounds, begin, self._counts, self._keys
         )  # fmt: skip
@@ -151,11 +197,11 @@ class TopkScan:
     def on(self, chunk: DeviceChunk) -> "TopkScan":
         """Return the same scan with the same buffers, launched through another chunk object."""
         other = copy.copy(self)
-        other._chunk = chunk
+        other._chunk, other._calls = chunk, []
         return other
 
-    def _sample_bounds(self) -> None:
-        chunk, n, plan = self._chunk, self._n, self._plan
+    def _sample_bounds(self, chunk: DeviceChunk) -> None:
+        n, plan = self._n, self._plan
         sample = planner.plan_sample(rows=chunk.rows, queries=n, k=plan.k, rank=plan.rank)
         tickets = self._counts + 4 * n
         chunk.sample(

@@ -5,7 +5,7 @@ import copy
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -149,6 +149,11 @@ class PycudaDevice:
                 struct, grid=(*grid, 1), block=(threads, 1, 1), stream=self._stream
             )
 
+    def prepare(
+        self, kernel: str, grid: tuple[int, int], threads: int, params: bytes
+    ) -> Callable[[], None]:
+        return partial(self.launch, kernel, grid, threads, params)
+
     # ---- streams and events --------------------------------------------------------------------
 
     def synchronize(self) -> None:
@@ -202,6 +207,10 @@ class PycudaDevice:
             self.wait_event(event)
         finally:
             self.destroy_event(event)
+
+    def wait_for_all(self) -> None:
+        with checked():
+            cuda.Context.synchronize()
 
     # ---- graphs --------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ class Workspace:
         self.budget = min(_LARGEST, device.memory()[0] // 8)
         self.tables: Any = None
         """Contents of the buffer ``tables``, which is written only when they change."""
+        self.scans: dict[Any, Any] = {}
+        """Scans whose launches are prepared, until a buffer moves."""
         self._buffers: dict[str, tuple[int, int]] = {}
         self._pinned: dict[str, NDArray[np.uint8]] = {}
 
@@ -26,6 +28,7 @@ class Workspace:
         address, room = self._buffers.get(name, (0, 0))
         if size > room or not address:
             self.drop(name)
+            self.scans.clear()
             size = max(256, size)
             address = self.device.alloc(size)
             self._buffers[name] = address, size
@@ -53,6 +56,7 @@ class Workspace:
         """Free one buffer, if it is there."""
         address, _ = self._buffers.pop(name, (0, 0))
         if address:
+            self.scans.clear()
             self.device.free(address)
 
     def close(self) -> None:

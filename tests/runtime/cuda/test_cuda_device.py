@@ -64,6 +64,38 @@ def test_queries_of_another_stream_are_waited_for(simulate, monkeypatch):
     assert not np.array_equal(index.search(encode(), 5).ids, truth.ids)
 
 
+def test_arrays_that_name_no_stream_wait_for_all(simulate, monkeypatch):
+    """PyTorch's tensors do not: the work of every stream is waited for."""
+    rng = np.random.default_rng(8)
+    codes, queries = make(rng, 900, 8, "uniform"), make(rng, 3, 8, "uniform")
+    device = simulate(deferred=True)
+    index = CudaSearch(codes, devices=[device])
+    truth = reference.search(queries, codes, 5)
+
+    def tensor():
+        given = OnDevice(device, np.zeros_like(queries))
+        with device, device.with_new_stream() as model:
+            host = device.alloc_pinned(queries.nbytes)
+            host[:] = queries.reshape(-1)
+            model.write_async(given.address, host)
+        return given
+
+    same(index.search(tensor(), 5), truth)
+    monkeypatch.setattr(SimulatedDevice, "wait_for_all", lambda device: None)
+    assert not np.array_equal(index.search(tensor(), 5).ids, truth.ids)
+
+
+def test_prepared_launches_follow_their_buffers(simulate):
+    """Searches of several sizes in turn, whose buffers grow and move, and whose tables differ."""
+    rng = np.random.default_rng(13)
+    codes, queries = make(rng, 9000, 8, "clustered"), make(rng, 40, 8, "uniform")
+    device = simulate(seed=1)
+    index, other = (CudaSearch(codes[:n], devices=[device]) for n in (9000, 6000))
+    for n, k in [(1, 5), (3, 9), (1, 5), (40, 9), (3, 9), (40, 5000), (1, 5), (40, 9)] * 2:
+        same(index.search(queries[:n], k), reference.search(queries[:n], codes, k))
+        same(other.search(queries[:n], k), reference.search(queries[:n], codes[:6000], k))
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_without_shares_the_codes(simulate, seed):
     rng = np.random.default_rng(9)

@@ -149,6 +149,7 @@ found, truth = index.range_search(codes[:9], 20), reference.range_search(codes[:
 assert np.array_equal(found.lims, truth.lims)
 assert np.array_equal(found.ids, truth.ids)
 device = index._gpu._searches[0].device
+assert device.stream, "an own stream: the default one waits for others"
 
 
 def error_of(kind, run):
@@ -165,7 +166,8 @@ def fail():
 
 
 with device:
-    error = error_of(DeviceError, lambda: device.capture(fail))
+    (first,) = open_devices()
+    error = error_of(DeviceError, lambda: first.capture(fail))
     assert "default stream cannot be captured" in error
     assert error_of(DeviceError, lambda: device.launch("missing", (1, 1), 32, bytes(8)))
     assert error_of(DeviceMemoryError, lambda: device.alloc(1 << 29))

@@ -78,7 +78,7 @@ def test_codes_of_onnx_runtime_stay_on_the_gpu(
     found = searched_as_encoded(encoder, gpu, n, batch=3)
     assert found.ids.shape == (n, 7)
     sizes = [3, 2] if n == 5 else [n] * n
-    answers = [("read", m * (7 * 8 + 4)) for m in sizes]
+    answers = [("read", m * (7 * 8 + 8 + 4)) for m in sizes]
     flags = [("read", 4 * m) for m in sizes]
     assert [c for c in gpu.copies if c in answers + flags] == [
         c for pair in zip(answers, flags, strict=True) for c in pair
@@ -96,7 +96,7 @@ def test_with_a_captured_search(encoder: Encoder, gpu: SimulatedDevice) -> None:
     found = encoder.search(images, index, 7)
     same(found, reference.search(encoder.runner.run(images)[0], database, 7))
     assert len(gpu.replays) == 1
-    assert gpu.copies == [("read", 4 * (7 * 8 + 4)), ("read", 16)]
+    assert gpu.copies == [("read", 4 * (7 * 8 + 8 + 4)), ("read", 16)]
 
 
 def test_a_model_that_gives_nan_is_told_on_the_gpu_too(
@@ -194,7 +194,7 @@ def test_codes_of_tensorrt_stay_on_the_gpu_and_on_its_stream(
     encoder = Encoder(make_bundle(), runner)
     searched_as_encoded(encoder, gpu, 9, batch=64)
     reads = [size for way, size in gpu.copies if way == "read"]
-    assert reads[:6] == [4 * 60, 16, 4 * 60, 16, 60, 4], "answers and flags, chunk by chunk"
+    assert reads[:6] == [4 * 68, 16, 4 * 68, 16, 68, 4], "answers and flags, chunk by chunk"
 
 
 # ---- an index on disk ---------------------------------------------------------------------------

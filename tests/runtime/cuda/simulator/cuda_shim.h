@@ -379,14 +379,11 @@ void mma_b1_parts(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32
     return 0;
   });
 }
-inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1], const uint32_t (&c)[4], METAH_HERE) {
+template <size_t PARTS>
+void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32_t (&b)[PARTS], const uint32_t (&c)[4],
+            METAH_HERE) {
   uint32_t sum[4] = {c[0], c[1], c[2], c[3]};
-  mma_b1_parts<1>(sum, a, b, place);
-  std::copy(sum, sum + 4, d);
-}
-inline void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const uint32_t (&c)[4], METAH_HERE) {
-  uint32_t sum[4] = {c[0], c[1], c[2], c[3]};
-  mma_b1_parts<2>(sum, a, b, place);
+  mma_b1_parts<PARTS>(sum, a, b, place);
   std::copy(sum, sum + 4, d);
 }
 

@@ -247,6 +247,12 @@ class SimulatedDevice:
             raise DeviceError(f"kernel {kernel} has parameters of {size} bytes, got {len(params)}")
         self._send(lambda: self._run(kernel, grid, threads, params))
 
+    def prepare(
+        self, kernel: str, grid: tuple[int, int], threads: int, params: bytes
+    ) -> Callable[[], None]:
+        """Return what launches."""
+        return partial(self.launch, kernel, grid, threads, params)
+
     def params_size(self, kernel: str) -> int:
         """Return the bytes of a kernel's parameters."""
         return int(getattr(self._library, f"shim_size_{kernel}")())
@@ -321,6 +327,13 @@ class SimulatedDevice:
         with self._card.lock:
             point = self._point(self._card.streams[stream])
             self._send(lambda: point.stream.drain(point))
+
+    def wait_for_all(self) -> None:
+        """Do all work of all streams."""
+        self._check_no_capture("to wait")
+        with self._card.lock:
+            for stream in self._card.streams.values():
+                stream.drain()
 
     def capture(self, run: Callable[[], None]) -> int:
         """Return a graph of all that run() sends to this stream."""
