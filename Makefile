@@ -15,7 +15,7 @@ help:
 	@echo "make test-triton  the tests that need a Triton Inference Server, which it installs (60 MB)"
 	@echo "make test-milvus  the tests of interop with Milvus, with Milvus Lite, which it installs (300 MB)"
 	@echo "make test-ray  the cluster on two real Ray nodes (330 MB; Linux, root)"
-	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in nine minutes"
+	@echo "make gpu-check  check and time the CUDA search on this machine's GPU, in seven minutes"
 	@echo "make check   ruff, ruff format, mypy"
 	@echo "make test-faults           the index under crashes, damage and hostile files, in full"
 	@echo "make soak    a minute of searches over HTTP while the index changes and decoders die"
@@ -66,8 +66,9 @@ test-ray: setup
 	$(BIN)/pip install --quiet --editable '.[ray]'
 	METAH_TEST_RAY=1 $(BIN)/python -m pytest -s tests/runtime/cluster
 
-# On a machine with an NVIDIA GPU: needs numpy, nvcc and pycuda or cuda-bindings in
-# $(PYTHON); installs and downloads nothing. GPU_CHECK=--simulate runs the same steps on the CPU.
+# On a machine with an NVIDIA GPU: needs numpy and pycuda or cuda-bindings in $(PYTHON), and nvcc
+# unless GPU_CHECK=--build ran before; installs and downloads nothing. GPU_CHECK=--simulate runs the
+# same steps on the CPU.
 gpu-check:
 	METAH_CACHE=$(CURDIR)/build/cache $(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 

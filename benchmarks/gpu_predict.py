@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
 
 from tests.runtime.cuda import sass  # noqa: E402
 
-from metah_runtime.cuda import fatbin, planner  # noqa: E402
+from metah_runtime.cuda import fatbin, interface, planner  # noqa: E402
 
 PARTS = 4  # of a multiprocessor
 POPC_LANES = 16 / PARTS  # results a clock and part
@@ -43,6 +43,7 @@ class Card:
 CARDS = (
     Card("A100 SXM 80 GB", 80, 108, 1.41e9, 2.04e12),
     Card("H100 SXM", 90, 132, 1.755e9, 3.35e12),
+    Card("H200 SXM", 90, 132, 1.755e9, 4.8e12),
 )
 
 
@@ -80,6 +81,26 @@ def predict(
     return plan.kernel, limits[-1], times[0], times[1], read
 
 
+def crossing(card: Card, kernels: dict[str, list[sass.Instruction]], words: int) -> int:
+    """Queries from which POPC takes longer than reading the codes and than the tensor cores.
+
+    The worst rate of the tensor cores; below, a scan waits for memory either way.
+    """
+    header = interface.load()
+    speed = PARTS * card.processors * card.clock
+    times = []
+    for kind, codes in (
+        ("scan", 32 * header.popc_codes[words]),
+        ("mma", 16 * header.mma_tiles[words]),
+    ):
+        hot = sass.hot_loop(kernels[f"{kind}_w{words}"])
+        units = clocks(sass.opcode_counts(hot), [o.opcode for o in hot], True)
+        times.append(max(units.values()) / codes / speed)
+    popc, group = times
+    read = 4 * words / card.memory
+    return next(q for q in range(1, 1000) if q * popc > max(read, -(-q // 8) * group))
+
+
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,6 +134,13 @@ def main() -> None:
                     f"| {card.name} | {bits} | {queries} | {kernel} | {limit} | {ms} | {row} "
                     f"| {1e3 * read:.3g} |"
                 )
+    print("\nQueries from which the tensor cores are faster, by card, and the planner's table:\n")
+    print(f"| words | {' | '.join(card.name for card in CARDS)} | planner |")
+    print("|---" * (len(CARDS) + 2) + "|")
+    codes = [(card, sass.disassemble(image, card.arch)) for card in CARDS]
+    for words, planned in planner.MMA_QUERIES.items():
+        cells = " | ".join(str(crossing(card, kernels, words)) for card, kernels in codes)
+        print(f"| {words} | {cells} | {planned} |")
     print("\nInstructions of one pass of the inner loop (a warp, one query or one group of 8):\n")
     print("| arch | kernel | all | POPC | LOP3 | BMMA | LDS |")
     print("|---|---|---|---|---|---|---|")

@@ -79,20 +79,6 @@ class TorchIndex:
         return float(np.median(times)), out
 
 
-def copy_rate(torch: Any) -> float:
-    """Bytes a second that a large copy within the GPU reads and writes."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    marks[0].record()
-    for _ in range(10):
-        target.copy_(source)
-    marks[1].record()
-    marks[1].synchronize()
-    return float(2 * 10 * len(source) / (1e-3 * marks[0].elapsed_time(marks[1])))
-
-
 def faiss_gpu_index(codes: NDArray[np.uint8]) -> Any:
     """FAISS's flat binary index on the GPU; ImportError if this build of FAISS has none."""
     import faiss
@@ -102,3 +88,33 @@ def faiss_gpu_index(codes: NDArray[np.uint8]) -> Any:
     index = faiss.GpuIndexBinaryFlat(faiss.StandardGpuResources(), codes.shape[1] * 8)
     index.add(codes)
     return index
+
+
+def compare(
+    codes: NDArray[np.uint8], queries: NDArray[np.uint8], k: int, truth: Any, device: str
+) -> dict[str, Any]:
+    """Times of PyTorch and FAISS, in ms, each with whether its distances are right, or why not."""
+    out: dict[str, Any] = {}
+    try:
+        rival = TorchIndex(codes, device)
+        signs = rival.spread(queries)
+        words = rival.torch.from_numpy(queries.view(np.int64)).to(device)
+        runs = {"torch product": lambda: rival.product(signs, k)}
+        if len(queries) <= 16:
+            runs["torch bit count"] = lambda: rival.bit_count(words, k)
+        for name, run in runs.items():
+            ms, found = rival.time(run, 3)
+            right = np.array_equal(found.cpu().numpy().astype(np.int32), truth)
+            out[name] = {"ms": ms, "right": right, "device": device}
+    except Exception as error:  # whatever a rival does, the check goes on
+        out["torch"] = {"left_out": f"{type(error).__name__}: {error}"[:200]}
+    try:
+        faiss = faiss_gpu_index(codes)
+        faiss.search(queries, k)
+        start = time.perf_counter()
+        distances, _ = faiss.search(queries, k)
+        ms = 1e3 * (time.perf_counter() - start)
+        out["faiss"] = {"ms": ms, "right": np.array_equal(distances, truth)}
+    except Exception as error:
+        out["faiss"] = {"left_out": f"{type(error).__name__}: {error}"[:200]}
+    return out
