@@ -132,7 +132,6 @@ class MilvusTable(Table):
         """
         out: list[tuple[Any, ...]] = []
         form = self.code_format
-        more = {"output_fields": ["code"]} if form.detail_bits else {}
         step = max(1, _ASKED // max(1, limit))
         for start in range(0, len(queries), step):
             with _errors(self._name):
@@ -143,7 +142,6 @@ class MilvusTable(Table):
                     limit=limit,
                     search_params={"metric_type": "HAMMING", "params": params or {}},
                     consistency_level="Strong",
-                    **more,
                 )
             for query, hits in zip(queries[start : start + step], answers, strict=True):
                 ids = np.array([hit["id"] for hit in hits], np.int64)
@@ -151,12 +149,27 @@ class MilvusTable(Table):
                 last = int(distances.max(initial=0))
                 keys: list[NDArray[np.int32]] = [distances]
                 if form.detail_bits:
-                    codes = _packed([hit["entity"]["code"] for hit in hits], form.width)
-                    whole, near = reference.both_distances(query[None], codes, form)
+                    whole, near = reference.both_distances(query[None], self._codes(ids), form)
                     keys = [whole[0], near[0]]
                 order = np.lexsort(np.stack([ids, *reversed(keys)]))
                 out.append((ids[order], *(key[order] for key in keys), last))
         return out
+
+    def _codes(self, ids: NDArray[np.int64]) -> Codes:
+        """Return the codes of ids: a search of Milvus Lite gives no binary vectors."""
+        found: dict[int, Any] = {}
+        with _errors(self._name):
+            for start in range(0, len(ids), _ROWS):
+                rows = self._client.query(
+                    self._name,
+                    ids=ids[start : start + _ROWS].tolist(),
+                    output_fields=["id", "code"],
+                    consistency_level="Strong",
+                )
+                found |= {row["id"]: row["code"] for row in rows}
+        if missing := [key for key in ids.tolist() if key not in found]:
+            raise DataError(f"collection {self._name} changed meanwhile: id {missing[0]} is gone")
+        return _packed([found[key] for key in ids.tolist()], self.code_format.width)
 
 
 def write(index: Index, address: str, collection: str, *, exists: str = "error") -> None:
