@@ -43,6 +43,44 @@ def test_logits_are_those_of_numpy(make_bundle: Make) -> None:
     np.testing.assert_allclose(runner.run(images)[1], want, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.parametrize("pixels", [1, 50, 10**9])
+def test_a_large_batch_is_cut_and_gives_the_same_codes(
+    make_bundle: Make, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    monkeypatch.setattr(onnxruntime_runner, "CHUNK_PIXELS", pixels)  # of two threads at least
+    runner: Any = runners.open(make_bundle(bits=24), threads=1)
+    sizes = []
+    real = runner._run
+
+    def counted(part: np.ndarray) -> Any:
+        sizes.append(len(part))
+        return real(part)
+
+    monkeypatch.setattr(runner, "_run", counted)
+    images = batch(13)
+    got, logits = runner.run(images)
+    assert sizes == {1: [1] * 13, 50: [5, 5, 3], 10**9: [13]}[pixels]
+    single = [real(images[row : row + 1]) for row in range(13)]
+    np.testing.assert_array_equal(got, np.concatenate([codes for codes, _ in single]))
+    np.testing.assert_allclose(logits, np.concatenate([found for _, found in single]), rtol=1e-6)
+
+
+def test_int8_is_widened_only_where_the_cpu_has_no_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    for flags, widened in ((set(), True), ({"avx_vnni"}, False), ({"avx512_vnni"}, False)):
+        monkeypatch.setattr("metah_runtime.cpu_features.cpu_flags", lambda found=flags: found)
+        options = onnxruntime_runner._options(ort, "int8", 1, True)
+        assert (_entry(options, "session.x64quantprecision") == "1") == widened
+
+
+def _entry(options: Any, key: str) -> str | None:
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return None
+
+
 def test_strided_and_readonly_images_are_accepted(make_bundle: Make) -> None:
     runner = runners.open(make_bundle(), threads=1)
     images = batch(6)

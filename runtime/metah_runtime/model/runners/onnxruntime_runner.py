@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metah_runtime.checks import usable_cores
 from metah_runtime.codes import Codes, check_bits
 from metah_runtime.cpu_features import has_vnni
 from metah_runtime.errors import BackendUnavailable, BundleError, MissingExtra
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from metah_runtime.cuda.queries import DeviceCodes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CHUNK_PIXELS = 2 * 224 * 224
+"""Pixels of one run on the CPU for each thread, two threads at least; a larger batch is cut: its
+tensors leave the caches, and its memory grows with it (docs/decisions/0007)."""
 _TYPES: Mapping[type[np.generic], str] = {np.uint8: "tensor(uint8)", np.float32: "tensor(float)"}
 
 
@@ -59,6 +63,10 @@ class OrtRunner:
         self._memory = device  # where ``resident`` leaves its outputs, as ONNX Runtime names it
         ort = _onnxruntime(device)
         options = _options(ort, precision, threads, spin)
+        pixels = CHUNK_PIXELS * max(2, threads or usable_cores())
+        self._chunk = (
+            max(1, pixels // (image_shape[0] * image_shape[1])) if device == "cpu" else None
+        )
         self._session = _session(ort, model, options, device=device, name=name)
         _check_signature(self._session, image_shape=image_shape, made=self._outputs, name=name)
 
@@ -70,6 +78,15 @@ class OrtRunner:
                 np.zeros((0, (self.bits + self.detail_bits) // 8), np.uint8),
                 np.zeros((0, self.bits), np.float32),
             )
+        step = self._chunk or len(batch)
+        parts = [self._run(batch[start : start + step]) for start in range(0, len(batch), step)]
+        if len(parts) == 1:
+            return parts[0]
+        codes, logits = zip(*parts, strict=True)
+        return np.concatenate(codes), np.concatenate(logits)
+
+    def _run(self, batch: Images) -> tuple[Codes, Logits]:
+        """Encode one chunk in one run of the session."""
         try:
             found = self._session.run(list(self._outputs), {INPUT: batch})
         except MemoryError:
