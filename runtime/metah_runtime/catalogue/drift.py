@@ -19,7 +19,7 @@ LEVEL: Final = 1.73
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measure:
+class DriftMeasure:
     """One quantity of each image, of the index's own and of the new ones.
 
     gap: the largest difference of their distribution functions (Kolmogorov and Smirnov), 0..1;
@@ -33,14 +33,14 @@ class Measure:
     excess: float
 
 
-def measure(name: str, own: NDArray[Any], new: NDArray[Any]) -> Measure:
+def measure(name: str, own: NDArray[Any], new: NDArray[Any]) -> DriftMeasure:
     """Compare the values of two sets of images; neither is empty."""
     a, b = np.sort(np.asarray(own, float)), np.sort(np.asarray(new, float))
     at = np.concatenate([a, b])
     below = np.searchsorted(a, at, "right") / len(a) - np.searchsorted(b, at, "right") / len(b)
     gap = float(np.abs(below).max())
     chance = LEVEL * math.sqrt((len(a) + len(b)) / (len(a) * len(b)))
-    return Measure(name, a, b, gap, max(0.0, gap - chance))
+    return DriftMeasure(name, a, b, gap, max(0.0, gap - chance))
 
 
 def neighbourhoods(

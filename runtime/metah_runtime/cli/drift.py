@@ -114,7 +114,7 @@ def _encoded(encoder: Encoder, files: Sequence[str]) -> tuple[list[str], Codes, 
 
 def _compared(
     store: Index, encoder: Encoder, own: Any, paths: list[str], codes: Codes, mine: Any
-) -> list[measures.Measure]:
+) -> list[measures.DriftMeasure]:
     """Compare the images of the index with the new ones, measure by measure."""
     out = []
     files = [path for path in store.paths(own) if path is not None and Path(path).is_file()]
@@ -131,17 +131,17 @@ def _compared(
     return out
 
 
-def _row(item: measures.Measure) -> dict[str, float]:
+def _row(item: measures.DriftMeasure) -> dict[str, float]:
     medians = {"index_median": float(np.median(item.own)), "new_median": float(np.median(item.new))}
     return {**medians, "gap": round(item.gap, 4), "beyond_chance": round(item.excess, 4)}
 
 
-def _shown(item: measures.Measure) -> tuple[str, ...]:
+def _shown(item: measures.DriftMeasure) -> tuple[str, ...]:
     return tuple(f"{value:.3g}" for value in _row(item).values())
 
 
 def _write_page(
-    path: Path, index: Path, compared: Sequence[measures.Measure], number: float, limit: float
+    path: Path, index: Path, compared: Sequence[measures.DriftMeasure], number: float, limit: float
 ) -> None:
     from metah_runtime.files import write_bytes
     from metah_runtime.html import page

@@ -87,7 +87,7 @@ def query(
     \b
     metah-search query photos.index cat.jpg -k 10 --html cat.html
     metah-search query photos.index cat.jpg --radius 2 --json
-    metah-search query photos.index cat.jpg --where 'label=cat|dog'
+    metah-search query photos.index cat.jpg --where label=cat
     metah-search query photos.index --code 0f3a99c01277
     """
     search = check_search(k, radius, images, codes)

@@ -1,6 +1,6 @@
 """One committed state of an index, open for reading: its segments mapped, its answers exact."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,8 +107,10 @@ class Snapshot:
     def count(self, queries: Codes, radius: int, where: Where | None = None) -> NDArray[np.int64]:
         """Return the number of codes that ``range_search`` finds for each query."""
         total = np.zeros(len(queries), np.int64)
-        for _, searcher, _ in self._parts(where):
-            total += searcher.count_checked(queries, radius)
+        kinds = self._kinds(where)
+        for view in self.views:
+            with view.reading():
+                total += self._searched(view, where, kinds)[0].count_checked(queries, radius)
         return total
 
     def select(self, where: Where) -> Ids:
@@ -136,27 +138,31 @@ class Snapshot:
     def _ask(self, method: str, queries: Codes, value: int, where: Where | None) -> list[Any]:
         """Return the answers of all segments, with ids."""
         answers = []
-        for view, searcher, rows in self._parts(where):
-            near = getattr(searcher, method)(queries, value)
-            at = near.ids if rows is None else rows[near.ids]
-            answers.append(replace(near, ids=view.segment.ids_of(at)))
-        return answers
-
-    def _parts(
-        self, where: Where | None
-    ) -> Iterator[tuple[SegmentView, CodeIndex, NDArray[np.int64] | None]]:
-        """Yield each segment with its search, and the rows that this is over if not all."""
-        kinds = {} if where is None else self.attribute_kinds()
-        if where is not None:
-            where.check(kinds)
+        kinds = self._kinds(where)
         for view in self.views:
             with view.reading():
-                if where is None:
-                    yield view, view.searcher, None
-                    continue
-                some = view.selected(where, kinds, self.base)
-                if len(some.searcher):
-                    yield view, some.searcher, some.rows
+                searcher, rows = self._searched(view, where, kinds)
+                near = getattr(searcher, method)(queries, value)
+                at = near.ids if rows is None else rows[near.ids]
+                answers.append(replace(near, ids=view.segment.ids_of(at)))
+        return answers
+
+    def _kinds(self, where: Where | None) -> dict[str, AttributeKind]:
+        """Return the kinds of attributes that conditions need; raise ConfigError for others."""
+        if where is None or not where.conditions:
+            return {}
+        kinds = self.attribute_kinds()
+        where.check(kinds)
+        return kinds
+
+    def _searched(
+        self, view: SegmentView, where: Where | None, kinds: Mapping[str, AttributeKind]
+    ) -> tuple[CodeIndex, NDArray[np.int64] | None]:
+        """Return the search over a segment, and the rows that it is over if not all."""
+        if where is None:
+            return view.searcher, None
+        some = view.selected(where, kinds, self.base)
+        return some.searcher, some.rows
 
     def locate(self, ids: Ids, visit: Callable[[SegmentView, NDArray[np.int64], Ids], None]) -> Ids:
         """Call ``visit(view, positions in ids, rows)`` for each view; return the rest."""
