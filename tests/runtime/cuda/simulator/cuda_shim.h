@@ -362,13 +362,14 @@ uint32_t __match_any_sync(uint32_t mask, T value, METAH_HERE) {
 // PTX ISA: lane 4 g + t holds, for each part of 128 columns, word t of rows g and g + 8 of a and of column g of b, and
 // of d the rows g, g, g + 8, g + 8 at columns 2 t, 2 t + 1, 2 t, 2 t + 1.
 template <size_t PARTS>
-void mma_b1_parts(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32_t (&b)[PARTS],
-                  std::source_location place) {
+void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32_t (&b)[PARTS], const uint32_t (&c)[4],
+            METAH_HERE) {
   shim::Payload own{};
   std::copy(a, a + 2 * PARTS, own.words);
   std::copy(b, b + PARTS, own.words + 2 * PARTS);
   shim::collective(~0u, own, place, [&](auto read) {
     unsigned g = shim::lane() >> 2, t = shim::lane() & 3;
+    std::copy(c, c + 4, d);
     for (unsigned part = 0; part < PARTS; part++)
       for (unsigned word = 0; word < 4; word++)
         for (unsigned i = 0; i < 4; i++) {
@@ -378,13 +379,6 @@ void mma_b1_parts(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32
         }
     return 0;
   });
-}
-template <size_t PARTS>
-void mma_b1(uint32_t (&d)[4], const uint32_t (&a)[2 * PARTS], const uint32_t (&b)[PARTS], const uint32_t (&c)[4],
-            METAH_HERE) {
-  uint32_t sum[4] = {c[0], c[1], c[2], c[3]};
-  mma_b1_parts<PARTS>(sum, a, b, place);
-  std::copy(sum, sum + 4, d);
 }
 
 // ---- the rest of the language --------------------------------------------------------------------------------------
