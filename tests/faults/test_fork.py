@@ -1,11 +1,13 @@
 """Children that are forked while threads of the parent write, read and search."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -135,3 +137,27 @@ def test_a_lock_of_another_thread_is_free_in_the_child() -> None:
     finally:
         go.set()
         thread.join()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_every_kind_search_while_threads_do(method: str, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "i", bits=64)
+    index.add(np.random.default_rng(0).integers(0, 256, (5000, 8), np.uint8))
+    due = index.search(ONE, 5).ids.tobytes()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.001):
+            index.search(ONE, 5)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+            found = pool.submit(index.search, ONE, 5).result(60)
+        assert found.ids.tobytes() == due
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

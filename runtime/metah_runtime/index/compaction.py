@@ -228,7 +228,7 @@ def merge_attributes(
     if not directory:
         return None
 
-    def data(name: str) -> Iterator[NDArray[Any]]:
+    def data(name: str) -> Iterator[np.ndarray]:
         kind, words = directory[name]
         numbers = {word: at for at, word in enumerate(words, 1)}
         columns = sources[name]

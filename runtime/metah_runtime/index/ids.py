@@ -9,6 +9,9 @@ from metah_runtime.codes import as_array
 from metah_runtime.errors import IndexMismatch
 from metah_runtime.search import check_ids
 
+Positions: TypeAlias = NDArray[np.int64]
+"""Positions or rows. Named once: Python dies where there is no memory to make NDArray[...]."""
+
 Ids: TypeAlias = NDArray[np.int64]
 
 

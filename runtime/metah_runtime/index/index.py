@@ -6,9 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metah_runtime.codes import CodeFormat
 from metah_runtime.cuda.choice import choose_device
 from metah_runtime.domain import TARGET, Domain
@@ -19,7 +16,7 @@ from metah_runtime.index.batch import CodeBatch, OnDuplicate, check_on_duplicate
 from metah_runtime.index.batch_writer import BatchWriter
 from metah_runtime.index.commit import Committer, same_index
 from metah_runtime.index.compaction import is_compact, merge_tail, rebuild
-from metah_runtime.index.ids import Ids, distinct, lookup_ids, refuse_unknown
+from metah_runtime.index.ids import Ids, Positions, distinct, lookup_ids, refuse_unknown
 from metah_runtime.index.manifest import Manifest, check_metadata
 from metah_runtime.index.reader import IndexReader
 from metah_runtime.index.segment import PathName
@@ -249,7 +246,7 @@ class Index(IndexReader):
         columns = columns_of(attributes, len(wanted))
 
         def write(transaction: Transaction) -> tuple[Manifest | None, None]:
-            def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+            def visit(view: SegmentView, at: Positions, rows: Positions) -> None:
                 some = {name: column.take(at) for name, column in columns.items()}
                 transaction.set_attributes(view, rows, some)
 

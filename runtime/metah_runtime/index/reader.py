@@ -15,7 +15,7 @@ from metah_runtime.errors import ConfigError, MetahError
 from metah_runtime.index.attributes import OF_FILES, AttributeKind, Column, replaced
 from metah_runtime.index.base import joined
 from metah_runtime.index.conditions import Where
-from metah_runtime.index.ids import Ids, ascending, lookup_ids, refuse_unknown
+from metah_runtime.index.ids import Ids, Positions, ascending, lookup_ids, refuse_unknown
 from metah_runtime.index.segment_view import Check, SegmentView
 from metah_runtime.index.snapshot import Snapshot
 from metah_runtime.results import Matches, RangeMatches
@@ -118,7 +118,7 @@ class IndexReader:
         ids = lookup_ids(ids)
         out = np.empty((len(ids), self.code_format.width), np.uint8)
 
-        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, rows: Positions) -> None:
             view.ensure_checked()
             out[at] = view.segment.codes[rows]
 
@@ -135,7 +135,7 @@ class IndexReader:
         out: list[str | None] = [None] * len(ids)
         base = self.base
 
-        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, rows: Positions) -> None:
             for position, path in zip(at.tolist(), view.segment.path_bytes(rows), strict=True):
                 out[position] = None if path is None else os.fsdecode(joined(path, base))
 
@@ -147,7 +147,7 @@ class IndexReader:
         ids = lookup_ids(ids)
         out: list[Domain] = [TARGET] * len(ids)
 
-        def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, _rows: Positions) -> None:
             for position in at.tolist():
                 out[position] = view.entry.domain
 
@@ -180,7 +180,7 @@ class IndexReader:
         )
         out = {name: Column.empty(kinds.get(name, "text"), len(ids)) for name in wanted}
 
-        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, rows: Positions) -> None:
             columns = view.columns()
             for name in out.keys() & columns.keys():
                 out[name] = replaced(out[name], at, columns[name].take(rows))
@@ -197,7 +197,7 @@ class IndexReader:
         ids = lookup_ids(ids)
         out = np.zeros(len(ids), np.int64)
 
-        def visit(view: SegmentView, at: NDArray[np.int64], _rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, _rows: Positions) -> None:
             out[at] = view.segment.written_ns
 
         refuse_unknown(ids, self._snapshot.locate(ids, visit))

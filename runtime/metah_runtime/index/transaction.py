@@ -16,7 +16,7 @@ from metah_runtime.index.attributes import Column, replaced
 from metah_runtime.index.base import base_folder, below_base
 from metah_runtime.index.batch import CodeBatch
 from metah_runtime.index.format import MAX_ID, Header
-from metah_runtime.index.ids import Ids, ascending, distinct
+from metah_runtime.index.ids import Ids, Positions, ascending, distinct
 from metah_runtime.index.manifest import FileEntry, Manifest, SegmentEntry, new_name
 from metah_runtime.index.segment import Segment, SegmentWriter, fingerprint_digest, write_removed
 from metah_runtime.index.segment_view import SegmentView
@@ -163,7 +163,7 @@ class Transaction:
         found: list[int] = []
         kept: dict[str, Column] = {}
 
-        def visit(view: SegmentView, at: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        def visit(view: SegmentView, at: Positions, rows: Positions) -> None:
             found.append(int(ids[at].min()))
             self.remove(view, rows)
             for name, column in view.columns().items():
