@@ -26,6 +26,21 @@ def test_the_tutorial_runs_as_written(
     assert (tmp_path / "bar.html").is_file()
 
 
+@pytest.mark.slow
+def test_the_page_on_own_methods_runs_as_written(tmp_path: Path, blocks: Blocks) -> None:
+    (draw,) = blocks(DOCS / "tutorial.md", "python")
+    subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, check=True)
+    text = "\n".join(blocks(DOCS / "extend.md", "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("10 {'pairwise': ")
+    assert "'centre': " in lines[0]
+    assert lines[2] == "(2, 12)"
+    assert (tmp_path / "centred.bundle" / "model.onnx").is_file()
+
+
 def test_the_odds_of_the_table_are_right() -> None:
     text = (DOCS / "bits-and-radius.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) GB \| ([\d.e]+) \|$", text, re.MULTILINE)

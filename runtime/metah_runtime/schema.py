@@ -80,11 +80,16 @@ def check_keys(keys: Iterable[str], known: Iterable[str], what: str) -> None:
     known = sorted(known)
     for key in keys:
         if key not in known:
-            import difflib
+            hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"{key!r} is not {what}{hint}")
 
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{key!r} is not {what}; {hint}")
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'NAME'?`` for the nearest known name, "" if none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_fields(owner: Any, skip: Iterable[str] = ()) -> None:

@@ -170,7 +170,7 @@ def test_assignments_are_toml_or_bare_words(text: str, expected: tuple[str, Any]
         ("lsh.center=true", "'lsh' is not a table of method metah"),
         ("options=3", "'options' is not a setting"),
         ("split.synthetic=0", "synthetic must be a whole number >= 1, got 0"),
-        ("preprocess.height=16", r"key preprocess.width is missing"),
+        ("preprocess.height=0", "height must be a whole number in 1"),
     ],
 )
 def test_a_bad_setting_is_named(assignment: str, message: str) -> None:

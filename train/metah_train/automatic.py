@@ -7,17 +7,25 @@ Files of at least LARGE x LARGE pixels are photographs for a network that was tr
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from metah_runtime.images.preprocess import Preprocess
 from metah_train import config as configs
 from metah_train.config import Config
-from metah_train.data import Split, split_of
+from metah_train.data import SPLIT_FIELDS, Split, SplitSizes, split_of
 from metah_train.data.base import FileImages
 
 KINDS = ("folder", "listfile")
 """First parts of the names of a user's own data sets."""
+
+READING = (
+    *SPLIT_FIELDS,
+    *(f"split.{field.name}" for field in fields(SplitSizes)),
+    *(f"preprocess.{field.name}" for field in fields(Preprocess)),
+)
+"""The settings that decide what is read: a split is known before the method is."""
 
 LARGE = 128
 BEST, MULTI_LABEL = "metah-plus", "metah"
@@ -55,13 +63,17 @@ def load(
     and errors as of ``config.load`` and ``data.split_of``.
     """
     assignments = tuple(assignments)
-    config = configs.load(recipe or "digits", settings, assignments)
-    split = split_of(config, missing_ok=missing_ok)
-    if recipe is not None or config.data.partition(":")[0] not in KINDS:
-        return config, split, ""
+    named = dict(configs.parse_assignment(text) for text in assignments)
+    data = str(named.get("data", (settings or {}).get("data", Config.data)))
+    if recipe is not None or data.partition(":")[0] not in KINDS:
+        config = configs.load(recipe or "digits", settings, assignments)
+        return config, split_of(config, missing_ok=missing_ok), ""
+    reading = [text for text in assignments if text.partition("=")[0].strip() in READING]
+    given = {key: value for key, value in (settings or {}).items() if key in READING}
+    split = split_of(configs.load("digits", given, reading), missing_ok=missing_ok)
     chosen = choose(split)
     config = configs.load(chosen.recipe, settings, assignments, defaults=chosen.defaults)
-    if config.preprocess != split.preprocess:
+    if config.preprocess not in (None, split.preprocess):
         split = split_of(config, missing_ok=missing_ok)
     return config, split, _line(config, chosen)
 

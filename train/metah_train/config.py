@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from metah_runtime import schema
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
+from metah_train.data import default_preprocess
 from metah_train.data.splits import SplitSizes
 from metah_train.methods import METHODS, method_class
 from metah_train.settings import ADDED, NESTED, Options, Settings, listed
@@ -76,6 +77,7 @@ def load(
     ``epochs`` in a later layer takes the place of an earlier layer's ``steps``; ``steps`` go before
     ``epochs``. The method keeps the terms that define it: TAH drops the classifier's weight that a
     recipe states for METAH, while an assignment that contradicts the method is an error.
+    Of [preprocess] what nobody states is that of the data set, if a side is among it.
     Raises ConfigError for an unknown key, a wrong type or a value out of range.
     """
     table = read_recipe(recipe)
@@ -108,6 +110,9 @@ def load(
         if dot:
             schema.check_keys([section], used, f"a table of method {method}")
             used[section][name] = value
+    if used["preprocess"] and not {"height", "width"} <= used["preprocess"].keys():
+        whole = default_preprocess(values.get("data", Config.data)).to_dict()
+        used["preprocess"] = {**whole, **used["preprocess"]}
     return Config(
         **values,
         split=schema.from_table(SplitSizes, used["split"], "an option of [split]"),
@@ -158,6 +163,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"recipe {str(recipe)!r} cannot be read ({reason}); "
             f"fix: one of {listed(RECIPES)} or the path of a TOML file"
+            f"{schema.did_you_mean(recipe, RECIPES)}"
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not TOML: {error}") from None
@@ -224,5 +230,6 @@ def _names(kind: type) -> set[str]:
 
 def _method(name: Any) -> "type[Method[Any]]":
     if name not in list(METHODS):
-        raise ConfigError(f"method must be one of {listed(METHODS)}, got {name!r}")
+        hint = schema.did_you_mean(name, METHODS)
+        raise ConfigError(f"method must be one of {listed(METHODS)}, got {name!r}{hint}")
     return method_class(name)

@@ -214,7 +214,8 @@ def one_of(owner: Any, name: str, choices: Iterable[str]) -> None:
     """Raise ConfigError unless the field is one of ``choices``."""
     value = getattr(owner, name)
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {listed(choices)}, got {value!r}")
+        hint = schema.did_you_mean(value, choices)
+        raise ConfigError(f"{name} must be one of {listed(choices)}, got {value!r}{hint}")
 
 
 def within(owner: Any, name: str, low: float, high: float = math.inf) -> None:

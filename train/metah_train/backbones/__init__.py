@@ -9,10 +9,13 @@ of these libraries without its last layer (extra ``vision``). Weights come from 
 from collections.abc import Callable
 from functools import partial
 
+from torch import nn
+
+from metah_runtime import schema
 from metah_runtime.errors import ConfigError
 from metah_train.backbones import library
 from metah_train.backbones.alexnet import AlexNet
-from metah_train.backbones.base import Backbone
+from metah_train.backbones.base import Backbone, ModuleBackbone
 from metah_train.backbones.efficientnet import EfficientNetLite0
 from metah_train.backbones.small_cnn import SmallCNN
 
@@ -23,6 +26,22 @@ BACKBONES: dict[str, Callable[[int, int, int, int], Backbone]] = {
     "efficientnet-lite0-frozen": partial(EfficientNetLite0, frozen=True),
 }
 """Name -> factory (channels, height, width, features) -> module."""
+
+
+def add_backbone(name: str, factory: Callable[[int, int, int, int], nn.Module]) -> None:
+    """Make a factory known by name in this process; raises ConfigError for a name that is taken.
+
+    factory: as those of BACKBONES; a module that is no Backbone maps images (n, C, H, W) in -1..1
+    to (n, features), and a weights file names its tensors.
+    """
+
+    def build(channels: int, height: int, width: int, features: int) -> Backbone:
+        module = factory(channels, height, width, features)
+        return module if isinstance(module, Backbone) else ModuleBackbone(module)
+
+    if name in BACKBONES:
+        raise ConfigError(f"backbone {name!r} is there already; fix: another name")
+    BACKBONES[name] = build
 
 
 def build_backbone(name: str, *, channels: int, height: int, width: int, features: int) -> Backbone:
@@ -36,7 +55,8 @@ def build_backbone(name: str, *, channels: int, height: int, width: int, feature
         return library.build(kind, model, channels, height, width, features)
     if name not in BACKBONES:
         known = ", ".join([*sorted(BACKBONES), *(f"{kind}:NAME" for kind in library.LIBRARIES)])
-        raise ConfigError(f"backbone must be one of {known}, got {name!r}")
+        hint = schema.did_you_mean(name, BACKBONES)
+        raise ConfigError(f"backbone must be one of {known}, got {name!r}{hint}")
     return BACKBONES[name](channels, height, width, features)
 
 

@@ -46,3 +46,20 @@ class Backbone(nn.Module):
     def drop_pooled(self, rate: float) -> None:
         """Train with dropout of the pooled features, before the layer that makes ``d`` of them."""
         raise NotImplementedError
+
+
+class ModuleBackbone(Backbone):
+    """Any module that maps images (n, C, H, W) in -1..1 to features (n, d)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def pretrained_part(self) -> nn.Module:
+        """Return the module."""
+        return self.module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the module's features."""
+        features: torch.Tensor = self.module(images)
+        return features

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metah_runtime import files
+from metah_runtime import files, schema
 from metah_runtime.errors import ConfigError
 from metah_train.config import Config, load, parse_assignment
 from metah_train.methods import METHODS, method_class
@@ -79,7 +79,8 @@ def plan(
     known = ", ".join(METHODS)
     for name in methods:
         if name not in METHODS:
-            raise ConfigError(f"methods must be of {known}; got {name!r}")
+            hint = schema.did_you_mean(name, METHODS)
+            raise ConfigError(f"methods must be of {known}; got {name!r}{hint}")
     _check_once("methods", methods)
     _check_once("bits", bits)
     common: dict[str, Any] = {"threads": 1, "labels": labels, "skipped": skipped}

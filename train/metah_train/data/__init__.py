@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
+from metah_runtime import schema
 from metah_runtime.errors import ConfigError
 from metah_runtime.images.preprocess import Preprocess
 from metah_train.data.base import ArrayImages, FileImages, ImageSet, Split
@@ -68,9 +69,7 @@ def load_split(
     for ``find_unreadable`` finds them.
     """
     sizes = SplitSizes() if sizes is None else sizes
-    kind = spec.partition(":")[0]
-    if kind not in MODULES or (":" in spec) != (kind != "digits"):
-        raise ConfigError(f"data must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}")
+    kind = _kind(spec)
     module = import_module(f"metah_train.data.{MODULES[kind]}")
     more: dict[str, Any] = {}
     if skipped is not None and kind in ("listfile", "visda2017", "visda2017-objects", "nuswide"):
@@ -86,6 +85,24 @@ def load_split(
     both = sizes.database == "both"
     split = replace(split, score_in=("target", "source") if both else (sizes.database,))
     return without(split, skipped) if skipped else split
+
+
+def default_preprocess(spec: str) -> Preprocess:
+    """Return how a data set's images are read where nobody says; ConfigError if it is unknown."""
+    found = import_module(f"metah_train.data.{MODULES[_kind(spec)]}").PREPROCESS
+    assert isinstance(found, Preprocess)
+    return found
+
+
+def _kind(spec: str) -> str:
+    """Return the first part of a data set's name; raise ConfigError for another form."""
+    kind = spec.partition(":")[0]
+    if kind not in MODULES or (":" in spec) != (kind != "digits"):
+        raise ConfigError(
+            f"data must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}"
+            f"{schema.did_you_mean(kind, MODULES)}"
+        )
+    return kind
 
 
 class SplitSettings(Protocol):
