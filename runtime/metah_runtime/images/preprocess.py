@@ -183,7 +183,10 @@ def _convert(image: Image.Image, name: str, spec: Preprocess) -> NDArray[np.uint
     mode = "L" if spec.channels == 1 else "RGB"
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    image = image.convert(mode).resize((spec.width, spec.height), RESAMPLE[spec.resample])
+    filter_ = RESAMPLE[spec.resample]
+    image = image.convert(mode)  # across, then down: the order within one call differs by version
+    image = image.resize((spec.width, image.height), filter_)
+    image = image.resize((spec.width, spec.height), filter_)
     return np.asarray(image, np.uint8).reshape(spec.shape).copy()
 
 

@@ -126,8 +126,10 @@ def _preprocessing(manifest: BundleManifest) -> str:
         f"Formats: {', '.join(FORMATS)}; at most {MAX_PIXELS:,} pixels; of an animation the first "
         f"frame. Turned upright by EXIF, flattened on the colour {spec.background} where "
         f"transparent, converted to {colour}, resized to {spec.height} x {spec.width} (height x "
-        f"width) by {spec.resample}, without keeping the aspect ratio. Colour profiles are "
-        "ignored. Normalisation is part of the model."
+        f"width) by {spec.resample} as Pillow does it (antialiased, fixed point), across, then "
+        "down, without keeping the aspect ratio; a JPEG of at least four times this size is "
+        "decoded at 1/2, 1/4 or 1/8 scale. Colour profiles are ignored. Normalisation is part of "
+        "the model."
     )
 
 
