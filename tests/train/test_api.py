@@ -103,3 +103,18 @@ def test_one_side_alone_is_changed() -> None:
     assert found == Preprocess(height=32, width=48, channels=1)
     found = load("photos", {"data": "folder:a:b"}, ["preprocess.height=64"]).preprocess
     assert found == Preprocess(height=64, width=224, channels=3)
+
+
+def test_methods_and_recipes_complete() -> None:
+    from click.shell_completion import ShellComplete
+
+    from metah_train.cli.main import cli
+
+    def names(*args: str) -> list[str]:
+        *before, last = args
+        found = ShellComplete(cli, {}, "metah-train", "_X").get_completions(before, last)
+        return [item.value for item in found]
+
+    assert names("fit", "--method", "metah") == ["metah-e", "metah", "metah-plus"]
+    assert names("fit", "--recipe", "p") == ["paper", "photos"]
+    assert names("compare", "--methods", "lsh,so") == ["lsh,source"]

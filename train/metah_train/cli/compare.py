@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metah_runtime.cli import console
-from metah_train.cli.fit import LABELS, RECIPE
+from metah_train.cli.fit import LABELS, RECIPE, complete_methods
 
 if TYPE_CHECKING:
     from metah_train.compare.comparison import TrialStore
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @LABELS
 @click.option(
     "--methods",
+    shell_complete=complete_methods,
     metavar="NAMES",
     help="Separated by commas.  [default: those of the paper's tables]",
 )

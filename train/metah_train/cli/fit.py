@@ -27,8 +27,24 @@ LABELS = click.option(
     metavar="FILE",
     help="CSV of path,label for some target images: they are scored, the rest only trains.",
 )
+
+
+def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """Return the shipped recipes that begin so."""
+    from metah_train.config import RECIPES
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """Return the methods that begin so, after those that a list holds already."""
+    held, comma, begun = incomplete.rpartition(",")
+    return [held + comma + name for name in METHODS if name.startswith(begun)]
+
+
 RECIPE = click.option(
     "--recipe",
+    shell_complete=complete_recipe,
     show_default="small or photos, by the size of own images; else digits",
     help="digits, emoji, metah-plus, paper, photos, small, or a TOML file.",
 )
@@ -40,6 +56,7 @@ RECIPE = click.option(
 @LABELS
 @click.option(
     "--method",
+    shell_complete=complete_methods,
     help=f"{', '.join(METHODS)}.  [default: metah-plus for folder: and listfile:, else metah]",
 )
 @click.option("--bits", type=int, help="Code length, a multiple of 8 in 8..1024.  [default: 48]")
