@@ -125,7 +125,13 @@ def _fill(root: Path, write_toy_bundle: Callable[..., Bundle]) -> None:
     for name in ("digits.bundle", "small.bundle"):
         _with_reference_set(root / name, bundle, write_toy_bundle)
     with chdir(root):
-        assert command("metah-search add photos.index --bundle model.bundle photos/cat")[0] == 0
+        add = "metah-search add photos.index --bundle model.bundle --base photos"
+        assert command(f"{add} photos/cat")[0] == 0
+        assert command("metah-search label photos.index label=cat")[0] == 0
+        assert command("metah-search add new.index --bundle model.bundle photos/dog")[0] == 0
+        shutil.copytree("photos", "incoming")
+        shutil.copytree("photos", "elsewhere/photos")
+        Path("labels.csv").write_text("path,label\nphotos/cat/0.png,cat\n")
     codes = rng.integers(0, 256, (9, BITS // 8), dtype=np.uint8)
     ids = np.arange(1000, 1009)
     np.save(root / "codes.npy", codes)

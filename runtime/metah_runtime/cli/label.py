@@ -45,7 +45,7 @@ def label(
 
     \b
     Examples:
-      metah-search label photos.index --layout label
+      metah-search label photos.index --layout label --where path=cat/
       metah-search label photos.index --from labels.csv
       metah-search label photos.index reviewed=yes --where label=cat
     """

@@ -69,8 +69,8 @@ def find(index: Path, path: str, as_json: bool) -> None:
 
     \b
     Examples:
-      metah-search find photos.index photos/cat.jpg
-      metah-search find photos.index cat.jpg --json
+      metah-search find photos.index cat/0.png
+      metah-search find photos.index 0.png --json
     """
     with Index.open(index) as store:
         folder, name = os.path.split(on_disk(os.path.abspath(path)))  # noqa: PTH100

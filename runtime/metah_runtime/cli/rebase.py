@@ -29,13 +29,13 @@ def rebase(index: Path, folder: Path, old: Path | None, as_json: bool) -> None:
     """Say that the images of INDEX are in FOLDER now; their paths are stored relative to it.
 
     An INDEX beside FOLDER or above it remembers where it is from there: both move together. With
-    --from, absolute paths below another folder become relative too; their codes, ids and
-    attributes stay.
+    --from /home/anna/photos, absolute paths below that folder become relative too; their codes, ids
+    and attributes stay.
 
     \b
     Examples:
-      metah-search rebase photos.index /mnt/photos
-      metah-search rebase photos.index /mnt/photos --from /home/anna/photos
+      metah-search rebase photos.index elsewhere/photos
+      metah-search rebase photos.index elsewhere/photos --json
     """
     with Index.open(index) as store:
         before = store.base
