@@ -253,7 +253,7 @@ def _queries(
         if len(rows) <= count:
             raise DataError(
                 f"class {names[label]!r} has {len(rows)} emoji to test, too few for {count} "
-                "queries and a database; fix: fewer queries_per_class"
+                f"queries and a database; fix: --set split.queries_per_class={len(rows) - 1}"
             )
         chosen.append(rows[:count])
     query = rng.permutation(np.concatenate(chosen))

@@ -82,7 +82,7 @@ def warning(evaluation: Mapping[str, Any]) -> str | None:
     """Return why a run looks worse than its twin on the source alone, None if it does not.
 
     By the full MAP where the target is scored; else if the classes of target images are both less
-    sure (entropy) and less different (rank): docs/decisions/0015 says what that rule sees.
+    sure (entropy) and less different (rank): docs/decisions/0015 has its false alarms.
     """
     twin = evaluation.get("references", {}).get("source")
     if twin is None:
