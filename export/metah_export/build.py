@@ -23,11 +23,12 @@ from metah_export.to_engine import EngineConfig
 from metah_export.to_onnx import to_onnx
 from metah_runtime import schema
 from metah_runtime.codes import BIT_ORDER, BIT_RULE
+from metah_runtime.domain import TARGET, Domain
 from metah_runtime.errors import ConfigError, DataError, require
 from metah_runtime.model.bundle import Bundle, check_new, write_bundle
 from metah_runtime.reporting import Progress, Warn, no_progress, python_warning
 from metah_train.data import split_of
-from metah_train.evaluation.encode import encode
+from metah_train.evaluation.encode import all_logits
 from metah_train.evaluation.evaluate import stored_evaluation
 from metah_train.training.checkpoint import Run, warn_if_changed
 
@@ -77,35 +78,18 @@ def build(
     reference = collect_reference_set(
         run, split, images=config.images, seed=config.seed, progress=progress, warn=warn
     )
-    check = partial(gate, reference=reference, threads=config.threads, progress=progress)
-    bits, shape = run.config.bits, run.preprocess.shape
-    excluded: tuple[str, ...] = ()
-    with progress("exporting to ONNX"):
-        model = to_onnx(run.model, bits=bits, image_shape=shape, metadata=_metadata(run))
-    if config.precision == "fp32":
-        result = check(model, "fp32", limits=config.allowed)
-    else:
-        check(model, "fp32", limits=LIMITS["fp32"])
-        lowering = Lowering(
-            model,
-            config.precision,
-            bits=bits,
-            image_shape=shape,
-            images=calibration_images(split, config.calibration),
-            calibration=config.calibration,
-            target=target,
-            progress=progress,
+    models: dict[Domain, bytes] = {}
+    results: dict[Domain, Parity] = {}
+    excluded: list[str] = []
+    known: dict[Domain, ReferenceSet] = {TARGET: reference}
+    if len(run.model.domains) > 1:
+        known = {domain: reference.of(domain) for domain in run.model.domains}
+    for domain, images in known.items():
+        models[domain], results[domain], left = _export(
+            run, domain, images, split, config, target, progress, warn
         )
-        model, result, excluded = lower_within_limits(
-            lowering,
-            reference,
-            partial(check, precision=config.precision, limits=config.allowed),
-            exclude=config.exclude,
-            auto=config.auto,
-            threads=config.threads,
-            progress=progress,
-            warn=warn,
-        )
+        excluded += [layer for layer in left if layer not in excluded]
+    model, result = models[TARGET], results[TARGET]
     engines = []
     if engine is not None:
         entry, plan, reason = make_engine(
@@ -113,7 +97,7 @@ def build(
             preprocess=run.preprocess,
             precision=config.precision,
             config=engine,
-            reference=reference,
+            reference=known[TARGET],
             limits=config.allowed,
             progress=progress,
             warn=warn,
@@ -124,17 +108,72 @@ def build(
     bundle = write_bundle(
         out,
         model=model,
-        bits=bits,
+        source_model=models.get("source"),
+        bits=run.model.bits,
+        detail_bits=run.model.detail_bits,
+        code_weight=run.config.code_weight,
         preprocess=run.preprocess,
         precision=config.precision,
         opset=opset_of(load_model(model)),
         versions=versions(),
-        training=_training(run, config, evaluation, target, excluded),
+        training=_training(run, config, evaluation, target, tuple(excluded)),
         parity=result.to_dict(),
+        source_parity=results["source"].to_dict() if "source" in results else None,
         extra={reference_set.FILE: reference.to_bytes()},
         engines=engines,
     )
     return bundle, result
+
+
+def _export(
+    run: Run,
+    domain: Domain,
+    reference: ReferenceSet,
+    split: "Split",
+    config: BuildConfig,
+    target: str,
+    progress: Progress,
+    warn: Warn,
+) -> tuple[bytes, Parity, tuple[str, ...]]:
+    """Return the ONNX file of the network for images of a domain, its parity, and layers in fp32.
+
+    The layers are those that a lower precision leaves as they are.
+    """
+    network, shape = run.model.in_domain(domain), run.preprocess.shape
+    bits, detail_bits = network.bits, network.detail_bits
+    check = partial(gate, reference=reference, threads=config.threads, progress=progress)
+    with progress("exporting to ONNX"):
+        model = to_onnx(
+            network,
+            bits=bits,
+            detail_bits=detail_bits,
+            image_shape=shape,
+            metadata=_metadata(run, domain),
+        )
+    if config.precision == "fp32":
+        return model, check(model, "fp32", limits=config.allowed), ()
+    check(model, "fp32", limits=LIMITS["fp32"])
+    lowering = Lowering(
+        model,
+        config.precision,
+        bits=bits,
+        detail_bits=detail_bits,
+        image_shape=shape,
+        images=calibration_images(split, config.calibration),
+        calibration=config.calibration,
+        target=target,
+        progress=progress,
+    )
+    return lower_within_limits(
+        lowering,
+        reference,
+        partial(check, precision=config.precision, limits=config.allowed),
+        exclude=config.exclude,
+        auto=config.auto,
+        threads=config.threads,
+        progress=progress,
+        warn=warn,
+    )
 
 
 def collect_reference_set(
@@ -148,8 +187,9 @@ def collect_reference_set(
 ) -> ReferenceSet:
     """Choose images of both domains by seed and encode them with the trained model in PyTorch.
 
-    A quarter comes from the source domain, up to a quarter are queries, the rest database. Fewer
-    are taken where the pixels would pass REFERENCE_BYTES or the sets are small.
+    Each image is encoded by the network of its domain, where the run has two. A quarter comes from
+    the source domain, up to a quarter are queries, the rest database. Fewer are taken where the
+    pixels would pass REFERENCE_BYTES or the sets are small.
     """
     pixels = int(np.prod(run.preprocess.shape))
     images = min(images, max(MIN_IMAGES, REFERENCE_BYTES // pixels))
@@ -166,17 +206,22 @@ def collect_reference_set(
     if total < MIN_IMAGES:
         warn(f"parity is measured on all {total} images; {MIN_IMAGES} would be the rule")
     with progress("encoding with PyTorch", total, "images") as advance:
-        logits = [encode(run.model, part, done=advance)[1] for _, part in parts]
+        found = []
+        for role, part in parts:
+            network = run.model.in_domain("source" if role == SOURCE else TARGET)
+            found.append(all_logits(network, part, done=advance))
     labels = [part.labels for _, part in parts]
     known = [label for label in labels if label is not None]
     return ReferenceSet(
         images=np.concatenate([part.load(np.arange(len(part))) for _, part in parts]),
-        logits=np.concatenate(logits),
+        logits=np.concatenate([logits for logits, _ in found]),
         roles=np.repeat(
             np.array([role for role, _ in parts], np.uint8), [len(p) for _, p in parts]
         ),
         names=np.array([name for _, part in parts for name in part.names]),
         labels=np.concatenate(known) if len(known) == len(labels) else None,
+        detail_logits=np.concatenate([x for _, x in found]) if run.model.detail_bits else None,
+        code_weight=run.config.code_weight,
     )
 
 
@@ -192,9 +237,15 @@ def _choose(rng: np.random.Generator, images: "ImageSet", count: int) -> NDArray
     return np.sort(rows).astype(np.int64)
 
 
-def _metadata(run: Run) -> dict[str, str]:
-    """Return the metadata of the ONNX file; it depends on the run alone, not on place or time."""
-    return {
+def _metadata(run: Run, domain: Domain) -> dict[str, str]:
+    """Return the metadata of an ONNX file; it depends on the run alone, not on place or time."""
+    further = {}
+    if run.model.detail_bits:
+        further["metah.detail_bits"] = str(run.model.detail_bits)
+        further["metah.code_weight"] = str(run.config.code_weight)
+    if len(run.model.domains) > 1:
+        further["metah.domain"] = domain
+    return further | {
         "metah.bit_order": BIT_ORDER,
         "metah.bit_rule": BIT_RULE,
         "metah.bits": str(run.config.bits),

@@ -1,6 +1,7 @@
 """One small trained run for all export tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +17,21 @@ SMALL = ("split.synthetic=1500", "split.valid_fraction=0.1", "split.queries_per_
 @pytest.fixture(scope="session")
 def split() -> Split:
     """Return digits with 1500 rendered images."""
-    config = _config()
+    config = _config(detail=0, statistics="training")
     return load_split("digits", "syn2real", seed=config.data_seed, sizes=config.split)
 
 
 @pytest.fixture(scope="session")
 def run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Train METAH, 48 bits, for 25 steps: enough that no bit is constant."""
+    """Train METAH, 48 bits and no detail code, for 25 steps: enough that no bit is constant."""
     out = tmp_path_factory.mktemp("export") / "run"
-    return loop.fit(_config(), split, out)
+    return loop.fit(_config(detail=0, statistics="training"), split, out)
+
+
+@pytest.fixture(scope="session")
+def detail_run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train the same with a detail code of 64 bits, centred in each domain by its own mean."""
+    return loop.fit(_config(detail=64), split, tmp_path_factory.mktemp("export") / "detail")
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def run_path(run: Run) -> Path:
     return run.path
 
 
-def _config() -> configs.Config:
+def _config(**changes: Any) -> configs.Config:
     settings = {
         "method": "metah",
         "bits": 48,
@@ -42,7 +49,7 @@ def _config() -> configs.Config:
         "features": 64,
         "threads": 1,
     }
-    return configs.load("digits", settings, SMALL)
+    return configs.load("digits", settings | changes, SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,7 @@ class Encoder:
                 parts.append(found)
                 start += len(codes)
         if not parts:
-            return index.search(np.empty((0, self.bits // 8), np.uint8), k)
+            return index.search(np.empty((0, self.code_format.width), np.uint8), k)
         return Matches(
             np.concatenate([part.ids for part in parts]),
             np.concatenate([part.distances for part in parts]),

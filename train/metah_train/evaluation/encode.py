@@ -23,8 +23,24 @@ def encode(
 ) -> tuple[Codes, NDArray[np.float32]]:
     """Encode a set in eval mode: (rows of codes (n, width) uint8, logits (n, bits) float32).
 
-    A row holds the hash code, bits / 8 bytes, then the detail code. The mode of the model is put
-    back. done: called with the number of images of each batch.
+    A row holds the hash code, bits / 8 bytes, then the detail code. done: called with the number of
+    images of each batch.
+    """
+    logits, details = all_logits(model, images, batch=batch, done=done)
+    codes = pack(logits)
+    return np.hstack([codes, pack(details)]) if model.detail_bits else codes, logits
+
+
+def all_logits(
+    model: HashModel,
+    images: ImageSet,
+    *,
+    batch: int = 256,
+    done: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a set's logits (n, bits) and logits of the detail code (n, detail_bits), float32.
+
+    In eval mode; the mode of the model is put back.
     """
     mode = model.training
     model.eval()
@@ -41,8 +57,7 @@ def encode(
                     done(len(rows))
     finally:
         model.train(mode)
-    codes = pack(logits)
-    return np.hstack([codes, pack(details)]) if model.detail_bits else codes, logits
+    return logits, details
 
 
 def parts_of(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from metah_runtime.domain import DOMAINS, TARGET, check_domain
+from metah_runtime.domain import DOMAINS, TARGET, Domain, check_domain
 from metah_train.backbones.base import Backbone
 
 
@@ -97,7 +97,7 @@ class HashModel(nn.Module):
         return self.head(features), self.detail(detailed)
 
     @property
-    def domains(self) -> tuple[str, ...]:
+    def domains(self) -> tuple[Domain, ...]:
         """The domains that ``in_domain`` tells apart."""
         return (TARGET,) if self.source is None else DOMAINS
 
