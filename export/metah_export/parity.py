@@ -53,8 +53,8 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(far_flips=0),
-    "fp16": Limits(flip_rate=0.0005, detail_flip_rate=0.0005, map_delta=0.005, top10=0.95),
-    "bf16": Limits(flip_rate=0.01, detail_flip_rate=0.02, map_delta=0.005, top10=0.8),
+    "fp16": Limits(flip_rate=0.0005, detail_flip_rate=0.001, map_delta=0.005, top10=0.95),
+    "bf16": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005, top10=0.8),
     "int8": Limits(flip_rate=0.01, detail_flip_rate=0.01, map_delta=0.005, top10=0.8),
     "fp8": Limits(flip_rate=0.03, detail_flip_rate=0.03, map_delta=0.02, top10=0.6),
 }

@@ -101,7 +101,7 @@ def test_the_same_run_gives_the_same_bundle(
         assert (again.path / name).read_bytes() == (built.path / name).read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_every_precision_keeps_both_parts(
     detail_run: Run, split: Split, tmp_path: Path, precision: str
 ) -> None:
