@@ -36,7 +36,8 @@ def start(out: Path, *args: str) -> subprocess.Popen[str]:
 
 def options(data: str, settings: tuple[str, ...], *more: str) -> list[str]:
     assigned = [part for text in (*settings, *more) for part in ("--set", text)]
-    return ["--data", data, "--direction", "src2tgt", "--bits", "16", "--seeds", "1", *assigned]
+    common = ["--recipe", "digits", "--data", data, "--direction", "src2tgt"]
+    return [*common, "--bits", "16", "--seeds", "1", *assigned]
 
 
 def test_a_killed_comparison_goes_on_where_it_was(
