@@ -137,7 +137,7 @@ def test_a_model_whose_export_differs_is_caught(
         return data
 
     monkeypatch.setattr(stage, "to_onnx", spoiled)
-    with pytest.raises(ParityError, match="does not give the trained model's codes on 600 images"):
+    with pytest.raises(ParityError, match="does not give the trained model's codes on 32 images"):
         build(run, tmp_path / "bundle", CONFIG, split=split)
     assert list(tmp_path.iterdir()) == []
 

@@ -73,7 +73,15 @@ def test_heads_stay_fp32_in_every_precision(
 )
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_an_engine_with_details_builds(model: bytes, images: np.ndarray, precision: str) -> None:
-    lowered = lower(model, precision, bits=16, detail_bits=24, image_shape=SHAPE, images=images)
+    lowered = lower(
+        model,
+        precision,
+        bits=16,
+        detail_bits=24,
+        image_shape=SHAPE,
+        images=images,
+        target="tensorrt",
+    )
     config = EngineConfig(targets=("8.9",), batch=(1, 4, 16))
     _, plan = build_engine(lowered, image_shape=SHAPE, config=config, cache=False)
     assert len(plan) > 10_000
