@@ -18,8 +18,8 @@ from metah_train.methods.metah import METAH, TAH, METAHe, ObjectiveOptions, Sour
 from metah_train.training.loop import fit
 
 TASK = Task(height=16, width=16, channels=1, classes=3)
-QUICK = ["epochs=3", "batch=12", "features=32", "warmup=5", "threads=1"]
-SMALL = {"bits": 16, "features": 16, "dropout": 0.0, "noise": 0.0}
+QUICK = ["epochs=3", "batch=12", "features=32", "warmup=5", "threads=1", "detail=0"]
+SMALL = {"bits": 16, "features": 16, "dropout": 0.0, "noise": 0.0, "detail": 0}
 
 
 def objective(method: str = "metah", **options: object) -> METAH:
@@ -211,7 +211,9 @@ def test_target_terms_help_across_a_gap_in_the_mean_of_five_seeds(
 
 def lsh(bits: int, *, center: bool = False, seed: int = 0) -> LSH:
     torch.manual_seed(seed)
-    config = Config(method="lsh", bits=bits, features=32, options=LSHOptions(center=center))
+    config = Config(
+        method="lsh", bits=bits, features=32, detail=0, options=LSHOptions(center=center)
+    )
     return LSH(config, TASK)
 
 
